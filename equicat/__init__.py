@@ -1,0 +1,28 @@
+"""equicat: catalysis simulations with strictly local E(3)-equivariant models.
+
+The public names are :func:`load`, :class:`Calculator`, :class:`Structure` and :class:`InputError`; they are imported
+on first use, so that ``import equicat`` (and ``equicat --help``) does not wait for PyTorch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Batch": "equicat.batch",
+    "Calculator": "equicat.calculators",
+    "InputError": "equicat.errors",
+    "Structure": "equicat.structure",
+    "load": "equicat.runs",
+    "open_dataset": "equicat.datasets",
+    "read": "equicat.readers",
+}
+
+__all__ = [*sorted(_PUBLIC), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'equicat' has no attribute {name!r}")

@@ -1,0 +1,17 @@
+"""The one exception that users are meant to see."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: the message says what is wrong, where, and what to do about it.
+
+    The command line prints it as one line and exits with status 2. Everything else that is raised is a defect of equicat.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known name closest to ``name``, or an empty string when none is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
