@@ -1,0 +1,136 @@
+"""Several systems as one set of tensors: what every model, loss and metric takes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from equicat.errors import InputError
+from equicat.neighbors import neighbor_list
+from equicat.structure import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Frozen; names, shapes and units are those of docs/conventions.md. Energies are float64, the rest of one dtype.
+
+    Content is checked where it enters (:class:`~equicat.structure.Structure`), shapes once more here.
+    """
+
+    positions: Float[Tensor, "n_atoms 3"]
+    cell: Float[Tensor, "n_systems 3 3"]
+    pbc: Bool[Tensor, "n_systems 3"]
+    numbers: Int[Tensor, "n_atoms"]
+    system_idx: Int[Tensor, "n_atoms"]
+    edge_index: Int[Tensor, "2 n_edges"]
+    edge_shift: Int[Tensor, "n_edges 3"]
+    fixed: Bool[Tensor, "n_atoms"]
+    tags: Int[Tensor, "n_atoms"]
+    energy: Float[Tensor, "n_systems"] | None = None
+    forces: Float[Tensor, "n_atoms 3"] | None = None
+    relaxed_energy: Float[Tensor, "n_systems"] | None = None
+    relaxed_positions: Float[Tensor, "n_atoms 3"] | None = None
+    ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n, s, e = len(self.positions), len(self.cell), self.edge_index.shape[1]
+        per_atom = ("numbers", "system_idx", "fixed", "tags", "forces", "relaxed_positions")
+        expected = dict.fromkeys(per_atom, n) | {"pbc": s, "energy": s, "relaxed_energy": s, "edge_shift": e}
+        for name, length in expected.items():
+            value = getattr(self, name)
+            if value is not None and len(value) != length:
+                raise InputError(f"batch: {name} has {len(value)} rows, expected {length}")
+
+    @property
+    def n_systems(self) -> int:
+        return len(self.cell)
+
+    @property
+    def n_edges(self) -> int:
+        return self.edge_index.shape[1]
+
+    @property
+    def n_atoms(self) -> Int[Tensor, "n_systems"]:
+        """Atoms of each system."""
+        return torch.bincount(self.system_idx, minlength=self.n_systems)
+
+    def edge_vec(self) -> Float[Tensor, "n_edges 3"]:
+        """r_j + shift @ cell − r_i in Å, differentiable with respect to ``positions`` and ``cell``."""
+        center, neighbor = self.edge_index
+        cell = self.cell[self.system_idx[center]]
+        shift = torch.einsum("ek,ekx->ex", self.edge_shift.to(cell.dtype), cell)
+        return self.positions[neighbor] - self.positions[center] + shift
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """A copy with ``function`` applied to every tensor."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return Batch(**{n: function(v) if isinstance(v := getattr(self, n), Tensor) else v for n in names})
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return self.map(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self.map(Tensor.pin_memory)
+
+    @classmethod
+    def from_structures(
+        cls,
+        structures: Sequence[Structure],
+        cutoff: float,
+        *,
+        dtype: torch.dtype = torch.float32,
+        max_neighbors: int | None = None,
+    ) -> "Batch":
+        """Stack systems and build their neighbour lists.
+
+        Pair vectors are differences of positions in ``dtype``: keep systems near the origin in float32.
+
+        Args:
+            structures: at least one.
+            cutoff: Å.
+            dtype: of positions, cells and forces; energies stay float64.
+            max_neighbors: see :func:`~equicat.neighbors.neighbor_list`; breaks smoothness, off by default.
+
+        Raises:
+            InputError: for no structures, coincident atoms, or a label that only some of the structures have.
+        """
+        if not structures:
+            raise InputError("cannot build a batch from no structures")
+        n_atoms = np.array([len(s) for s in structures])
+        first_atom = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
+        graphs = [neighbor_list(s, cutoff, max_neighbors) for s in structures]
+
+        def stacked(name: str, to: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.concatenate([getattr(s, name) for s in structures])).to(to)
+
+        def label(name: str) -> list | None:
+            values = [getattr(s, name) for s in structures]
+            missing = [s.where for s, v in zip(structures, values, strict=True) if v is None]
+            if missing and len(missing) < len(structures):
+                raise InputError(f"{missing[0]}: no {name}, while other structures of the batch have it")
+            return None if missing else values
+
+        energy, relaxed_energy = label("energy"), label("relaxed_energy")
+        forces, relaxed_positions = label("forces"), label("relaxed_positions")
+        return cls(
+            positions=stacked("positions", dtype),
+            cell=torch.from_numpy(np.stack([s.cell for s in structures])).to(dtype),
+            pbc=torch.from_numpy(np.stack([s.pbc for s in structures])),
+            numbers=stacked("numbers", torch.int64),
+            system_idx=torch.from_numpy(np.repeat(np.arange(len(structures)), n_atoms)),
+            edge_index=torch.from_numpy(
+                np.concatenate([e + k for (e, _), k in zip(graphs, first_atom, strict=True)], axis=1)
+            ),
+            edge_shift=torch.from_numpy(np.concatenate([shift for _, shift in graphs])),
+            fixed=stacked("fixed", torch.bool),
+            tags=stacked("tags", torch.int64),
+            energy=None if energy is None else torch.tensor(energy, dtype=torch.float64),
+            forces=None if forces is None else stacked("forces", dtype),
+            relaxed_energy=None if relaxed_energy is None else torch.tensor(relaxed_energy, dtype=torch.float64),
+            relaxed_positions=None if relaxed_positions is None else stacked("relaxed_positions", dtype),
+            ids=tuple(s.id for s in structures),
+        )
