@@ -1,0 +1,263 @@
+"""Allegro as published: Musaelian et al., Nat. Commun. 14, 579 (2023). Equation numbers in comments are that paper's.
+
+Every ordered pair ij carries scalars x^ij and tensors V^ij. In each layer the environment of the *centre* i alone is
+summed (eq. 9) and multiplied into V^ij, and what comes out as scalars updates x^ij. Nothing ever flows from pair to
+pair, so after any number of layers E_ij depends on atoms within one cutoff of i only.
+
+Edges are sorted by centre. That makes the environment sum a batched matrix product, and it lets the environment meet
+the coupling coefficients once per *atom*: each edge then only multiplies the small matrix of its centre, instead of
+repeating the tensor product. :mod:`equicat.models.allegro_plain` is the same function as the paper writes it, path by
+path and edge by edge; the tests hold the two together.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from equicat.errors import InputError
+from equicat.models.centers import Chunk, chunks
+from equicat.models.irreps import SCALAR, Irrep, Parity, Paths, dim, layer_irreps
+from equicat.models.layers import MLP, BesselBasis, linear_weight, polynomial_envelope, silu
+from equicat.models.spherical import MAX_DEGREE, spherical_harmonics
+
+
+@dataclass(frozen=True)
+class AllegroConfig:
+    """Hyperparameters; the defaults are those of the OC20 paper."""
+
+    cutoff: float = 6.0
+    """Å."""
+    n_layers: int = 3
+    """Tensor-product layers."""
+    l_max: int = 2
+    """Highest degree of the spherical harmonics and tensor features, 0 to 3."""
+    parity: Parity = "full"
+    """full: tensor features of both parities for each degree; restricted: only that of the harmonics."""
+    tensor_channels: int = 32
+    """Channels of the tensor features."""
+    n_bessel: int = 8
+    """Radial basis functions."""
+    bessel_trainable: bool = True
+    """Train the frequencies of the radial basis."""
+    envelope_p: int = 6
+    """Exponent of the polynomial envelope; two continuous derivatives at the cutoff for any p ≥ 2."""
+    two_body_mlp: tuple[int, ...] = (64, 128, 256, 512)
+    """Widths of the two-body MLP; the last is the number of scalar features."""
+    latent_mlp: tuple[int, ...] = (512,)
+    """Widths of each layer's latent MLP; the last must equal that of the two-body MLP."""
+    env_embed_mlp: tuple[int, ...] = ()
+    """Hidden widths of the map from scalars to environment weights; empty means linear."""
+    avg_num_neighbors: float | None = None
+    """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.l_max <= MAX_DEGREE:
+            raise InputError(f"model.l_max is {self.l_max}; choose 0 to {MAX_DEGREE}")
+        if self.n_layers < 1 or self.cutoff <= 0 or self.tensor_channels < 1:
+            raise InputError("model: n_layers, cutoff and tensor_channels must be positive")
+        if not self.two_body_mlp or not self.latent_mlp or self.two_body_mlp[-1] != self.latent_mlp[-1]:
+            raise InputError(
+                f"model: the last widths of two_body_mlp {list(self.two_body_mlp)} and latent_mlp "
+                f"{list(self.latent_mlp)} must be equal, because layers update the same scalar features"
+            )
+
+    @property
+    def n_features(self) -> int:
+        """Scalar features of a pair."""
+        return self.two_body_mlp[-1]
+
+
+class TwoBody(nn.Module):
+    """x^ij,0 = MLP(1hot(Z_i) ‖ 1hot(Z_j) ‖ B(r_ij)) u(r_ij), eq. 13 without its first product.
+
+    A one-hot vector times a matrix is a row of the matrix: the first layer adds a row of a table of ordered pairs.
+    Its variance counts the entries that are non-zero (two of the one-hots), not all that there are.
+    """
+
+    def __init__(self, config: AllegroConfig, n_species: int):
+        super().__init__()
+        width = config.two_body_mlp[0]
+        scale = 1 / math.sqrt(2 + config.n_bessel)
+        self.center_embedding = nn.Parameter(torch.randn(n_species, width) * scale)
+        self.neighbor_embedding = nn.Parameter(torch.randn(n_species, width) * scale)
+        self.radial = nn.Parameter(torch.randn(config.n_bessel, width) * scale)
+        self.bessel = BesselBasis(config.n_bessel, config.bessel_trainable)
+        self.mlp = MLP(config.two_body_mlp, silu_input=True)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n_edges"],
+        envelope: Float[Tensor, "n_edges 1"],
+        pair: Int[Tensor, "n_edges"],
+    ) -> Float[Tensor, "n_edges n_features"]:
+        table = (self.center_embedding[:, None] + self.neighbor_embedding[None, :]).flatten(0, 1)
+        first = table.index_select(0, pair) + (self.bessel(x) * envelope) @ self.radial
+        return self.mlp(silu(first)) * envelope
+
+
+class AllegroLayer(nn.Module):
+    """One tensor-product layer, eqs. 7 to 12.
+
+    Args:
+        config: hyperparameters.
+        irreps_in: of the tensor features V^{L-1}.
+        irreps_out: of V^L; ``None`` in the last layer, of which only scalars are used.
+        first: V⁰ is then weights times harmonics and is never written out.
+    """
+
+    def __init__(self, config: AllegroConfig, irreps_in: list[Irrep], irreps_out: list[Irrep] | None, first: bool):
+        super().__init__()
+        self.first, self.last = first, irreps_out is None
+        self.l_max = config.l_max
+        self.avg_num_neighbors = config.avg_num_neighbors or 1.0
+        channels, features = config.tensor_channels, config.n_features
+        self.paths = {ir: Paths.build(irreps_in, config.l_max, ir) for ir in irreps_out or [SCALAR]}
+        self._apply(lambda tensor: tensor)
+        # V⁰ of the first layer needs weights of its own, made by the same map (eq. 6 and eq. 10).
+        n_weights = (config.l_max + 1) * channels * (2 if first else 1)
+        self.env_embed = MLP([features, *config.env_embed_mlp, n_weights])
+        self.latent_mlp = MLP([features + len(self.paths[SCALAR].pairs) * channels, *config.latent_mlp])
+        n_paths = [] if self.last else [len(paths.pairs) for paths in self.paths.values()]
+        self.mix = nn.ParameterList(linear_weight(n * channels, channels) for n in n_paths)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Coupling coefficients follow device and dtype, from float64 each time: float().double() must not round."""
+        super()._apply(fn, recurse)
+        like = fn(torch.empty(0))
+        self.coefficients = [paths.coefficients.to(like) for paths in self.paths.values()]
+        return self
+
+    def forward(
+        self,
+        x: Float[Tensor, "n_edges n_features"],
+        v: list[Tensor],
+        sh: list[Tensor],
+        envelope: Float[Tensor, "n_edges 1"],
+        chunk: Chunk,
+    ) -> tuple[Float[Tensor, "n_edges n_features"], list[Tensor]]:
+        """Scalar and tensor features after the layer.
+
+        Args:
+            x: scalar features of the chunk's edges.
+            v: tensor features by irrep, each [n_atoms, n_max, 2l+1, channels]; empty before the first layer.
+            sh: spherical harmonics by degree, each [n_atoms, n_max, 2l+1].
+            envelope: u(r_ij).
+            chunk: centres and their edges.
+        """
+        weights = chunk.pad(self.env_embed(x)).chunk((self.l_max + 1) * (2 if self.first else 1), dim=2)
+        env = self.environment(weights[: self.l_max + 1], sh)
+        if self.last:
+            scalars = self.scalar_products(v, weights[self.l_max + 1 :], sh, env)
+            v = []
+        else:
+            products = self.tensor_products(v, weights[self.l_max + 1 :], sh, torch.cat(env, dim=1))
+            scalars = products[0].flatten(2)  # (0, +1) comes first
+            v = [p.flatten(3) @ w for p, w in zip(products, self.mix, strict=True)]
+        # Eqs. 11 and 12, then the residual update with coefficients of unit norm (α = 1/2, supplement).
+        update = self.latent_mlp(torch.cat([x, chunk.unpad(scalars)], dim=1)) * (envelope / math.sqrt(5))
+        return torch.add(update, x, alpha=2 / math.sqrt(5)), v
+
+    def environment(self, weights: Sequence[Tensor], sh: list[Tensor]) -> list[Tensor]:
+        """Σ_k w^ik_l Y_l(r_ik) / sqrt(avg_num_neighbors), the bracket of eq. 9: [n_atoms, 2l+1, channels] by degree."""
+        norm = 1 / math.sqrt(self.avg_num_neighbors)
+        return [(y.transpose(1, 2) * norm) @ w for y, w in zip(sh, weights, strict=True)]
+
+    def scalar_products(
+        self, v: list[Tensor], w0: Sequence[Tensor], sh: list[Tensor], env: list[Tensor]
+    ) -> Float[Tensor, "n_atoms n_max n_scalars"]:
+        """The paths (l) ⊗ (l) → scalar alone: Σ_m V_lm A_lm / sqrt(2l+1), the sign that of the Wigner 3j symbol."""
+        first_component = [degree * degree for degree in range(self.l_max + 1)]
+        norms = [self.paths[SCALAR].coefficients[a, 0, degree, a].item() for degree, a in enumerate(first_component)]
+        env = [a * norm for a, norm in zip(env, norms, strict=True)]
+        if self.first:
+            return torch.cat([w * (y @ a) for w, y, a in zip(w0, sh, env, strict=True)], dim=2)
+        return torch.cat([(t * a[:, None]).sum(2) for t, a in zip(v, env, strict=True)], dim=2)
+
+    def tensor_products(
+        self,
+        v: list[Tensor],
+        w0: Sequence[Tensor],
+        sh: list[Tensor],
+        env: Float[Tensor, "n_atoms dim_env channels"],
+    ) -> list[Tensor]:
+        """All paths of eq. 8, by output irrep [n_atoms, n_max, 2l+1, n_paths, channels].
+
+        The environment meets the coupling coefficients once per atom.
+        """
+        n_atoms, dim_env, channels = env.shape
+        left = torch.cat(sh, dim=2) if self.first else torch.cat(v, dim=2).permute(0, 3, 1, 2)
+        out = []
+        for paths, coefficients in zip(self.paths.values(), self.coefficients, strict=True):
+            dim_in, dim_out, n_paths, _ = coefficients.shape
+            if self.first:
+                # m[i, a, k, u] = Σ_b C[a, k, b] A[i, b, u]; then w⁰[ij, u] Σ_a Y[ij, a] m[i, a, k, u].
+                m = (coefficients.view(-1, dim_env) @ env).view(n_atoms, dim_in, -1)
+                w = torch.stack([w0[degree] for (degree, _), _ in paths.pairs], dim=2)
+                out.append((left @ m).unflatten(2, (dim_out, n_paths, channels)) * w[:, :, None])
+            else:
+                # Each channel of V meets its own matrix: a product batched over atoms and channels.
+                m = (env.transpose(1, 2) @ coefficients.view(-1, dim_env).t()).view(n_atoms, channels, dim_in, -1)
+                out.append((left @ m).permute(0, 2, 3, 1).unflatten(2, (dim_out, n_paths)))
+        return out
+
+
+class Allegro(nn.Module):
+    """Edge vectors and species in, scalar features of every ordered pair out; they vanish smoothly at the cutoff.
+
+    Args:
+        config: hyperparameters, ``avg_num_neighbors`` set.
+        n_species: number of elements.
+    """
+
+    def __init__(self, config: AllegroConfig, n_species: int):
+        super().__init__()
+        self.config, self.n_species = config, n_species
+        self.two_body = TwoBody(config, n_species)
+        irreps: list[list[Irrep] | None] = [*layer_irreps(config.l_max, config.n_layers, config.parity), None]
+        self.layers = nn.ModuleList(
+            AllegroLayer(config, entering, leaving, first=k == 0)
+            for k, (entering, leaving) in enumerate(zip(irreps[:-1], irreps[1:], strict=True))
+            if entering is not None
+        )
+
+    @property
+    def n_features(self) -> int:
+        return self.config.n_features
+
+    def forward(
+        self,
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+    ) -> Float[Tensor, "n_edges n_features"]:
+        center, neighbor = edge_index
+        pair = species[center] * self.n_species + species[neighbor]
+        pieces, position = chunks(center, len(species))
+        features = [self.pair_features(edge_vec[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
+        if position is None:
+            return features[0]
+        return torch.cat(features).index_select(0, position)
+
+    def pair_features(
+        self, edge_vec: Float[Tensor, "n_edges 3"], pair: Int[Tensor, "n_edges"], chunk: Chunk
+    ) -> Float[Tensor, "n_edges n_features"]:
+        """The network, on all edges of some centres."""
+        r = torch.linalg.vector_norm(edge_vec, dim=1)
+        envelope = polynomial_envelope(r / self.config.cutoff, self.config.envelope_p)[:, None]
+        x = self.two_body(r / self.config.cutoff, envelope, pair)
+        harmonics_by_edge = spherical_harmonics(self.config.l_max, edge_vec / r[:, None])
+        sh = list(chunk.pad(harmonics_by_edge).split([2 * degree + 1 for degree in range(self.config.l_max + 1)], dim=2))
+        v: list[Tensor] = []
+        for layer in self.layers:
+            x, v = layer(x, v, sh, envelope, chunk)
+        return x
+
+
+def n_tensor_components(config: AllegroConfig) -> list[int]:
+    """Components of the tensor features that enter each layer, dead irreps left out."""
+    return [dim(irreps) for irreps in layer_irreps(config.l_max, config.n_layers, config.parity)]

@@ -1,0 +1,95 @@
+"""Pieces that several networks share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SILU_GAIN = 1.6791767
+"""1 / sqrt(E[silu(z)²]) for z ~ N(0, 1): weights after a SiLU are drawn larger by this, so that signals keep unit size."""
+
+
+def linear_weight(n_in: int, n_out: int, gain: float = 1.0) -> nn.Parameter:
+    """[n_in, n_out], normal with variance gain² / n_in: unit-variance inputs give unit-variance outputs."""
+    return nn.Parameter(torch.randn(n_in, n_out) * gain / math.sqrt(n_in))
+
+
+class _SiLU(torch.autograd.Function):
+    """x σ(x). PyTorch's own, differentiated twice, takes twice the passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return nn.functional.silu(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _SiLUBackward.apply(grad, *ctx.saved_tensors)
+
+
+class _SiLUBackward(torch.autograd.Function):
+    """g silu'(x), and its derivatives with respect to g and x (that to x is differentiable by autograd)."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        return torch.ops.aten.silu_backward(grad, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor, Tensor]:
+        grad, x = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        second = s * (1 - s) * torch.addcmul(torch.full_like(x[:1, :1], 2.0), x, 1 - 2 * s)  # silu''(x)
+        return _SiLUBackward.apply(grad_grad, x), grad_grad * grad * second
+
+
+def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x σ(x), cheap to differentiate twice."""
+    return _SiLU.apply(x)
+
+
+class MLP(nn.Module):
+    """x W₁ → SiLU → W₂ → SiLU … → Wₙ, without biases, so that 0 maps to 0 (features vanish at the cutoff).
+
+    Args:
+        widths: of input, hidden layers and output; two widths make a plain linear map.
+        silu_input: the input comes out of a SiLU (sets the variance of the first weights only).
+    """
+
+    def __init__(self, widths: Sequence[int], silu_input: bool = False):
+        super().__init__()
+        gains = [SILU_GAIN if silu_input or k else 1.0 for k in range(len(widths) - 1)]
+        self.weights = nn.ParameterList(map(linear_weight, widths[:-1], widths[1:], gains))
+
+    def forward(self, x: Float[Tensor, "n n_in"]) -> Float[Tensor, "n n_out"]:
+        first, *rest = self.weights
+        x = x @ first
+        for weight in rest:
+            x = silu(x) @ weight
+        return x
+
+
+class BesselBasis(nn.Module):
+    """B_n(x) = √2 sin(nπx) / x for x = r / cutoff, frequencies trainable from nπ on (Gasteiger et al. 2020, eq. 7).
+
+    Up to the constant that the next weights absorb, the published functions; this one is of order one at bond lengths.
+    """
+
+    def __init__(self, n: int, trainable: bool = True):
+        super().__init__()
+        self.frequencies = nn.Parameter(math.pi * torch.arange(1.0, n + 1), requires_grad=trainable)
+
+    def forward(self, x: Float[Tensor, "n"]) -> Float[Tensor, "n n_basis"]:
+        return math.sqrt(2) * torch.sin(x[:, None] * self.frequencies) / x[:, None]
+
+
+def polynomial_envelope(x: Float[Tensor, "..."], p: int) -> Float[Tensor, "..."]:
+    """u(x) for x = r / cutoff: 1 at 0, and 0 with zero first and second derivative at 1 (Gasteiger et al. 2020, eq. 8).
+
+    u(x) = 1 − (p+1)(p+2)/2 xᵖ + p(p+2) xᵖ⁺¹ − p(p+1)/2 xᵖ⁺²; 0 beyond 1.
+    """
+    u = 1 + x**p * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * p * (p + 1) / 2))
+    return torch.where(x < 1, u, torch.zeros_like(u))
