@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import chemical_symbols
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -69,7 +69,9 @@ class Structure:
             if value is not None and not np.all(np.isfinite(value)):
                 raise InputError(f"{self.where}: {name} is not finite (NaN or infinity); drop or repair this frame")
         if self.numbers.min() < 1 or self.numbers.max() >= len(chemical_symbols):
-            raise InputError(f"{self.where}: atomic numbers must be 1 to 118, found {sorted(set(self.numbers.tolist()))}")
+            raise InputError(
+                f"{self.where}: atomic numbers must be 1 to 118, found {sorted(set(self.numbers.tolist()))}"
+            )
         self._check_cell()
 
     def _check_cell(self) -> None:
@@ -118,13 +120,20 @@ class Structure:
         elif energy_key in results:
             energy = results[energy_key]
         else:
-            raise InputError(f"{source or 'structure'}: no energy key {energy_key!r}; found {sorted({*info, *results})}")
+            raise InputError(
+                f"{source or 'structure'}: no energy key {energy_key!r}; found {sorted({*info, *results})}"
+            )
         fixed = np.zeros(len(atoms), bool)
         for constraint in atoms.constraints:
-            if isinstance(constraint, FixAtoms):
+            # An atom held in all three directions is fixed, however the file says it; one held in fewer is free.
+            if isinstance(constraint, FixAtoms) or (
+                isinstance(constraint, FixCartesian | FixScaled) and np.all(constraint.mask)
+            ):
                 fixed[constraint.index] = True
         relaxed = atoms.arrays.get("relaxed_positions")
-        fid = info.get("fid", info.get("frame"))
+        relaxed_energy = info.pop("relaxed_energy", None)
+        sid = info.pop("sid", "")
+        fid = info.pop("fid", info.get("frame"))
         return cls(
             numbers=atoms.numbers.astype(np.int64),
             positions=atoms.positions.astype(np.float64),
@@ -132,12 +141,12 @@ class Structure:
             pbc=np.asarray(atoms.pbc, dtype=bool),
             fixed=fixed,
             tags=atoms.get_tags().astype(np.int64),
-            energy=None if energy is None else float(energy),
+            energy=_number(float, energy, energy_key or "energy", source),
             forces=None if forces is None else np.asarray(forces, dtype=np.float64),
-            relaxed_energy=float(info["relaxed_energy"]) if "relaxed_energy" in info else None,
+            relaxed_energy=_number(float, relaxed_energy, "relaxed_energy", source),
             relaxed_positions=None if relaxed is None else np.asarray(relaxed, dtype=np.float64),
-            sid=str(info.get("sid", "")),
-            fid=None if fid is None else int(fid),
+            sid=str(sid),
+            fid=_number(int, fid, "fid", source),
             source=source,
             info=info,
         )
@@ -160,3 +169,11 @@ class Structure:
         if self.energy is not None or self.forces is not None:
             atoms.calc = SinglePointCalculator(atoms, energy=self.energy, forces=self.forces)
         return atoms
+
+
+def _number(kind: type, value: Any, name: str, source: str) -> Any:
+    """``value`` as ``kind``, None staying None; the message of a key that holds something else names it."""
+    try:
+        return None if value is None else kind(value)
+    except ValueError as error:
+        raise InputError(f"{source or 'structure'}: {name} is {value!r}, expected a number") from error

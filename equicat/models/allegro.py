@@ -13,7 +13,7 @@ path and edge by edge; the tests hold the two together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -23,19 +23,21 @@ from equicat.errors import InputError
 from equicat.models.centers import Chunk, chunks
 from equicat.models.irreps import SCALAR, Irrep, Parity, Paths, dim, layer_irreps
 from equicat.models.layers import MLP, BesselBasis, linear_weight, polynomial_envelope, silu
-from equicat.models.spherical import MAX_DEGREE, spherical_harmonics
+from equicat.models.spherical import spherical_harmonics
 
 
 @dataclass(frozen=True)
 class AllegroConfig:
     """Hyperparameters; the defaults are those of the OC20 paper."""
 
+    name: Literal["allegro"] = "allegro"
+    """Which architecture."""
     cutoff: float = 6.0
     """Å."""
     n_layers: int = 3
     """Tensor-product layers."""
     l_max: int = 2
-    """Highest degree of the spherical harmonics and tensor features, 0 to 3."""
+    """Highest degree of the spherical harmonics and tensor features."""
     parity: Parity = "full"
     """full: tensor features of both parities for each degree; restricted: only that of the harmonics."""
     tensor_channels: int = 32
@@ -56,10 +58,8 @@ class AllegroConfig:
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.l_max <= MAX_DEGREE:
-            raise InputError(f"model.l_max is {self.l_max}; choose 0 to {MAX_DEGREE}")
-        if self.n_layers < 1 or self.cutoff <= 0 or self.tensor_channels < 1:
-            raise InputError("model: n_layers, cutoff and tensor_channels must be positive")
+        if self.l_max < 0 or self.n_layers < 1 or self.cutoff <= 0 or self.tensor_channels < 1:
+            raise InputError("model: n_layers, cutoff and tensor_channels must be positive, l_max at least 0")
         if not self.two_body_mlp or not self.latent_mlp or self.two_body_mlp[-1] != self.latent_mlp[-1]:
             raise InputError(
                 f"model: the last widths of two_body_mlp {list(self.two_body_mlp)} and latent_mlp "
@@ -91,12 +91,12 @@ class TwoBody(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "n_edges"],
+        radial: Float[Tensor, "n_edges n_bessel"],
         envelope: Float[Tensor, "n_edges 1"],
         pair: Int[Tensor, "n_edges"],
     ) -> Float[Tensor, "n_edges n_features"]:
         table = (self.center_embedding[:, None] + self.neighbor_embedding[None, :]).flatten(0, 1)
-        first = table.index_select(0, pair) + (self.bessel(x) * envelope) @ self.radial
+        first = torch.addmm(table.index_select(0, pair), radial, self.radial)
         return self.mlp(silu(first)) * envelope
 
 
@@ -237,24 +237,29 @@ class Allegro(nn.Module):
     ) -> Float[Tensor, "n_edges n_features"]:
         center, neighbor = edge_index
         pair = species[center] * self.n_species + species[neighbor]
+        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
+        envelope = polynomial_envelope(r / self.config.cutoff, self.config.envelope_p)
+        radial = self.two_body.bessel(r / self.config.cutoff) * envelope
+        sh = spherical_harmonics(self.config.l_max, edge_vec / r)
         pieces, position = chunks(center, len(species))
-        features = [self.pair_features(edge_vec[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
+        # Everything about an edge's geometry as one array, so that cutting it into chunks is one operation.
+        geometry = torch.cat([envelope, radial, sh], dim=1)
+        features = [self.pair_features(geometry[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
         if position is None:
             return features[0]
         return torch.cat(features).index_select(0, position)
 
     def pair_features(
-        self, edge_vec: Float[Tensor, "n_edges 3"], pair: Int[Tensor, "n_edges"], chunk: Chunk
+        self, geometry: Float[Tensor, "n_edges n_geometry"], pair: Int[Tensor, "n_edges"], chunk: Chunk
     ) -> Float[Tensor, "n_edges n_features"]:
         """The network, on all edges of some centres."""
-        r = torch.linalg.vector_norm(edge_vec, dim=1)
-        envelope = polynomial_envelope(r / self.config.cutoff, self.config.envelope_p)[:, None]
-        x = self.two_body(r / self.config.cutoff, envelope, pair)
-        harmonics_by_edge = spherical_harmonics(self.config.l_max, edge_vec / r[:, None])
-        sh = list(chunk.pad(harmonics_by_edge).split([2 * degree + 1 for degree in range(self.config.l_max + 1)], dim=2))
+        config = self.config
+        envelope, radial, sh = geometry.split([1, config.n_bessel, (config.l_max + 1) ** 2], dim=1)
+        x = self.two_body(radial, envelope, pair)
+        by_degree = list(chunk.pad(sh).split([2 * degree + 1 for degree in range(config.l_max + 1)], dim=2))
         v: list[Tensor] = []
         for layer in self.layers:
-            x, v = layer(x, v, sh, envelope, chunk)
+            x, v = layer(x, v, by_degree, envelope, chunk)
         return x
 
 

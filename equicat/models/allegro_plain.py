@@ -34,7 +34,8 @@ def plain_forward(
     # Eq. 13: one-hot vectors and radial basis, written out.
     two_body = model.two_body
     one_hot = torch.eye(model.n_species, dtype=r.dtype)
-    inputs = torch.cat([one_hot[species[center]], one_hot[species[neighbor]], two_body.bessel(r / config.cutoff) * u], 1)
+    radial = two_body.bessel(r[:, None] / config.cutoff) * u
+    inputs = torch.cat([one_hot[species[center]], one_hot[species[neighbor]], radial], 1)
     first = torch.cat([two_body.center_embedding, two_body.neighbor_embedding, two_body.radial])
     x = two_body.mlp(torch.nn.functional.silu(inputs @ first)) * u
 

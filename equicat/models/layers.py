@@ -82,8 +82,8 @@ class BesselBasis(nn.Module):
         super().__init__()
         self.frequencies = nn.Parameter(math.pi * torch.arange(1.0, n + 1), requires_grad=trainable)
 
-    def forward(self, x: Float[Tensor, "n"]) -> Float[Tensor, "n n_basis"]:
-        return math.sqrt(2) * torch.sin(x[:, None] * self.frequencies) / x[:, None]
+    def forward(self, x: Float[Tensor, "n 1"]) -> Float[Tensor, "n n_basis"]:
+        return torch.sin(x * self.frequencies) * (math.sqrt(2) / x)
 
 
 def polynomial_envelope(x: Float[Tensor, "..."], p: int) -> Float[Tensor, "..."]:

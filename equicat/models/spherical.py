@@ -1,40 +1,36 @@
-"""Real spherical harmonics in closed form; e3nn is the oracle (tests) and fixes order and normalisation."""
+"""Real spherical harmonics by recursion; e3nn is the oracle (tests) and fixes order and normalisation."""
 
 import math
+from functools import cache
 
 import torch
+from e3nn import o3
 from jaxtyping import Float
 from torch import Tensor
 
-MAX_DEGREE = 3
+
+@cache
+def _raise_degree(degree: int) -> Float[Tensor, "3_dim dim_out"]:
+    """C with Y_{l+1} = (Y_l ⊗ Y_1) C: the part of degree l+1 of that product is Y_{l+1} up to a factor.
+
+    The factor follows from evaluating both sides at the pole, where Y_{l0} = sqrt(2l + 1) and all other m vanish.
+    """
+    w3j = o3.wigner_3j(degree, 1, degree + 1, dtype=torch.float64)
+    pole = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    low = o3.spherical_harmonics(degree, pole, normalize=False, normalization="component")
+    product = torch.einsum("abc,a,b->c", w3j, low, math.sqrt(3) * pole)
+    factor = math.sqrt(2 * degree + 3) / product[degree + 1]
+    return (w3j * factor).flatten(0, 1)
 
 
 def spherical_harmonics(l_max: int, unit: Float[Tensor, "n 3"]) -> Float[Tensor, "n dim"]:
-    """Y_lm of unit vectors for l = 0 … l_max ≤ 3, in e3nn's order and ``component`` normalisation (|Y_l|² = 2l + 1).
+    """Y_lm of unit vectors for l = 0 … l_max, in e3nn's order and ``component`` normalisation (|Y_l|² = 2l + 1).
 
-    Written out as polynomials, so that value, gradient and second gradient are a handful of products.
+    One outer product and one matrix product a degree, so that value, gradient and second gradient are few operations.
     """
-    if not 0 <= l_max <= MAX_DEGREE:
-        raise ValueError(f"l_max is {l_max}; 0 to {MAX_DEGREE} are written out")
-    x, y, z = unit.unbind(-1)  # e3nn's polar axis is y
-    out = [torch.ones_like(x)]
-    if l_max >= 1:
-        c = math.sqrt(3)
-        out += [c * x, c * y, c * z]
-    if l_max >= 2:
-        c = math.sqrt(15)
-        y2, xx, zz = y * y, x * x, z * z
-        out += [c * x * z, c * x * y, math.sqrt(5) * (1.5 * y2 - 0.5), c * y * z, 0.5 * c * (zz - xx)]
-    if l_max >= 3:
-        c1, c2, c3 = math.sqrt(35 / 8), math.sqrt(105), math.sqrt(21 / 8)
-        five = 5 * y2 - 1
-        out += [
-            c1 * x * (3 * zz - xx),
-            c2 * x * y * z,
-            c3 * x * five,
-            0.5 * math.sqrt(7) * y * (5 * y2 - 3),
-            c3 * z * five,
-            0.5 * c2 * y * (zz - xx),
-            c1 * z * (zz - 3 * xx),
-        ]
-    return torch.stack(out, dim=-1)
+    first = unit * math.sqrt(3)
+    out = [torch.ones_like(unit[:, :1]), first][: l_max + 1]
+    for degree in range(1, l_max):
+        outer = (out[-1][:, :, None] * first[:, None, :]).flatten(1)
+        out.append(outer @ _raise_degree(degree).to(outer))
+    return torch.cat(out, dim=1)

@@ -1,0 +1,63 @@
+"""A trained model as an ASE calculator."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator as AseCalculator
+from ase.calculators.calculator import all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from equicat import runs
+from equicat.batch import Batch
+from equicat.structure import Structure
+
+
+class Calculator(AseCalculator):
+    """Energies (eV), forces (eV/Å) and, for cells with volume, stress (eV/Å³) of a run's model.
+
+    Which energy it is, adsorption, total or relative, stands in ``calculator.energy_reference``.
+
+    Args:
+        run: run directory.
+        device: where to compute.
+
+    Raises:
+        InputError: if the run has no weights, or, when computing, for an element that the model does not know.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(self, run: str | Path, device: str = "cpu", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.potential = runs.load(run, device)
+        self.energy_reference = self.potential.info.energy_reference
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fills ``results``; see ASE."""
+        super().calculate(atoms, properties or ["energy"], system_changes)
+        bare = self.atoms.copy()
+        bare.info = {}
+        structure = Structure.from_ase(bare, source="atoms")
+        batch = Batch.from_structures([structure], self.potential.cutoff, dtype=self.potential.dtype)
+        batch = batch.to(self.potential.scale.device)
+        periodic = bool(self.atoms.pbc.all())
+        with torch.no_grad():
+            prediction = self.potential(batch, virial=periodic)
+        energy = float(prediction.energy)
+        references = self.potential.reference_energies[self.potential.species(batch)]
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": (prediction.atom_energies.double() + references).cpu().numpy(),
+            "forces": prediction.forces.double().cpu().numpy(),
+        }
+        if periodic:
+            stress = prediction.virial[0].double().cpu().numpy() / self.atoms.get_volume()
+            self.results["stress"] = full_3x3_to_voigt_6_stress(0.5 * (stress + stress.T))

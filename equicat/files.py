@@ -1,0 +1,69 @@
+"""Files and directories that appear under their final name only when they are complete."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from equicat.errors import InputError
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; it becomes ``path`` on success and is removed on failure.
+
+    Raises:
+        InputError: if the folder of ``path`` does not exist, or ``path`` is a directory.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    # The suffix stays last: it decides the compression.
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary directory beside ``path`` to fill; it becomes ``path`` on success and is removed on failure.
+
+    Raises:
+        InputError: if ``path`` exists and ``overwrite`` is False, or is a file.
+    """
+    if path.exists() and not (overwrite and path.is_dir()):
+        raise InputError(f"{path}: exists already; choose another name, or overwrite it")
+    temporary, old = (path.with_name(f".{os.getpid()}-{kind}-{path.name}") for kind in ("new", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as indented JSON; for files inside :func:`replacing_directory`."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: if it is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: missing or damaged ({error})") from error

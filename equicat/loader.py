@@ -1,0 +1,132 @@
+"""From what a configuration names to batches."""
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy import ndarray
+from torch.utils.data import DataLoader
+
+from equicat.batch import Batch
+from equicat.config import DataConfig
+from equicat.datasets import Dataset, DatasetInfo, MemoryDataset, open_dataset, require_labels, splits_of
+from equicat.errors import InputError
+from equicat.readers import read
+from equicat.store import PER_ATOM
+from equicat.structure import Structure
+
+
+class Subset(Sequence[Structure]):
+    """Some structures of a data set, with its attributes."""
+
+    def __init__(self, dataset: Dataset, indices: Int[ndarray, "n"]):
+        self.dataset, self.indices = dataset, indices
+        self.info, self.path, self.fields = dataset.info, dataset.path, dataset.fields
+        self.n_atoms = np.asarray(dataset.n_atoms)[indices]
+        self.elements = np.unique(self.array("numbers")).tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
+        return self.dataset[int(self.indices[i])]
+
+    def array(self, name: str) -> ndarray:
+        """A field of all structures at once: [total_atoms, ...] or [n_structures, ...]."""
+        values = self.dataset.array(name)
+        if name not in PER_ATOM:
+            return np.asarray(values)[self.indices]
+        starts = np.concatenate([[0], np.cumsum(self.dataset.n_atoms)])
+        return np.concatenate([values[starts[i] : starts[i + 1]] for i in self.indices])
+
+
+AnyDataset = Dataset | Subset
+
+
+def training_data(config: DataConfig, labels: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
+    """Training and validation data as configured.
+
+    Raises:
+        InputError: if something is missing, empty, lacks a label that the task trains on, or mixes energy references.
+    """
+    if not config.train:
+        raise InputError("data.train is empty; name a data set, a store or a structure file")
+    train: AnyDataset = _open(config.train, config.train_where, "train", config)
+    rng = np.random.default_rng(config.split_seed)
+    if config.val:
+        val: AnyDataset = _open(config.val, config.val_where, "val_id", config)
+        train = _draw(train, config.n_train, rng, "data.n_train")
+        val = _draw(val, config.n_val, rng, "data.n_val")
+    else:
+        n_val = config.n_val or max(1, len(train) // 10)
+        n_train = config.n_train or len(train) - n_val
+        drawn = _draw(train, n_train + n_val, rng, "data.n_train + data.n_val")
+        if n_train < 1:
+            raise InputError(f"{train.path}: {len(train)} structures cannot be split into {n_train} and {n_val}")
+        order = drawn.indices if isinstance(drawn, Subset) else rng.permutation(len(train))
+        base = drawn.dataset if isinstance(drawn, Subset) else drawn
+        train, val = Subset(base, order[:n_train]), Subset(base, order[n_train:])
+    for dataset in (train, val):
+        require_labels(dataset.dataset if isinstance(dataset, Subset) else dataset, labels)
+    if train.info.energy_reference != val.info.energy_reference:
+        raise InputError(
+            f"training energies are {train.info.energy_reference!r}, validation energies {val.info.energy_reference!r}; "
+            "the two cannot be mixed"
+        )
+    return train, val
+
+
+def _open(paths: Sequence[str], where: Mapping[str, str], split: str, config: DataConfig) -> Dataset:
+    files = list(chain.from_iterable(sorted(glob.glob(p)) or [p] for p in paths))
+    if len(files) == 1 and Path(files[0]).is_dir():
+        found = splits_of(files[0], "s2ef")
+        if len(found) > 1 and split not in found:
+            raise InputError(f"{files[0]}: has no split {split!r}, only {', '.join(found)}; name one of them")
+        path = found[split] if split in found else next(iter(found.values()))
+        return open_dataset(path, config.energy_key, config.energy_reference)
+    for file in files:
+        if Path(file).is_dir():
+            raise InputError(f"{file}: a directory among several paths; give one data set, or structure files only")
+    info = DatasetInfo(config.energy_reference or "total", provenance={"files": [Path(f).name for f in files]})
+    return MemoryDataset(_frames(files, where, config.energy_key), info, ", ".join(paths))
+
+
+def _frames(files: Sequence[str], where: Mapping[str, str], energy_key: str | None) -> Iterator[Structure]:
+    for file in files:
+        for structure in read(file, energy_key):
+            if all(str(structure.info.get(k)) == str(v) for k, v in where.items()):
+                yield structure
+
+
+def _draw(dataset: Dataset, n: int | None, rng: np.random.Generator, option: str) -> AnyDataset:
+    if n is None:
+        return dataset
+    if n > len(dataset):
+        raise InputError(f"{option} asks for {n} structures, {dataset.path} has {len(dataset)}")
+    return Subset(dataset, rng.permutation(len(dataset))[:n])
+
+
+def batches(
+    dataset: Sequence[Structure],
+    cutoff: float,
+    batch_size: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shuffle: bool = False,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Batches with neighbour lists within ``cutoff`` (Å); positions and forces in ``dtype``."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # a Sequence is all it needs
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=partial(Batch.from_structures, cutoff=cutoff, dtype=dtype),
+        pin_memory=torch.cuda.is_available(),
+    )

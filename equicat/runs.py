@@ -1,0 +1,147 @@
+"""Run directories: a trained model as weights (safetensors) and plain JSON; loading runs no code from the file."""
+
+import dataclasses
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from safetensors.torch import load_file, save_file
+
+from equicat.errors import InputError
+from equicat.files import read_json, replacing_file, write_json
+from equicat.models.allegro import AllegroConfig
+from equicat.potential import Potential
+from equicat.statistics import Statistics
+
+FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, beside its weights."""
+
+    task: str
+    model: AllegroConfig
+    output_mlp: tuple[int, ...]
+    dtype: str
+    energy_reference: str
+    """adsorption, total or relative: which energy the model predicts."""
+    statistics: Statistics
+    """Of the training data."""
+    dataset_references: dict[str, float] = field(default_factory=dict)
+    """Energies (eV) that the data set had subtracted, by what they belong to."""
+
+    @property
+    def element_symbols(self) -> list[str]:
+        return [chemical_symbols[z] for z in self.statistics.elements]
+
+
+class TrainedPotential(Potential):
+    """A :class:`~equicat.potential.Potential` that knows where it comes from."""
+
+    info: ModelInfo
+
+
+def build(info: ModelInfo, scale: float = 1.0, references: tuple[float, ...] | None = None) -> TrainedPotential:
+    """An untrained potential of that description."""
+    config = info.model
+    if config.avg_num_neighbors is None:
+        config = dataclasses.replace(config, avg_num_neighbors=info.statistics.avg_num_neighbors)
+    potential = TrainedPotential(config, info.statistics.elements, info.output_mlp, scale, references)
+    potential.info = dataclasses.replace(info, model=config)
+    return potential.to(getattr(torch, info.dtype))
+
+
+def save(run: str | Path, potential: TrainedPotential, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write ``model.safetensors`` and ``model.json``, each complete or not at all.
+
+    Args:
+        run: the run directory.
+        potential: describes the model.
+        state: weights to write instead of the potential's own (an average of them, say).
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in (state or potential.state_dict()).items()}
+    with replacing_file(Path(run) / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "equicat"})
+    with replacing_file(Path(run) / DESCRIPTION) as temporary:
+        write_json(temporary, {"format_version": FORMAT_VERSION, **asdict(potential.info)})
+
+
+def load_info(run: str | Path) -> ModelInfo:
+    """The description of a run's model.
+
+    Raises:
+        InputError: if the run has none, or it is of a newer format.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run directory; `equicat train` writes one")
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (run / name).is_file():
+            found = ", ".join(sorted(p.name for p in run.iterdir())) or "nothing"
+            raise InputError(f"{run}: has no {name}, so there is no trained model in it (found {found}); train it first")
+    values: dict[str, Any] = read_json(run / DESCRIPTION)
+    if values.pop("format_version", None) != FORMAT_VERSION:
+        raise InputError(f"{run / DESCRIPTION}: written by another version of equicat; update equicat")
+    try:
+        values["model"] = AllegroConfig(**_tuples(values["model"]))
+        values["statistics"] = Statistics(**_tuples(values["statistics"]))
+        return ModelInfo(**_tuples(values))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run / DESCRIPTION}: damaged ({error}); train again or restore the file") from error
+
+
+def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedPotential:
+    """The trained model of a run, in evaluation mode.
+
+    Args:
+        run: run directory.
+        device: where to put it.
+
+    Returns:
+        A potential; call it with a :class:`~equicat.batch.Batch`. ``.info`` tells its task, elements and
+        ``energy_reference``.
+
+    Raises:
+        InputError: if the run holds no weights, or they do not fit the description.
+    """
+    info = load_info(run)
+    potential = build(info)
+    try:
+        potential.load_state_dict(load_file(Path(run) / WEIGHTS))
+    except Exception as error:  # safetensors and PyTorch each have errors of their own
+        raise InputError(f"{Path(run) / WEIGHTS}: does not fit {DESCRIPTION} ({error})") from error
+    return potential.to(device).eval().requires_grad_(False)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, for ``environment.json``."""
+    versions = {}
+    for name in ("equicat", "torch", "lightning", "e3nn", "ase", "vesin", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "versions": versions,
+        "commit": commit,
+        "python": platform.python_version(),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where dataclasses have tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
