@@ -83,7 +83,7 @@ def _train(options: Namespace) -> None:
     from equicat.report import write_report
     from equicat.train import train
 
-    values = _train_parser().instantiate_classes(options).as_dict()
+    values = _train_parser().instantiate(options).as_dict()
     values.pop("config", None)
     config = TrainConfig(**values)
     result = train(config)

@@ -40,7 +40,7 @@ def make_run(folder: Path) -> Path:
     (run / "environment.json").write_text(
         json.dumps({"versions": {"torch": "2.13.0"}, "commit": "abc123", "devices": []})
     )
-    model = {"cutoff": 5.0, "n_layers": 2, "l_max": 1}
+    model = {"name": "allegro", "cutoff": 5.0, "n_layers": 2, "l_max": 1}
     description = {
         "task": "s2ef",
         "model": model,

@@ -13,7 +13,7 @@ path and edge by edge; the tests hold the two together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -125,7 +125,7 @@ class AllegroLayer(nn.Module):
         n_paths = [] if self.last else [len(paths.pairs) for paths in self.paths.values()]
         self.mix = nn.ParameterList(linear_weight(n * channels, channels) for n in n_paths)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AllegroLayer":
         """Coupling coefficients follow device and dtype, from float64 each time: float().double() must not round."""
         super()._apply(fn, recurse)
         like = fn(torch.empty(0))

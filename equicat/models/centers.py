@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-EDGES_PER_CHUNK = {"cpu": 2048, "cuda": 1 << 20}
+EDGES_PER_CHUNK = {"cpu": 1024, "cuda": 1 << 20}
 """Small enough on a CPU that what a layer makes of a chunk stays in its cache; on a GPU only to bound memory."""
 
 
@@ -54,13 +54,13 @@ class Chunk:
 
     def pad(self, x: Float[Tensor, "n_edges *features"]) -> Float[Tensor, "n_atoms n_max *features"]:
         """Rows grouped by centre, zeros where an atom has fewer than n_max neighbours."""
-        padded = _Pad.apply(x.reshape(len(x), -1), self.slot, self.n_atoms * self.n_max)
+        padded = _Pad.apply(x.flatten(1), self.slot, self.n_atoms * self.n_max)
         return padded.view(self.n_atoms, self.n_max, *x.shape[1:])
 
     def unpad(self, x: Float[Tensor, "n_atoms n_max *features"]) -> Float[Tensor, "n_edges *features"]:
         """The inverse of :meth:`pad`; what stands in unused slots is dropped."""
-        rows = _Unpad.apply(x.reshape(self.n_atoms * self.n_max, -1), self.slot)
-        return rows.view(-1, *x.shape[2:])
+        rows = _Unpad.apply(x.flatten(0, 1).flatten(1), self.slot)
+        return rows.view(len(rows), *x.shape[2:])
 
 
 def chunks(
