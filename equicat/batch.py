@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +68,8 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """A copy with ``function`` applied to every tensor."""
-        names = [f.name for f in dataclasses.fields(self)]
-        return Batch(**{n: function(v) if isinstance(v := getattr(self, n), Tensor) else v for n in names})
+        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in fields.items()})
 
     def to(self, device: torch.device | str) -> "Batch":
         return self.map(lambda t: t.to(device, non_blocking=True))

@@ -1,7 +1,7 @@
 """A trained model as an ASE calculator."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from ase import Atoms
@@ -27,7 +27,13 @@ class Calculator(AseCalculator):
         InputError: if the run has no weights, or, when computing, for an element that the model does not know.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = [  # noqa: RUF012 (declared by ASE)
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+    ]
 
     def __init__(self, run: str | Path, device: str = "cpu", **kwargs: Any):
         super().__init__(**kwargs)
@@ -42,6 +48,7 @@ class Calculator(AseCalculator):
     ) -> None:
         """Fills ``results``; see ASE."""
         super().calculate(atoms, properties or ["energy"], system_changes)
+        assert self.atoms is not None
         bare = self.atoms.copy()
         bare.info = {}
         structure = Structure.from_ase(bare, source="atoms")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,11 @@ def _train_arguments(arguments: list[str]) -> list[str]:
 
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
-    for flag, value in zip(arguments, arguments[1:], strict=False):
+    for flag, value in pairwise(arguments):
         if flag == "--config":
             read_yaml(value)
     if not arguments:
-        raise InputError("equicat train: name a configuration file, such as configs/demo.yaml")
+        raise InputError("equicat train: name a configuration file, such as configs/3bpa.yaml")
     for argument in arguments:
         if argument.startswith("--") and argument not in ("--config", "--help", "--print_config"):
             name = argument[2:].split("=")[0].removesuffix("+")
@@ -88,7 +89,7 @@ def _train(options: Namespace) -> None:
     config = TrainConfig(**values)
     result = train(config)
     print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
-    print(as_text(evaluate_validation(result.run, config.data, config.run.progress)))
+    print(as_text(evaluate_validation(result.run, progress=config.run.progress)))
     print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
 
 
@@ -98,7 +99,12 @@ def _train(options: Namespace) -> None:
 def _evaluate_parser() -> ArgumentParser:
     parser = _parser("evaluate", "OC20 metrics of a run on every split, trivial baselines beside them.")
     _run_and(parser, "run")
-    parser.add_argument("--data", required=True, help="Data set directory, store or structure file.")
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="Data set directory, store or structure file. Default: the validation data of the run.",
+    )
     parser.add_argument("--energy_key", type=str | None, default=None, help="Info key of the energies (files only).")
     parser.add_argument(
         "--energy_reference",
@@ -111,18 +117,15 @@ def _evaluate_parser() -> ArgumentParser:
 
 
 def _evaluate(options: Namespace) -> None:
-    from equicat.evaluate import as_text, evaluate
+    from equicat.evaluate import as_text, evaluate, evaluate_validation
     from equicat.files import replacing_file, write_json
 
-    summary = evaluate(
-        options.run,
-        options.data,
-        energy_key=options.energy_key,
-        energy_reference=options.energy_reference,
-        batch_size=options.batch_size,
-        device=options.device,
-        progress=options.progress,
-    )
+    how = {"batch_size": options.batch_size, "device": options.device, "progress": options.progress}
+    if options.data is None:
+        summary = evaluate_validation(options.run, **how)
+    else:
+        which = {"energy_key": options.energy_key, "energy_reference": options.energy_reference}
+        summary = evaluate(options.run, options.data, **which, **how)
     print(as_text(summary))
     if options.json is not None:
         with replacing_file(Path(options.json)) as temporary:

@@ -1,12 +1,14 @@
 """What a training run can be told; one dataclass per part, checked before anything is read."""
 
 import difflib
+from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from equicat.errors import InputError
 from equicat.models.allegro import AllegroConfig
@@ -138,6 +140,22 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+def from_mapping(values: Mapping[str, Any], source: str = "config") -> TrainConfig:
+    """A configuration from plain mappings and lists, as YAML holds it.
+
+    Raises:
+        InputError: for an unknown key, or a value of the wrong type.
+    """
+    check_keys(values, source=source)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    try:
+        options = parser.parse_object(dict(values))
+    except ArgumentError as error:
+        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
+    return TrainConfig(**parser.instantiate(options).as_dict())
 
 
 def known_keys(cls: type, prefix: str = "") -> dict[str, type]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Bad input: the message says what is wrong, where, and what to do about it.
 
-    The command line prints it as one line and exits with status 2. Everything else that is raised is a defect of equicat.
+    The command line prints it as one line and exits with status 2. Any other exception is a defect of equicat.
     """
 
 

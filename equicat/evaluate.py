@@ -1,5 +1,6 @@
 """`equicat evaluate`: OC20's metrics per split, with the trivial baselines in the same table."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from equicat import runs
 from equicat.batch import Batch
-from equicat.config import DataConfig
+from equicat.config import from_mapping, read_yaml
 from equicat.datasets import open_dataset, require_labels, splits_of
 from equicat.errors import InputError
 from equicat.files import replacing_file, write_json
@@ -61,7 +62,12 @@ def predictions(
 
 
 def evaluate_split(
-    potential: runs.TrainedPotential, dataset: AnyDataset, *, batch_size: int = 16, title: str = "", progress: bool = True
+    potential: runs.TrainedPotential,
+    dataset: AnyDataset,
+    *,
+    batch_size: int = 16,
+    title: str = "",
+    progress: bool = True,
 ) -> SplitResult:
     """Metrics on free atoms, pooled over batches (see :mod:`equicat.metrics`).
 
@@ -73,7 +79,9 @@ def evaluate_split(
     require_labels(dataset, LABELS["s2ef"])  # type: ignore[arg-type]
     name = f"{info.model.name}"
     sums = {row: MetricSums(TASK_METRICS["s2ef"]) for row in (name, *BASELINES)}
-    kept: dict[str, list[Tensor]] = {k: [] for k in ("energy_true", "energy_pred", "forces_true", "forces_pred", "n_atoms")}
+    kept: dict[str, list[Tensor]] = {
+        k: [] for k in ("energy_true", "energy_pred", "forces_true", "forces_pred", "n_atoms")
+    }
     for batch, prediction in predictions(potential, dataset, batch_size, title, progress):
         for row, guess in {name: prediction, **baseline_predictions(batch, info)}.items():
             sums[row].add(s2ef_metrics(guess, batch))
@@ -85,9 +93,7 @@ def evaluate_split(
         for key, value in zip(kept, values, strict=True):
             kept[key].append(value.cpu())
     arrays = {key: torch.cat(values).numpy() for key, values in kept.items()}
-    return SplitResult(
-        len(dataset), len(arrays["forces_true"]), {row: s.compute() for row, s in sums.items()}, arrays
-    )
+    return SplitResult(len(dataset), len(arrays["forces_true"]), {row: s.compute() for row, s in sums.items()}, arrays)
 
 
 def check_energy_reference(dataset: AnyDataset, info: runs.ModelInfo) -> None:
@@ -129,11 +135,20 @@ def evaluate(
     return write_results(Path(run), potential.info, str(data), results)
 
 
-def evaluate_validation(run: str | Path, config: DataConfig, progress: bool = True) -> dict[str, Any]:
-    """Evaluate a run on the validation data of its configuration, as drawn for training."""
-    potential = runs.load(run)
+def evaluate_validation(
+    run: str | Path, *, batch_size: int = 16, device: str = "cpu", progress: bool = True
+) -> dict[str, Any]:
+    """Evaluate a run on the validation data of its own configuration: all of it, or what was held out for it.
+
+    Raises:
+        InputError: if the run has no configuration, or its data are gone.
+    """
+    potential = runs.load(run, device)
+    config = from_mapping(read_yaml(Path(run) / "config.yaml"), f"{run}/config.yaml").data
+    if config.val:
+        config = dataclasses.replace(config, n_val=None)
     _, val = training_data(config, LABELS[potential.info.task])
-    result = evaluate_split(potential, val, title="val", progress=progress)
+    result = evaluate_split(potential, val, batch_size=batch_size, title="val", progress=progress)
     return write_results(Path(run), potential.info, "validation data of the run", {"val": result})
 
 

@@ -56,29 +56,34 @@ def training_data(config: DataConfig, labels: Sequence[str]) -> tuple[AnyDataset
     """
     if not config.train:
         raise InputError("data.train is empty; name a data set, a store or a structure file")
-    train: AnyDataset = _open(config.train, config.train_where, "train", config)
+    everything = _open(config.train, config.train_where, "train", config)
     rng = np.random.default_rng(config.split_seed)
     if config.val:
-        val: AnyDataset = _open(config.val, config.val_where, "val_id", config)
-        train = _draw(train, config.n_train, rng, "data.n_train")
-        val = _draw(val, config.n_val, rng, "data.n_val")
+        train = _draw(everything, config.n_train, rng, "data.n_train")
+        val = _draw(_open(config.val, config.val_where, "val_id", config), config.n_val, rng, "data.n_val")
     else:
-        n_val = config.n_val or max(1, len(train) // 10)
-        n_train = config.n_train or len(train) - n_val
-        drawn = _draw(train, n_train + n_val, rng, "data.n_train + data.n_val")
-        if n_train < 1:
-            raise InputError(f"{train.path}: {len(train)} structures cannot be split into {n_train} and {n_val}")
-        order = drawn.indices if isinstance(drawn, Subset) else rng.permutation(len(train))
-        base = drawn.dataset if isinstance(drawn, Subset) else drawn
-        train, val = Subset(base, order[:n_train]), Subset(base, order[n_train:])
+        train, val = _split(everything, config, rng)
     for dataset in (train, val):
         require_labels(dataset.dataset if isinstance(dataset, Subset) else dataset, labels)
     if train.info.energy_reference != val.info.energy_reference:
         raise InputError(
-            f"training energies are {train.info.energy_reference!r}, validation energies {val.info.energy_reference!r}; "
-            "the two cannot be mixed"
+            f"training energies are {train.info.energy_reference!r}, validation energies "
+            f"{val.info.energy_reference!r}; the two cannot be mixed"
         )
     return train, val
+
+
+def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tuple["Subset", "Subset"]:
+    """Training and validation structures from one data set; a tenth validates unless ``n_val`` says otherwise."""
+    n_val = config.n_val or max(1, len(dataset) // 10)
+    n_train = len(dataset) - n_val if config.n_train is None else config.n_train
+    if n_train < 1 or n_train + n_val > len(dataset):
+        raise InputError(
+            f"{dataset.path}: its {len(dataset)} structures cannot give {n_train} to train and {n_val} to validate; "
+            "lower data.n_train or data.n_val"
+        )
+    order = rng.permutation(len(dataset))
+    return Subset(dataset, order[:n_train]), Subset(dataset, order[n_train : n_train + n_val])
 
 
 def _open(paths: Sequence[str], where: Mapping[str, str], split: str, config: DataConfig) -> Dataset:

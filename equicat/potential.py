@@ -69,7 +69,9 @@ class Potential(nn.Module):
     ):
         super().__init__()
         if config.avg_num_neighbors is None:
-            raise InputError("model.avg_num_neighbors is not set; training fits it to the data, otherwise give a number")
+            raise InputError(
+                "model.avg_num_neighbors is not set; training fits it to the data, otherwise give a number"
+            )
         self.config, self.elements = config, elements
         self.model = Allegro(config, len(elements))
         self.head = PairEnergy(config.n_features, output_mlp)
@@ -144,7 +146,10 @@ class Potential(nn.Module):
         return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_atom)
 
     def atom_energies(
-        self, edge_vec: Float[Tensor, "n_edges 3"], edge_index: Int[Tensor, "2 n_edges"], species: Int[Tensor, "n_atoms"]
+        self,
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
         """s Σ_j E_ij / sqrt(avg_num_neighbors) for every centre, eV; the pure part, for compilers and exports."""
         pair_energy = self.head(self.model(edge_vec, edge_index, species))

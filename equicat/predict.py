@@ -27,9 +27,9 @@ def predict(
 ) -> int:
     """Predict every structure of a file or store.
 
-    ``out`` ending in ``.npz`` gets the arrays of OC20's S2EF leaderboard (``ids``, ``energy``, ``forces`` of free atoms,
-    ``chunk_idx``; float16, rows in the string order of ids); any other name becomes extxyz with energies and forces of
-    all atoms.
+    ``out`` ending in ``.npz`` gets the arrays of OC20's S2EF leaderboard (``ids``, ``energy``, ``forces`` of free
+    atoms, ``chunk_idx``; float16, rows in the string order of ids); any other name becomes extxyz with energies and
+    forces of all atoms.
 
     Returns:
         The number of structures.
@@ -71,7 +71,7 @@ def leaderboard_arrays(structures: list[Structure]) -> dict[str, ndarray]:
     order = np.argsort(ids)
     if "" in ids or len(np.unique(ids)) < len(ids):
         raise InputError("the leaderboard needs a different id for every structure: info keys sid and fid")
-    free = [structures[i].forces[~structures[i].fixed] for i in order]  # type: ignore[index,operator]
+    free = [structures[i].forces[~structures[i].fixed] for i in order]  # type: ignore[index]
     return {
         "ids": ids[order],
         "energy": np.array([structures[i].energy for i in order], dtype=np.float16),

@@ -85,7 +85,9 @@ def load_info(run: str | Path) -> ModelInfo:
     for name in (DESCRIPTION, WEIGHTS):
         if not (run / name).is_file():
             found = ", ".join(sorted(p.name for p in run.iterdir())) or "nothing"
-            raise InputError(f"{run}: has no {name}, so there is no trained model in it (found {found}); train it first")
+            raise InputError(
+                f"{run}: has no {name}, so there is no trained model in it (found {found}); train it first"
+            )
     values: dict[str, Any] = read_json(run / DESCRIPTION)
     if values.pop("format_version", None) != FORMAT_VERSION:
         raise InputError(f"{run / DESCRIPTION}: written by another version of equicat; update equicat")

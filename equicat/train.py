@@ -1,7 +1,6 @@
 """`equicat train`: from a configuration to a run directory. The loop is Lightning's."""
 
 import logging
-import math
 import os
 import shutil
 import time
@@ -18,172 +17,16 @@ import yaml
 from ase.data import atomic_numbers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equicat import runs, statistics
 from equicat.batch import Batch
-from equicat.config import NormalizationConfig, OptimizerConfig, RunConfig, TrainConfig
+from equicat.config import NormalizationConfig, RunConfig, TrainConfig
 from equicat.errors import InputError, nearest
 from equicat.files import replacing_file, write_json
 from equicat.loader import AnyDataset, batches, training_data
-from equicat.metrics import TASK_METRICS, MetricSums
-from equicat.tasks import LABELS, s2ef_loss, s2ef_metrics
-
-COLUMNS = ("energy_mae", "energy_per_atom_mae", "forces_mae", "forces_rmse", "forces_cosine_similarity")
-"""Metrics written to metrics.csv for validation (and, where cheap, for training)."""
-
-
-class TrainingModule(pl.LightningModule):
-    """Loss, metrics and optimiser of S2EF around a potential."""
-
-    def __init__(self, potential: runs.TrainedPotential, config: TrainConfig):
-        super().__init__()
-        self.potential, self.config = potential, config
-        self.started = time.monotonic()
-        self.sums = {stage: MetricSums(TASK_METRICS["s2ef"]) for stage in ("train", "val")}
-        self.losses: dict[str, list[Tensor]] = {"train": [], "val": []}
-        self.row: dict[str, float] = {}
-
-    def _step(self, batch: Batch, stage: str) -> Tensor:
-        prediction = self.potential(batch)
-        loss = s2ef_loss(prediction, batch, self.potential.scale, self.config.loss)
-        self.losses[stage].append(loss.detach().double() * batch.n_systems)
-        self.sums[stage].add(s2ef_metrics(prediction, batch))
-        return loss
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch.
-
-        Raises:
-            InputError: if it is not finite, before it can spoil the weights.
-        """
-        loss = self._step(batch, "train")
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (systems "
-                f"{', '.join(batch.ids[:4])} …); lower optimizer.lr, or look for broken labels with `equicat data info`"
-            )
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def _results(self, stage: str) -> dict[str, float]:
-        """Pooled over batches and ranks."""
-        sums, losses = self.sums[stage], self.losses[stage]
-        state = torch.cat([sums.state.flatten().cpu(), torch.stack([torch.stack(losses).sum().cpu()])])
-        if self.trainer.world_size > 1:
-            state = self.trainer.strategy.reduce(state.to(self.device), reduce_op="sum").cpu()
-        sums.state = state[:-1].view_as(sums.state)
-        n_systems = sums.state[sums.names.index("energy_mae"), 1]
-        values = {name: value for name, value in sums.compute().items() if name in COLUMNS}
-        self.sums[stage], self.losses[stage] = MetricSums(sums.names), []
-        return {f"{stage}_loss": float(state[-1] / n_systems)} | {f"{stage}_{k}": v for k, v in values.items()}
-
-    def on_validation_epoch_end(self) -> None:
-        results = self._results("val")
-        self.row = results if not self.trainer.sanity_checking else {}
-        for name, value in results.items():
-            shown = name in ("val_loss", "val_energy_mae", "val_forces_mae")
-            self.log(name, value, prog_bar=shown)
-
-    def finish_epoch(self) -> dict[str, float]:
-        """Metrics of the epoch: training, and validation if there was one."""
-        row, self.row = self._results("train") | self.row, {}
-        for name in ("train_loss", "train_energy_mae", "train_forces_mae"):
-            self.log(name, row[name], prog_bar=name != "train_loss")
-        return row
-
-    def configure_optimizers(self) -> Any:
-        options = self.config.optimizer
-        optimizer = torch.optim.AdamW(
-            self.potential.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True
-        )
-        if options.schedule == "plateau":
-            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, factor=options.plateau_factor, patience=options.plateau_patience
-            )
-            return [optimizer], [{"scheduler": schedule, "monitor": "val_loss", "frequency": self.config.run.val_every}]
-        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return [optimizer], [{"scheduler": factor, "interval": "step"}]
-
-    def _lr_factor(self, step: int) -> float:
-        options = self.config.optimizer
-        warmup = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
-        if options.schedule == "constant":
-            return warmup
-        return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
-
-    def _progress(self, step: int) -> float:
-        """Share of the run that is over: of its epochs or of its minutes, whichever is further."""
-        trainer = self._trainer
-        total = float(trainer.estimated_stepping_batches) if trainer is not None and step else math.inf
-        minutes = self.config.run.max_minutes
-        timed = (time.monotonic() - self.started) / 60 / minutes if minutes else 0.0
-        return min(1.0, max(step / total, timed))
-
-
-class RunWriter(Callback):
-    """Keeps metrics.csv and the model files of a run directory up to date, from the main process."""
-
-    def __init__(self, run: Path, columns_from: float | None = None):
-        self.run = run
-        self.best = math.inf if columns_from is None else columns_from
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
-        module.started = time.monotonic() - self._seconds_before()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
-        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row["time_s"] = round(time.monotonic() - module.started, 2)
-        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row |= module.finish_epoch()
-        if trainer.is_global_zero:
-            self._append({k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()})
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write the model whenever it is the best yet, so that a run that is killed can be loaded."""
-        assert isinstance(module, TrainingModule)
-        loss = module.row.get("val_loss", math.nan)
-        if trainer.is_global_zero and not trainer.sanity_checking and loss < self.best:
-            self.best = loss
-            averaging = next((c for c in trainer.callbacks if isinstance(c, WeightAveraging)), None)  # type: ignore[attr-defined]
-            averaged = None if averaging is None else averaging._average_model
-            source = module if averaged is None else averaged.module
-            runs.save(self.run, module.potential, source.potential.state_dict())
-
-    def _header(self) -> list[str]:
-        metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *COLUMNS)]
-        return ["epoch", "step", "time_s", "lr", *metrics]
-
-    def _append(self, row: dict[str, str]) -> None:
-        path = self.run / "metrics.csv"
-        new = not path.exists()
-        with path.open("a", encoding="utf-8") as file:
-            if new:
-                file.write(",".join(self._header()) + "\n")
-            file.write(",".join(row.get(name, "") for name in self._header()) + "\n")
-
-    def _seconds_before(self) -> float:
-        """Training time of the sessions before this one, if the run is resumed."""
-        path = self.run / "metrics.csv"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return float(lines[-1].split(",")[2]) if len(lines) > 1 else 0.0
-
-
-class MinuteLimit(Callback):
-    """Stops training after ``minutes``; a validation closes the last epoch."""
-
-    def __init__(self, minutes: float):
-        self.minutes = minutes
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        assert isinstance(module, TrainingModule)
-        if time.monotonic() - module.started > 60 * self.minutes:
-            trainer.should_stop = True
+from equicat.tasks import LABELS
+from equicat.training import MinuteLimit, RunWriter, TrainingModule
 
 
 @dataclass(frozen=True)
@@ -210,17 +53,19 @@ def train(config: TrainConfig) -> TrainResult:
     _prepare_directory(run, options, config, potential)
     writer = RunWriter(run)
     dtype = getattr(torch, options.dtype)
-    loaders = [
+    train_loader, val_loader = (
         batches(data, config.model.cutoff, size, dtype=dtype, shuffle=shuffle, num_workers=options.num_workers)
         for data, size, shuffle in (
             (train_set, options.batch_size, True),
             (val_set, options.val_batch_size or options.batch_size, False),
         )
-    ]
+    )
     with _quiet_lightning():
         trainer = _trainer(config, run, writer)
         started = time.monotonic()
-        trainer.fit(TrainingModule(potential, config), *loaders, ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(
+            TrainingModule(potential, config), train_loader, val_loader, ckpt_path=checkpoint, weights_only=False
+        )
     if trainer.is_global_zero and trainer.interrupted:
         raise InputError(f"interrupted; go on with `--run.resume true` ({run})")
     return TrainResult(run, writer.best, time.monotonic() - started)
@@ -358,7 +203,7 @@ def _checkpoint_to_resume(run: Path, options: RunConfig) -> Path | None:
 def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, potential: runs.TrainedPotential) -> None:
     if options.resume:
         check_same_model(config, runs.load_info(run), run)
-    elif run.exists() and not os.environ.get("LOCAL_RANK", "0") != "0":
+    elif run.exists() and os.environ.get("LOCAL_RANK", "0") == "0":
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
     with replacing_file(run / "config.yaml") as temporary:

@@ -73,5 +73,7 @@ def test_cap_keeps_the_shortest_of_each_centre():
 
 
 def test_atoms_outside_the_cell_and_ase_round_trip():
-    atoms = Atoms("Cu2", positions=[[0, 0, 0], [30.5, -20, 7]], cell=[[2, 0, 0], [1.5, 2, 0], [0.3, 0.2, 2.5]], pbc=True)
+    atoms = Atoms(
+        "Cu2", positions=[[0, 0, 0], [30.5, -20, 7]], cell=[[2, 0, 0], [1.5, 2, 0], [0.3, 0.2, 2.5]], pbc=True
+    )
     assert neighbor_list(Structure.from_ase(atoms), 6.0)[0].shape[1] == len(ase_neighbor_list("i", atoms, 6.0))

@@ -13,6 +13,7 @@ path and edge by edge; the tests hold the two together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 
 from equicat.errors import InputError
 from equicat.models.centers import Chunk, chunks
-from equicat.models.irreps import SCALAR, Irrep, Parity, Paths, dim, layer_irreps
+from equicat.models.contract import contract_and_mix
+from equicat.models.irreps import SCALAR, Irrep, Parity, Paths, couples, harmonics, layer_irreps
 from equicat.models.layers import MLP, BesselBasis, linear_weight, polynomial_envelope, silu
 from equicat.models.spherical import spherical_harmonics
 
 
 @dataclass(frozen=True)
 class AllegroConfig:
-    """Hyperparameters; the defaults are those of the OC20 paper."""
+    """Hyperparameters; the defaults are those used for OC20 in the paper on Allegro for catalysis."""
 
     name: Literal["allegro"] = "allegro"
     """Which architecture."""
@@ -155,9 +157,7 @@ class AllegroLayer(nn.Module):
             scalars = self.scalar_products(v, weights[self.l_max + 1 :], sh, env)
             v = []
         else:
-            products = self.tensor_products(v, weights[self.l_max + 1 :], sh, torch.cat(env, dim=1))
-            scalars = products[0].flatten(2)  # (0, +1) comes first
-            v = [p.flatten(3) @ w for p, w in zip(products, self.mix, strict=True)]
+            scalars, v = self.tensor_products(v, weights[self.l_max + 1 :], sh, torch.cat(env, dim=1))
         # Eqs. 11 and 12, then the residual update with coefficients of unit norm (α = 1/2, supplement).
         update = self.latent_mlp(torch.cat([x, chunk.unpad(scalars)], dim=1)) * (envelope / math.sqrt(5))
         return torch.add(update, x, alpha=2 / math.sqrt(5)), v
@@ -184,26 +184,33 @@ class AllegroLayer(nn.Module):
         w0: Sequence[Tensor],
         sh: list[Tensor],
         env: Float[Tensor, "n_atoms dim_env channels"],
-    ) -> list[Tensor]:
-        """All paths of eq. 8, by output irrep [n_atoms, n_max, 2l+1, n_paths, channels].
+    ) -> tuple[Float[Tensor, "n_atoms n_max n_scalars"], list[Tensor]]:
+        """Scalars of all paths of eq. 8, and all paths mixed into new tensor features (the linear map of eq. 10).
 
         The environment meets the coupling coefficients once per atom.
         """
         n_atoms, dim_env, channels = env.shape
         left = torch.cat(sh, dim=2) if self.first else torch.cat(v, dim=2).permute(0, 3, 1, 2)
-        out = []
-        for paths, coefficients in zip(self.paths.values(), self.coefficients, strict=True):
+        scalars, mixed = None, []
+        for paths, coefficients, mix in zip(self.paths.values(), self.coefficients, self.mix, strict=True):
             dim_in, dim_out, n_paths, _ = coefficients.shape
             if self.first:
                 # m[i, a, k, u] = Σ_b C[a, k, b] A[i, b, u]; then w⁰[ij, u] Σ_a Y[ij, a] m[i, a, k, u].
                 m = (coefficients.view(-1, dim_env) @ env).view(n_atoms, dim_in, -1)
-                w = torch.stack([w0[degree] for (degree, _), _ in paths.pairs], dim=2)
-                out.append((left @ m).unflatten(2, (dim_out, n_paths, channels)) * w[:, :, None])
+                w = torch.cat([w0[degree] for (degree, _), _ in paths.pairs], dim=2)
+                if scalars is not None:
+                    mixed.append(contract_and_mix(left, m, w, mix))
+                    continue
+                product = ((left @ m) * w)[:, :, None]
             else:
                 # Each channel of V meets its own matrix: a product batched over atoms and channels.
                 m = (env.transpose(1, 2) @ coefficients.view(-1, dim_env).t()).view(n_atoms, channels, dim_in, -1)
-                out.append((left @ m).permute(0, 2, 3, 1).unflatten(2, (dim_out, n_paths)))
-        return out
+                product = (left @ m).permute(0, 2, 3, 1).unflatten(2, (dim_out, n_paths)).flatten(3)
+            if scalars is None:  # (0, +1) comes first
+                scalars = product[:, :, 0]
+            mixed.append(product @ mix)
+        assert scalars is not None
+        return scalars, mixed
 
 
 class Allegro(nn.Module):
@@ -218,16 +225,27 @@ class Allegro(nn.Module):
         super().__init__()
         self.config, self.n_species = config, n_species
         self.two_body = TwoBody(config, n_species)
-        irreps: list[list[Irrep] | None] = [*layer_irreps(config.l_max, config.n_layers, config.parity), None]
+        irreps = layer_irreps(config.l_max, config.n_layers, config.parity)
         self.layers = nn.ModuleList(
             AllegroLayer(config, entering, leaving, first=k == 0)
-            for k, (entering, leaving) in enumerate(zip(irreps[:-1], irreps[1:], strict=True))
-            if entering is not None
+            for k, (entering, leaving) in enumerate(zip(irreps, [*irreps[1:], None], strict=True))
         )
 
     @property
     def n_features(self) -> int:
         return self.config.n_features
+
+    @property
+    def floats_per_edge(self) -> int:
+        """Size of the largest intermediate, which decides how many edges are worked on at a time."""
+        config = self.config
+        irreps = [*layer_irreps(config.l_max, config.n_layers, config.parity), [SCALAR]]
+        rows = max(
+            (2 * out[0] + 1) * sum(couples(a, b, out) for a in entering for b in harmonics(config.l_max))
+            for entering, leaving in pairwise(irreps)
+            for out in leaving
+        )
+        return max(*config.two_body_mlp, *config.latent_mlp, rows * config.tensor_channels)
 
     def forward(
         self,
@@ -241,7 +259,7 @@ class Allegro(nn.Module):
         envelope = polynomial_envelope(r / self.config.cutoff, self.config.envelope_p)
         radial = self.two_body.bessel(r / self.config.cutoff) * envelope
         sh = spherical_harmonics(self.config.l_max, edge_vec / r)
-        pieces, position = chunks(center, len(species))
+        pieces, position = chunks(center, len(species), self.floats_per_edge)
         # Everything about an edge's geometry as one array, so that cutting it into chunks is one operation.
         geometry = torch.cat([envelope, radial, sh], dim=1)
         features = [self.pair_features(geometry[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
@@ -261,8 +279,3 @@ class Allegro(nn.Module):
         for layer in self.layers:
             x, v = layer(x, v, by_degree, envelope, chunk)
         return x
-
-
-def n_tensor_components(config: AllegroConfig) -> list[int]:
-    """Components of the tensor features that enter each layer, dead irreps left out."""
-    return [dim(irreps) for irreps in layer_irreps(config.l_max, config.n_layers, config.parity)]

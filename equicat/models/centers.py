@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-EDGES_PER_CHUNK = {"cpu": 1024, "cuda": 1 << 20}
-"""Small enough on a CPU that what a layer makes of a chunk stays in its cache; on a GPU only to bound memory."""
+FLOATS_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 30}
+"""Largest intermediate of a chunk of edges: on a CPU one that stays in its cache, on a GPU only to bound memory."""
+MIN_EDGES_PER_CHUNK = 256
+"""Smaller chunks cost more in overhead than they save."""
 
 
 class _Pad(torch.autograd.Function):
@@ -64,7 +66,7 @@ class Chunk:
 
 
 def chunks(
-    center: Int[Tensor, "n_edges"], n_atoms: int, edges_per_chunk: int | None = None
+    center: Int[Tensor, "n_edges"], n_atoms: int, floats_per_edge: int
 ) -> tuple[list[Chunk], Int[Tensor, "n_edges"] | None]:
     """Split edges, sorted by centre, into chunks of whole centres with similar numbers of neighbours.
 
@@ -73,7 +75,9 @@ def chunks(
     Returns:
         The chunks, and where each edge stands in their concatenation (None if they are already in order).
     """
-    budget = edges_per_chunk or EDGES_PER_CHUNK.get(center.device.type, EDGES_PER_CHUNK["cuda"])
+    budget = max(
+        FLOATS_PER_CHUNK.get(center.device.type, FLOATS_PER_CHUNK["cuda"]) // floats_per_edge, MIN_EDGES_PER_CHUNK
+    )
     n_edges = len(center)
     counts = torch.bincount(center, minlength=n_atoms)
     starts = counts.cumsum(0) - counts

@@ -51,7 +51,7 @@ def layer_irreps(l_max: int, n_layers: int, parity: Parity) -> list[list[Irrep]]
     sh = harmonics(l_max)
     every = [(degree, p) for degree in range(l_max + 1) for p in (1, -1)]
     allowed = sh if parity == "restricted" else sorted(every, key=lambda ir: (ir not in sh, ir[0]))
-    live = [[ir for ir in sh]]  # what the last layer can turn into scalars
+    live = [list(sh)]  # what the last layer can turn into scalars
     for _ in range(n_layers - 1):
         live.insert(0, [ir for ir in allowed if any(couples(ir, b, out) for b in sh for out in [*live[0], SCALAR])])
     entering = [sh]

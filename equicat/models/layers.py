@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 SILU_GAIN = 1.6791767
-"""1 / sqrt(E[silu(z)²]) for z ~ N(0, 1): weights after a SiLU are drawn larger by this, so that signals keep unit size."""
+"""1 / sqrt(E[silu(z)²]) for z ~ N(0, 1): weights after a SiLU are drawn larger by this, so that signals keep size."""
 
 
 def linear_weight(n_in: int, n_out: int, gain: float = 1.0) -> nn.Parameter:
@@ -42,8 +42,9 @@ class _SiLUBackward(torch.autograd.Function):
     def backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor, Tensor]:
         grad, x = ctx.saved_tensors
         s = torch.sigmoid(x)
-        second = s * (1 - s) * torch.addcmul(torch.full_like(x[:1, :1], 2.0), x, 1 - 2 * s)  # silu''(x)
-        return _SiLUBackward.apply(grad_grad, x), grad_grad * grad * second
+        # silu''(x) = s (1 − s) (2 + x (1 − 2 s)), one fused pass for the first product.
+        second = torch.ops.aten.sigmoid_backward(grad_grad * grad, s)
+        return _SiLUBackward.apply(grad_grad, x), second * torch.addcmul(x, x, s, value=-2).add(2)
 
 
 def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @cache
-def _raise_degree(degree: int) -> Float[Tensor, "3_dim dim_out"]:
+def _raise_degree(degree: int) -> Float[Tensor, "n_products dim_out"]:
     """C with Y_{l+1} = (Y_l ⊗ Y_1) C: the part of degree l+1 of that product is Y_{l+1} up to a factor.
 
     The factor follows from evaluating both sides at the pole, where Y_{l0} = sqrt(2l + 1) and all other m vanish.

@@ -1,0 +1,82 @@
+"""Data and runs that several test modules share; made once, small."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from equicat import Structure
+from equicat.config import from_mapping
+from equicat.datasets import DatasetInfo, write_store
+from equicat.models.allegro import AllegroConfig
+from equicat.testing import example_structures
+from equicat.train import train
+
+torch.set_num_threads(1)
+
+SMALL = AllegroConfig(
+    cutoff=4.0,
+    n_layers=2,
+    l_max=2,
+    tensor_channels=4,
+    two_body_mlp=(8, 16),
+    latent_mlp=(16,),
+    avg_num_neighbors=10.0,
+)
+TINY_MODEL = {
+    "cutoff": 4.0,
+    "n_layers": 2,
+    "l_max": 1,
+    "tensor_channels": 4,
+    "two_body_mlp": [16, 16],
+    "latent_mlp": [16],
+}
+
+
+def labelled(seed: int) -> Structure:
+    """A slab-like system with the energy and forces of a harmonic pair potential; something a model can learn."""
+    slab = example_structures((8, 29), seed)[1]
+    delta = slab.positions[:, None] - slab.positions[None]
+    r = np.linalg.norm(delta, axis=2) + np.eye(len(slab)) * 2.5
+    near = r < 3.5
+    energy = 0.25 * np.sum(near * (r - 2.5) ** 2) - 1.5 * np.sum(slab.numbers == 8)
+    forces = -np.sum((near * (r - 2.5) / r)[:, :, None] * delta, axis=1)
+    return Structure(
+        **{n: getattr(slab, n) for n in ("numbers", "positions", "cell", "pbc", "fixed", "tags")},
+        energy=float(energy),
+        forces=forces,
+        sid=f"s{seed}",
+        fid=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A data set directory with 16 training and two times 6 validation systems."""
+    root = tmp_path_factory.mktemp("data")
+    info = DatasetInfo("adsorption", {"H2": -6.7})
+    for split, seeds in {"train": range(16), "val_id": range(16, 22), "val_ood_ads": range(22, 28)}.items():
+        write_store(root / "s2ef" / split, [labelled(s) for s in seeds], info)
+    return root
+
+
+def configuration(data: Path, out: Path, **parts: dict) -> dict:
+    """A training configuration of seconds."""
+    values = {
+        "data": {"train": [str(data)], "val": [str(data)]},
+        "model": dict(TINY_MODEL),
+        "output_mlp": [8],
+        "optimizer": {"lr": 0.01},
+        "run": {"out": str(out), "batch_size": 4, "max_epochs": 3, "progress": False, "accelerator": "cpu"},
+    }
+    for part, options in parts.items():
+        values[part] = values.get(part, {}) | options
+    return values
+
+
+@pytest.fixture(scope="session")
+def run(data, tmp_path_factory) -> Path:
+    """A finished run of a tiny model; treat as read-only."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return train(from_mapping(configuration(data, out))).run
