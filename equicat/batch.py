@@ -68,8 +68,9 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """A copy with ``function`` applied to every tensor."""
-        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in fields.items()})
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        mapped: dict[str, Any] = {name: function(v) if isinstance(v, Tensor) else v for name, v in fields.items()}
+        return Batch(**mapped)
 
     def to(self, device: torch.device | str) -> "Batch":
         return self.map(lambda t: t.to(device, non_blocking=True))

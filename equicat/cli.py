@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from equicat import __version__
 from equicat.errors import InputError, nearest
@@ -32,6 +32,7 @@ class Parser(ArgumentParser):
 
 
 def _parser(name: str, description: str) -> Parser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands under a field is its help
     return Parser(prog=f"equicat {name}", description=description, exit_on_error=True)
 
 
@@ -254,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
-        print(f"equicat: {error}", file=sys.stderr)
+        print(f"equicat: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("equicat: interrupted", file=sys.stderr)

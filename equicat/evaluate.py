@@ -176,7 +176,7 @@ def as_text(summary: dict[str, Any]) -> str:
     """The tables that `equicat evaluate` prints, one a split."""
     parts = []
     for name, split in summary["splits"].items():
-        title = f"{name}: {split['n_systems']} systems, {split['n_free_atoms']} free atoms"
+        title = f"{name}: {split['n_systems']} structures, {split['n_free_atoms']} free atoms"
         parts.append(f"{title}\n{format_table(split['rows'])}")
     parts.append(f"Energies: {summary['energy_reference']}. Fixed atoms are not counted.")
     return "\n\n".join(parts)

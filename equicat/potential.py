@@ -28,6 +28,10 @@ class Prediction:
     """−Σ r_ij ⊗ F_ij in eV, that is dE/dε; the stress is this over the volume."""
 
 
+INITIAL_GAIN = 0.1
+"""Of the last weights: an untrained potential starts near zero, not with forces many times those of the data."""
+
+
 class PairEnergy(nn.Module):
     """E_ij = MLP(x^ij), eq. 14 of Musaelian et al. 2023, from the scalar features of a pair.
 
@@ -38,7 +42,7 @@ class PairEnergy(nn.Module):
 
     def __init__(self, n_features: int, hidden: tuple[int, ...]):
         super().__init__()
-        self.mlp = MLP([n_features, *hidden, 1])
+        self.mlp = MLP([n_features, *hidden, 1], last_gain=INITIAL_GAIN)
 
     def forward(self, features: Float[Tensor, "n_edges n_features"]) -> Float[Tensor, "n_edges"]:
         return self.mlp(features)[:, 0]

@@ -71,7 +71,7 @@ def leaderboard_arrays(structures: list[Structure]) -> dict[str, ndarray]:
     order = np.argsort(ids)
     if "" in ids or len(np.unique(ids)) < len(ids):
         raise InputError("the leaderboard needs a different id for every structure: info keys sid and fid")
-    free = [structures[i].forces[~structures[i].fixed] for i in order]  # type: ignore[index]
+    free = [structures[i].forces[~structures[i].fixed] for i in order]
     return {
         "ids": ids[order],
         "energy": np.array([structures[i].energy for i in order], dtype=np.float16),

@@ -145,7 +145,7 @@ def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str) -> runs.Trained
         )
     for structure in data:
         potential.species(Batch.from_structures([structure], 1e-3))
-    return potential.requires_grad_(True)
+    return potential.requires_grad_(True).train()
 
 
 def check_same_model(config: TrainConfig, info: runs.ModelInfo, run: str | Path) -> None:

@@ -92,7 +92,7 @@ class TrainingModule(pl.LightningModule):
                 optimizer, factor=options.plateau_factor, patience=options.plateau_patience
             )
             return [optimizer], [{"scheduler": schedule, "monitor": "val_loss", "frequency": self.config.run.val_every}]
-        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step))
         return [optimizer], [{"scheduler": factor, "interval": "step"}]
 
     def _lr_factor(self, step: int) -> float:

@@ -61,10 +61,10 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-def configuration(data: Path, out: Path, **parts: dict) -> dict:
+def configuration(data: Path, out: Path, data_options: dict | None = None, **parts: dict) -> dict:
     """A training configuration of seconds."""
     values = {
-        "data": {"train": [str(data)], "val": [str(data)]},
+        "data": {"train": [str(data)], "val": [str(data)]} | (data_options or {}),
         "model": dict(TINY_MODEL),
         "output_mlp": [8],
         "optimizer": {"lr": 0.01},

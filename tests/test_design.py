@@ -31,7 +31,7 @@ LAYERS = """
     models models.irreps models.spherical models.centers models.contract models.layers
     models.allegro models.allegro_plain
     potential statistics metrics config tasks loader runs
-    train evaluate predict calculators
+    training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
     report_data report_figures report

@@ -58,11 +58,13 @@ class MLP(nn.Module):
     Args:
         widths: of input, hidden layers and output; two widths make a plain linear map.
         silu_input: the input comes out of a SiLU (sets the variance of the first weights only).
+        last_gain: makes the last weights smaller or larger at the start.
     """
 
-    def __init__(self, widths: Sequence[int], silu_input: bool = False):
+    def __init__(self, widths: Sequence[int], silu_input: bool = False, last_gain: float = 1.0):
         super().__init__()
         gains = [SILU_GAIN if silu_input or k else 1.0 for k in range(len(widths) - 1)]
+        gains[-1] *= last_gain
         self.weights = nn.ParameterList(map(linear_weight, widths[:-1], widths[1:], gains))
 
     def forward(self, x: Float[Tensor, "n n_in"]) -> Float[Tensor, "n n_out"]:
@@ -74,7 +76,7 @@ class MLP(nn.Module):
 
 
 class BesselBasis(nn.Module):
-    """B_n(x) = √2 sin(nπx) / x for x = r / cutoff, frequencies trainable from nπ on (Gasteiger et al. 2020, eq. 7).
+    """B_n(x) = sin(nπx) / (πx) for x = r / cutoff, frequencies trainable from nπ on (Gasteiger et al. 2020, eq. 7).
 
     Up to the constant that the next weights absorb, the published functions; this one is of order one at bond lengths.
     """
@@ -84,7 +86,7 @@ class BesselBasis(nn.Module):
         self.frequencies = nn.Parameter(math.pi * torch.arange(1.0, n + 1), requires_grad=trainable)
 
     def forward(self, x: Float[Tensor, "n 1"]) -> Float[Tensor, "n n_basis"]:
-        return torch.sin(x * self.frequencies) * (math.sqrt(2) / x)
+        return torch.sin(x * self.frequencies) / (math.pi * x)
 
 
 def polynomial_envelope(x: Float[Tensor, "..."], p: int) -> Float[Tensor, "..."]:
