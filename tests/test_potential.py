@@ -81,7 +81,7 @@ def test_training_gradient_agrees_with_finite_differences():
         down = loss().item()
         with torch.no_grad():
             p.view(-1)[k] += step
-        assert (up - down) / (2 * step) == pytest.approx(p.grad.view(-1)[k].item(), rel=1e-5, abs=1e-8), name
+        assert (up - down) / (2 * step) == pytest.approx(p.grad.view(-1)[k].item(), rel=1e-4, abs=1e-8), name
 
 
 def test_evaluation_keeps_no_graph():
