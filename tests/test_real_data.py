@@ -1,0 +1,54 @@
+"""Real DFT data and the paper's size: minutes, so only `make test-slow` runs them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import configuration
+
+from equicat.config import from_mapping, read_yaml
+from equicat.evaluate import evaluate
+from equicat.models.allegro import AllegroConfig
+from equicat.potential import Potential
+from equicat.readers import read
+from equicat.testing import check_all
+from equicat.train import train
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real DFT data are not at {DATA}")
+
+
+@pytest.mark.slow
+def test_physics_of_the_paper_size_model():
+    torch.manual_seed(0)
+    config = AllegroConfig(avg_num_neighbors=30.0)
+    check_all(Potential(config, (1, 8, 29)))
+
+
+@pytest.mark.benchmark
+@needs_data
+def test_a_minute_on_3bpa_beats_zero_forces_tenfold(tmp_path):
+    values = read_yaml(Path(__file__).parents[1] / "configs" / "3bpa.yaml")
+    values["data"]["train"] = [str(DATA / "3bpa" / "train_300K.xyz")]
+    values["run"] |= {"out": str(tmp_path / "run"), "max_minutes": 3, "progress": False}
+    run = train(from_mapping(values)).run
+    rows = evaluate(run, DATA / "3bpa" / "test_300K.extxyz", progress=False)["splits"]["test_300K"]["rows"]
+    assert rows["allegro"]["forces_rmse"] < 0.1 * rows["mean energy, F = 0"]["forces_rmse"]
+
+
+@pytest.mark.benchmark
+@needs_data
+def test_oc20_relaxations_read_and_train(tmp_path):
+    files = sorted((DATA / "oc20_mini" / "trajectories").glob("*.xz"))[:3]
+    frames = [s for f in files for s in read(f, "energy_minus_linref")]
+    assert any(np.abs(s.forces[s.fixed]).max() > 0.01 for s in frames), "forces of fixed atoms are kept"
+    options = {
+        "train": [str(f) for f in files],
+        "val": [str(f) for f in files],
+        "train_where": {"split": "train"},
+        "val_where": {"split": "val_id"},
+        "energy_key": "energy_minus_linref",
+    }
+    values = configuration(tmp_path, tmp_path / "run", options, run={"max_epochs": 1})
+    assert np.isfinite(train(from_mapping(values)).best_val_loss)
