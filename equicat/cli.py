@@ -83,12 +83,14 @@ def _train(options: Namespace) -> None:
     from equicat.config import TrainConfig
     from equicat.evaluate import as_text, evaluate_validation
     from equicat.report import write_report
-    from equicat.train import train
+    from equicat.train import is_main_process, train
 
     values = _train_parser().instantiate(options).as_dict()
     values.pop("config", None)
     config = TrainConfig(**values)
     result = train(config)
+    if not is_main_process():
+        return
     print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
     print(as_text(evaluate_validation(result.run, progress=config.run.progress)))
     print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")

@@ -17,6 +17,7 @@ import yaml
 from ase.data import atomic_numbers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equicat import runs, statistics
@@ -69,6 +70,11 @@ def train(config: TrainConfig) -> TrainResult:
     if trainer.is_global_zero and trainer.interrupted:
         raise InputError(f"interrupted; go on with `--run.resume true` ({run})")
     return TrainResult(run, writer.best, time.monotonic() - started)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files; with several devices, torchrun or SLURM only the first one does."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def _trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Trainer:
@@ -192,7 +198,7 @@ def _checkpoint_to_resume(run: Path, options: RunConfig) -> Path | None:
         if not checkpoint.is_file():
             raise InputError(f"{run}: nothing to resume, {checkpoint} is missing")
         return checkpoint
-    if run.exists() and any(run.iterdir()) and not options.overwrite:
+    if is_main_process() and run.exists() and any(run.iterdir()) and not options.overwrite:
         raise InputError(
             f"{run}: exists; choose another run.out, or give `--run.overwrite true` to replace it "
             "or `--run.resume true` to go on"
@@ -203,7 +209,9 @@ def _checkpoint_to_resume(run: Path, options: RunConfig) -> Path | None:
 def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, potential: runs.TrainedPotential) -> None:
     if options.resume:
         check_same_model(config, runs.load_info(run), run)
-    elif run.exists() and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not is_main_process():
+        return
+    if run.exists() and not options.resume:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
     with replacing_file(run / "config.yaml") as temporary:

@@ -1,10 +1,13 @@
 """Real DFT data and the paper's size: minutes, so only `make test-slow` runs them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import configuration
 
 from equicat.config import from_mapping, read_yaml
@@ -52,3 +55,15 @@ def test_oc20_relaxations_read_and_train(tmp_path):
     }
     values = configuration(tmp_path, tmp_path / "run", options, run={"max_epochs": 1})
     assert np.isfinite(train(from_mapping(values)).best_val_loss)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_run(data, tmp_path):
+    values = configuration(data, tmp_path / "run", run={"devices": "2", "max_epochs": 2})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "equicat.cli", "train", str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in log[1:]] == [["0", "2"], ["1", "4"]], "16 structures, 4 a step, 2 processes"
+    assert done.stdout.count("trained for") == 1, "one process reports"
