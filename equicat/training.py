@@ -1,5 +1,6 @@
 """The loop's parts: what a training step is, and what a run directory gets after each epoch."""
 
+import csv
 import math
 import time
 from pathlib import Path
@@ -114,13 +115,13 @@ class TrainingModule(pl.LightningModule):
 class RunWriter(Callback):
     """Keeps metrics.csv and the model files of a run directory up to date, from the main process."""
 
-    def __init__(self, run: Path, columns_from: float | None = None):
+    def __init__(self, run: Path):
         self.run = run
-        self.best = math.inf if columns_from is None else columns_from
+        self.best = min(self._logged("val_loss"), default=math.inf)  # of the sessions before this one, if resumed
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
-        module.started = time.monotonic() - self._seconds_before()
+        module.started = time.monotonic() - max(self._logged("time_s"), default=0.0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
@@ -155,11 +156,13 @@ class RunWriter(Callback):
                 file.write(",".join(self._header()) + "\n")
             file.write(",".join(row.get(name, "") for name in self._header()) + "\n")
 
-    def _seconds_before(self) -> float:
-        """Training time of the sessions before this one, if the run is resumed."""
+    def _logged(self, column: str) -> list[float]:
+        """What metrics.csv holds already."""
         path = self.run / "metrics.csv"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return float(lines[-1].split(",")[2]) if len(lines) > 1 else 0.0
+        if not path.exists():
+            return []
+        with path.open(encoding="utf-8") as file:
+            return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
 
 class MinuteLimit(Callback):

@@ -66,6 +66,17 @@ def test_resume_goes_on(data, tmp_path):
     assert float(log[2]["time_s"]) >= float(log[1]["time_s"])
 
 
+def test_resuming_keeps_the_best_model(data, tmp_path):
+    out = tmp_path / "run"
+    train(from_mapping(configuration(data, out, run={"max_epochs": 1})))
+    text = (out / "metrics.csv").read_text()
+    (out / "metrics.csv").write_text(text.replace(rows(out)[0]["val_loss"], "1e-9"))
+    before = (out / "model.safetensors").read_bytes()
+    result = train(from_mapping(configuration(data, out, run={"max_epochs": 2, "resume": True})))
+    assert result.best_val_loss == 1e-9
+    assert (out / "model.safetensors").read_bytes() == before, "a worse epoch does not replace a better one"
+
+
 def test_resume_with_another_cutoff_is_refused(data, tmp_path):
     out = tmp_path / "run"
     train(from_mapping(configuration(data, out, run={"max_epochs": 1})))
