@@ -34,12 +34,13 @@ class Batch:
     energy: Float[Tensor, "n_systems"] | None = None
     forces: Float[Tensor, "n_atoms 3"] | None = None
     relaxed_energy: Float[Tensor, "n_systems"] | None = None
-    relaxed_positions: Float[Tensor, "n_atoms 3"] | None = None
+    displacements: Float[Tensor, "n_atoms 3"] | None = None
+    """r_relaxed − r_initial by the minimum image, Å."""
     ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n, s, e = len(self.positions), len(self.cell), self.edge_index.shape[1]
-        per_atom = ("numbers", "system_idx", "fixed", "tags", "forces", "relaxed_positions")
+        per_atom = ("numbers", "system_idx", "fixed", "tags", "forces", "displacements")
         expected = dict.fromkeys(per_atom, n) | {"pbc": s, "energy": s, "relaxed_energy": s, "edge_shift": e}
         for name, length in expected.items():
             value = getattr(self, name)
@@ -117,7 +118,9 @@ class Batch:
             return None if missing else values
 
         energy, relaxed_energy = label("energy"), label("relaxed_energy")
-        forces, relaxed_positions = label("forces"), label("relaxed_positions")
+        forces, displacements = label("forces"), None
+        if label("relaxed_positions") is not None:
+            displacements = torch.from_numpy(np.concatenate([s.displacements for s in structures])).to(dtype)
         return cls(
             positions=stacked("positions", dtype),
             cell=torch.from_numpy(np.stack([s.cell for s in structures])).to(dtype),
@@ -133,6 +136,6 @@ class Batch:
             energy=None if energy is None else torch.tensor(energy, dtype=torch.float64),
             forces=None if forces is None else stacked("forces", dtype),
             relaxed_energy=None if relaxed_energy is None else torch.tensor(relaxed_energy, dtype=torch.float64),
-            relaxed_positions=None if relaxed_positions is None else stacked("relaxed_positions", dtype),
+            displacements=displacements,
             ids=tuple(s.id for s in structures),
         )

@@ -24,7 +24,8 @@ class Calculator(AseCalculator):
         device: where to compute.
 
     Raises:
-        InputError: if the run has no weights, or, when computing, for an element that the model does not know.
+        InputError: if the run has no weights or predicts no forces; when computing, for an element that the model does
+            not know.
     """
 
     implemented_properties = [  # noqa: RUF012 (declared by ASE)
@@ -37,7 +38,7 @@ class Calculator(AseCalculator):
 
     def __init__(self, run: str | Path, device: str = "cpu", **kwargs: Any):
         super().__init__(**kwargs)
-        self.potential = runs.load(run, device)
+        self.potential = runs.load_potential(run, device)
         self.energy_reference = self.potential.info.energy_reference
 
     def calculate(

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from equicat.errors import InputError
+from equicat.heads import DisplacementHead
 from equicat.models.allegro import AllegroConfig
 
 
@@ -45,29 +46,61 @@ class NormalizationConfig:
     references: Literal["linear", "none"] | dict[str, float] = "linear"
     """Energy of each element (eV): linear fits them to the training energies; or give them, such as {H: -13.6}."""
     scale: float | None = None
-    """Pair energies are in units of this (eV); null takes the root mean square force of free atoms."""
+    """Energies are in units of this (eV); null takes the root mean square force of free atoms (s2ef), or what the
+    linear references leave of the energies."""
+    displacement_scale: float | None = None
+    """Displacements are in units of this (Å); null takes their root mean square component of free atoms."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """energy_weight × energy loss + forces_weight × force loss, errors in units of the scale; free atoms only."""
+    """Sum of weight × loss over what is predicted, errors in units of the model's scales; free atoms only."""
 
     energy: Literal["mae", "per_atom_mae", "per_atom_mse"] = "mae"
     """Mean absolute error per system, or mean absolute or squared error per atom."""
     forces: Literal["l2", "mae", "mse"] = "l2"
     """Mean length of the error vector, or mean absolute or squared error of the components."""
-    energy_weight: float = 1.0
-    """Coefficient of the energy loss."""
+    displacements: Literal["l2", "mae", "mse"] = "l2"
+    """The same of displacements (is2re, is2rs)."""
+    energy_weight: float | None = None
+    """Coefficient of the energy loss; null is 1, but 0 (no energies) for is2rs."""
     forces_weight: float = 30.0
-    """Coefficient of the force loss."""
+    """Coefficient of the force loss (s2ef)."""
+    displacement_weight: float | None = None
+    """Coefficient of the displacement loss; null is 1 for is2rs and 0 (no displacements) for is2re."""
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Noisy nodes (is2re, is2rs): train on corrupted initial structures, displacements corrected for it.
+
+    Godwin et al., ICLR 2022 (arXiv 2106.07971). Only free atoms move; validation sees the data as they are.
+    """
+
+    share: float = 0.0
+    """Share of training structures that are corrupted; 0 turns it off."""
+    interpolate: bool = True
+    """Start anywhere on the straight line from the initial to the relaxed structure."""
+    sigma: float = 0.0
+    """Standard deviation (Å) of Gaussian noise on top, along each axis."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or self.sigma < 0:
+            raise InputError(
+                f"noise: share is {self.share}, sigma {self.sigma}; 0 ≤ share ≤ 1 and sigma ≥ 0 are needed"
+            )
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, a schedule, an average of the weights."""
+    """Adam or Muon, a schedule, an average of the weights."""
 
+    name: Literal["adam", "muon"] = "adam"
+    """adam; or muon, which orthogonalises the steps of weight matrices and leaves the rest to Adam."""
     lr: float = 2e-3
-    """Learning rate."""
+    """Learning rate (of Adam)."""
+    matrix_lr: float = 0.01
+    """Learning rate of Muon, of the weight matrices."""
     schedule: Literal["plateau", "cosine", "constant"] = "plateau"
     """plateau lowers the rate when val_loss stalls; cosine takes it to 1% over max_epochs or max_minutes."""
     warmup_steps: int = 0
@@ -88,7 +121,7 @@ class OptimizerConfig:
 class RunConfig:
     """How long, on what, and where results go."""
 
-    out: str = "runs/s2ef"
+    out: str = "runs/model"
     """Run directory."""
     overwrite: bool = False
     """Replace a run that is there."""
@@ -130,12 +163,15 @@ class RunConfig:
 class TrainConfig:
     """Everything `equicat train` reads from its YAML file."""
 
-    task: Literal["s2ef"] = "s2ef"
-    """s2ef: structure to energy and forces."""
+    task: Literal["s2ef", "is2re", "is2rs"] = "s2ef"
+    """s2ef: structure to energy and forces; is2re: initial structure to relaxed energy; is2rs: to relaxed structure."""
     data: DataConfig = field(default_factory=DataConfig)
     model: AllegroConfig = field(default_factory=AllegroConfig)
     output_mlp: tuple[int, ...] = (128,)
-    """Hidden widths of the map from pair features to pair energy."""
+    """Hidden widths of the maps from features to what is predicted."""
+    displacement_head: DisplacementHead = "vector"
+    """How displacements are predicted: gradient, magnitude-direction, vector or pair (see equicat.heads)."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

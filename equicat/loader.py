@@ -1,5 +1,6 @@
 """From what a configuration names to batches."""
 
+import dataclasses
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from numpy import ndarray
 from torch.utils.data import DataLoader
 
 from equicat.batch import Batch
-from equicat.config import DataConfig
+from equicat.config import DataConfig, NoiseConfig
 from equicat.datasets import Dataset, DatasetInfo, MemoryDataset, open_dataset, require_labels, splits_of
 from equicat.errors import InputError
 from equicat.readers import read
@@ -48,24 +49,56 @@ class Subset(Sequence[Structure]):
 AnyDataset = Dataset | Subset
 
 
-def training_data(config: DataConfig, labels: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
-    """Training and validation data as configured.
+class Corrupted(Sequence[Structure]):
+    """Noisy nodes: initial structures moved towards the relaxed ones and shaken, anew each time they are read.
+
+    The relaxed structure stays, so the displacement still to go is corrected by itself.
+    """
+
+    def __init__(self, dataset: AnyDataset, config: NoiseConfig):
+        self.dataset, self.config = dataset, config
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
+        # PyTorch's generator is seeded by run.seed, and differently in each worker.
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        return corrupted(self.dataset[i], self.config, rng)
+
+
+def corrupted(structure: Structure, config: NoiseConfig, rng: np.random.Generator) -> Structure:
+    """The structure, or with probability ``config.share`` one with its free atoms elsewhere; see Godwin et al. 2022."""
+    if rng.random() >= config.share:
+        return structure
+    moved = structure.positions + config.sigma * rng.normal(size=structure.positions.shape)
+    if config.interpolate:
+        moved += rng.random() * structure.displacements
+    relaxed = structure.positions + structure.displacements
+    assert structure.fixed is not None
+    positions = np.where(structure.fixed[:, None], structure.positions, moved)
+    return dataclasses.replace(structure, positions=positions, relaxed_positions=relaxed, energy=None, forces=None)
+
+
+def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
+    """Training and validation data of a task, as configured.
 
     Raises:
         InputError: if something is missing, empty, lacks a label that the task trains on, or mixes energy references.
     """
     if not config.train:
         raise InputError("data.train is empty; name a data set, a store or a structure file")
-    everything = _open(config.train, config.train_where, "train", config)
+    everything = _open(config.train, config.train_where, "train", task, config)
     rng = np.random.default_rng(config.split_seed)
     if config.val:
         train = _draw(everything, config.n_train, rng, "data.n_train")
-        val = _draw(_open(config.val, config.val_where, "val_id", config), config.n_val, rng, "data.n_val")
+        val = _draw(_open(config.val, config.val_where, "val_id", task, config), config.n_val, rng, "data.n_val")
     else:
         train, val = _split(everything, config, rng)
     for dataset in (train, val):
         require_labels(dataset.dataset if isinstance(dataset, Subset) else dataset, labels)
-    if train.info.energy_reference != val.info.energy_reference:
+    uses_energies = any("energy" in label for label in labels)
+    if uses_energies and train.info.energy_reference != val.info.energy_reference:
         raise InputError(
             f"training energies are {train.info.energy_reference!r}, validation energies "
             f"{val.info.energy_reference!r}; the two cannot be mixed"
@@ -86,10 +119,10 @@ def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tu
     return Subset(dataset, order[:n_train]), Subset(dataset, order[n_train : n_train + n_val])
 
 
-def _open(paths: Sequence[str], where: Mapping[str, str], split: str, config: DataConfig) -> Dataset:
+def _open(paths: Sequence[str], where: Mapping[str, str], split: str, task: str, config: DataConfig) -> Dataset:
     files = list(chain.from_iterable(sorted(glob.glob(p)) or [p] for p in paths))
     if len(files) == 1 and Path(files[0]).is_dir():
-        found = splits_of(files[0], "s2ef")
+        found = splits_of(files[0], task)
         if len(found) > 1 and split not in found:
             raise InputError(f"{files[0]}: has no split {split!r}, only {', '.join(found)}; name one of them")
         path = found[split] if split in found else next(iter(found.values()))

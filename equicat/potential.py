@@ -1,7 +1,7 @@
 """From positions to energies and forces: the only place where autograd meets geometry."""
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from ase.data import chemical_symbols
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from equicat.batch import Batch
 from equicat.errors import InputError
+from equicat.heads import ScalarHead
 from equicat.models.allegro import Allegro, AllegroConfig
-from equicat.models.layers import MLP
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,48 +28,30 @@ class Prediction:
     """−Σ r_ij ⊗ F_ij in eV, that is dE/dε; the stress is this over the volume."""
 
 
-INITIAL_GAIN = 0.1
-"""Of the last weights: an untrained potential starts near zero, not with forces many times those of the data."""
-
-
-class PairEnergy(nn.Module):
-    """E_ij = MLP(x^ij), eq. 14 of Musaelian et al. 2023, from the scalar features of a pair.
-
-    Args:
-        n_features: scalar features.
-        hidden: widths of hidden layers.
-    """
-
-    def __init__(self, n_features: int, hidden: tuple[int, ...]):
-        super().__init__()
-        self.mlp = MLP([n_features, *hidden, 1], last_gain=INITIAL_GAIN)
-
-    def forward(self, features: Float[Tensor, "n_edges n_features"]) -> Float[Tensor, "n_edges"]:
-        return self.mlp(features)[:, 0]
-
-
-class Potential(nn.Module):
-    """E = Σ_i (s Σ_j E_ij / sqrt(avg_num_neighbors) + ε_{Z_i}), F = −dE/dr.
+class AtomisticModel(nn.Module):
+    """A network, the elements that it knows, and what an energy is made of; a task's model adds what it predicts.
 
     Args:
         config: of the network, ``avg_num_neighbors`` set.
         elements: atomic numbers that the model knows, ascending.
-        output_mlp: hidden widths of the map from pair features to pair energy.
-        scale: s, eV; the root mean square force of the training data is a good choice.
+        scale: s, eV.
         reference_energies: ε by element, eV, in the order of ``elements``.
+        vectors: whether a head needs the network's vectors.
     """
 
     scale: Tensor
     reference_energies: Tensor
     species_of_number: Tensor
+    info: Any
+    """Of a trained model, its :class:`~equicat.runs.ModelInfo`."""
 
     def __init__(
         self,
         config: AllegroConfig,
         elements: tuple[int, ...],
-        output_mlp: tuple[int, ...] = (128,),
         scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
+        vectors: bool = False,
     ):
         super().__init__()
         if config.avg_num_neighbors is None:
@@ -77,8 +59,8 @@ class Potential(nn.Module):
                 "model.avg_num_neighbors is not set; training fits it to the data, otherwise give a number"
             )
         self.config, self.elements = config, elements
-        self.model = Allegro(config, len(elements))
-        self.head = PairEnergy(config.n_features, output_mlp)
+        self.avg_num_neighbors = config.avg_num_neighbors
+        self.model = Allegro(config, len(elements), vectors)
         self.register_buffer("scale", torch.tensor(scale))
         # Per-atom energies of DFT are thousands of eV: summed in float64, whatever the model's own precision.
         references = reference_energies or (0.0,) * len(elements)
@@ -112,6 +94,44 @@ class Potential(nn.Module):
             )
         return species
 
+    def system_energies(
+        self, atom_energies: Float[Tensor, "n_atoms"], species: Int[Tensor, "n_atoms"], batch: Batch
+    ) -> Float[Tensor, "n_systems"]:
+        """Σ_i (E_i + ε_{Z_i}), eV; accumulated in float64, so that a large system's sum keeps its digits."""
+        per_atom = atom_energies.double() + self.reference_energies[species]
+        return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_atom)
+
+
+def minus_gradient(
+    gradient: Float[Tensor, "n_edges 3"], edge_index: Int[Tensor, "2 n_edges"], n_atoms: int
+) -> Float[Tensor, "n_atoms 3"]:
+    """−∂/∂r_i of a scalar, from its derivatives with respect to the pair vectors r_j − r_i."""
+    center, neighbor = edge_index
+    return gradient.new_zeros(n_atoms, 3).index_add(0, center, gradient).index_add(0, neighbor, -gradient)
+
+
+class Potential(AtomisticModel):
+    """E = Σ_i (s Σ_j E_ij / sqrt(avg_num_neighbors) + ε_{Z_i}), F = −dE/dr.
+
+    Args:
+        config: of the network, ``avg_num_neighbors`` set.
+        elements: atomic numbers that the model knows, ascending.
+        output_mlp: hidden widths of the map from pair features to pair energy.
+        scale: s, eV; the root mean square force of the training data is a good choice.
+        reference_energies: ε by element, eV, in the order of ``elements``.
+    """
+
+    def __init__(
+        self,
+        config: AllegroConfig,
+        elements: tuple[int, ...],
+        output_mlp: tuple[int, ...] = (128,),
+        scale: float = 1.0,
+        reference_energies: tuple[float, ...] | None = None,
+    ):
+        super().__init__(config, elements, scale, reference_energies)
+        self.head = ScalarHead(self.model.n_features, output_mlp, self.avg_num_neighbors)
+
     def forward(self, batch: Batch, forces: bool = True, virial: bool = False) -> Prediction:
         """Energies, and forces that stay differentiable while training.
 
@@ -127,27 +147,21 @@ class Potential(nn.Module):
         training = self.training and torch.is_grad_enabled()
         if not (forces or virial):
             atom_energies = self.atom_energies(batch.edge_vec(), batch.edge_index, species)
-            return Prediction(self._system_energies(atom_energies, species, batch), atom_energies)
+            return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
         with torch.enable_grad():
             edge_vec = batch.edge_vec().detach().requires_grad_()
             atom_energies = self.atom_energies(edge_vec, batch.edge_index, species)
             (gradient,) = torch.autograd.grad(atom_energies.sum(), edge_vec, create_graph=training)
         if not training:
             atom_energies = atom_energies.detach()
-        energy = self._system_energies(atom_energies, species, batch)
-        center, neighbor = batch.edge_index
-        zeros = gradient.new_zeros(len(batch.positions), 3)
-        total = zeros.index_add(0, center, gradient).index_add(0, neighbor, -gradient)
+        energy = self.system_energies(atom_energies, species, batch)
+        total = minus_gradient(gradient, batch.edge_index, len(batch.positions))
         stress = None
         if virial:
             outer = edge_vec.detach()[:, :, None] * gradient[:, None, :]
-            stress = gradient.new_zeros(batch.n_systems, 3, 3).index_add(0, batch.system_idx[center], outer)
+            systems = batch.system_idx[batch.edge_index[0]]
+            stress = gradient.new_zeros(batch.n_systems, 3, 3).index_add(0, systems, outer)
         return Prediction(energy, atom_energies, total, stress)
-
-    def _system_energies(self, atom_energies: Tensor, species: Tensor, batch: Batch) -> Float[Tensor, "n_systems"]:
-        """Accumulated in float64, so that a large system's sum keeps its digits."""
-        per_atom = atom_energies.double() + self.reference_energies[species]
-        return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_atom)
 
     def atom_energies(
         self,
@@ -156,7 +170,5 @@ class Potential(nn.Module):
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
         """s Σ_j E_ij / sqrt(avg_num_neighbors) for every centre, eV; the pure part, for compilers and exports."""
-        pair_energy = self.head(self.model(edge_vec, edge_index, species))
-        assert self.config.avg_num_neighbors is not None
-        total = pair_energy.new_zeros(len(species)).index_add(0, edge_index[0], pair_energy)
-        return total * (self.scale / math.sqrt(self.config.avg_num_neighbors))
+        features = self.model(edge_vec, edge_index, species)
+        return self.head(features, edge_index[0], len(species)) * self.scale

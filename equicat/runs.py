@@ -12,11 +12,14 @@ import torch
 from ase.data import chemical_symbols
 from safetensors.torch import load_file, save_file
 
+from equicat.direct import DirectModel
 from equicat.errors import InputError
 from equicat.files import read_json, replacing_file, write_json
+from equicat.heads import DisplacementHead
 from equicat.models.allegro import AllegroConfig
-from equicat.potential import Potential
+from equicat.potential import AtomisticModel, Potential
 from equicat.statistics import Statistics
+from equicat.store import DatasetInfo
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -34,6 +37,9 @@ class ModelInfo:
     """adsorption, total or relative: which energy the model predicts."""
     statistics: Statistics
     """Of the training data."""
+    outputs: tuple[str, ...] = ("energy", "forces")
+    """What it predicts: energy and forces, or relaxed_energy, displacements or both."""
+    displacement_head: DisplacementHead | None = None
     dataset_references: dict[str, float] = field(default_factory=dict)
     """Energies (eV) that the data set had subtracted, by what they belong to."""
 
@@ -42,35 +48,44 @@ class ModelInfo:
         return [chemical_symbols[z] for z in self.statistics.elements]
 
 
-class TrainedPotential(Potential):
-    """A :class:`~equicat.potential.Potential` that knows where it comes from."""
-
-    info: ModelInfo
-
-
-def build(info: ModelInfo, scale: float = 1.0, references: tuple[float, ...] | None = None) -> TrainedPotential:
-    """An untrained potential of that description."""
-    config = info.model
+def build(
+    info: ModelInfo, scale: float = 1.0, displacement_scale: float = 1.0, references: tuple[float, ...] | None = None
+) -> Potential | DirectModel:
+    """An untrained model of that description."""
+    config, elements = info.model, info.statistics.elements
     if config.avg_num_neighbors is None:
         config = dataclasses.replace(config, avg_num_neighbors=info.statistics.avg_num_neighbors)
-    potential = TrainedPotential(config, info.statistics.elements, info.output_mlp, scale, references)
-    potential.info = dataclasses.replace(info, model=config)
-    return potential.to(getattr(torch, info.dtype))
+    model: Potential | DirectModel
+    if "forces" in info.outputs:
+        model = Potential(config, elements, info.output_mlp, scale, references)
+    else:
+        model = DirectModel(
+            config,
+            elements,
+            info.output_mlp,
+            energy="relaxed_energy" in info.outputs,
+            displacement_head=info.displacement_head,
+            scale=scale,
+            displacement_scale=displacement_scale,
+            reference_energies=references,
+        )
+    model.info = dataclasses.replace(info, model=config)
+    return model.to(getattr(torch, info.dtype))
 
 
-def save(run: str | Path, potential: TrainedPotential, state: dict[str, torch.Tensor] | None = None) -> None:
+def save(run: str | Path, model: AtomisticModel, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write ``model.safetensors`` and ``model.json``, each complete or not at all.
 
     Args:
         run: the run directory.
-        potential: describes the model.
-        state: weights to write instead of the potential's own (an average of them, say).
+        model: to save, with its description.
+        state: weights to write instead of the model's own (an average of them, say).
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in (state or potential.state_dict()).items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in (state or model.state_dict()).items()}
     with replacing_file(Path(run) / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "equicat"})
     with replacing_file(Path(run) / DESCRIPTION) as temporary:
-        write_json(temporary, {"format_version": FORMAT_VERSION, **asdict(potential.info)})
+        write_json(temporary, {"format_version": FORMAT_VERSION, **asdict(model.info)})
 
 
 def load_info(run: str | Path) -> ModelInfo:
@@ -99,7 +114,7 @@ def load_info(run: str | Path) -> ModelInfo:
         raise InputError(f"{run / DESCRIPTION}: damaged ({error}); train again or restore the file") from error
 
 
-def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedPotential:
+def load(run: str | Path, device: str | torch.device = "cpu") -> Potential | DirectModel:
     """The trained model of a run, in evaluation mode.
 
     Args:
@@ -107,19 +122,44 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedPotentia
         device: where to put it.
 
     Returns:
-        A potential; call it with a :class:`~equicat.batch.Batch`. ``.info`` tells its task, elements and
-        ``energy_reference``.
+        A potential (S2EF) or a direct model (IS2RE, IS2RS); call it with a :class:`~equicat.batch.Batch`. ``.info``
+        tells its task, elements and ``energy_reference``.
 
     Raises:
         InputError: if the run holds no weights, or they do not fit the description.
     """
     info = load_info(run)
-    potential = build(info)
+    model = build(info)
     try:
-        potential.load_state_dict(load_file(Path(run) / WEIGHTS))
+        model.load_state_dict(load_file(Path(run) / WEIGHTS))
     except Exception as error:  # safetensors and PyTorch each have errors of their own
         raise InputError(f"{Path(run) / WEIGHTS}: does not fit {DESCRIPTION} ({error})") from error
-    return potential.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_potential(run: str | Path, device: str | torch.device = "cpu") -> Potential:
+    """The same, of a run that was trained for energies and forces.
+
+    Raises:
+        InputError: also if the model predicts relaxed energies or structures directly.
+    """
+    model = load(run, device)
+    if not isinstance(model, Potential):
+        raise InputError(f"{run}: trained for {model.info.task}, which gives no forces; use a model trained for s2ef")
+    return model
+
+
+def check_energy_reference(info: ModelInfo, dataset: DatasetInfo, where: str | Path) -> None:
+    """Refuse to compare two different kinds of energy.
+
+    Raises:
+        InputError: naming both.
+    """
+    if dataset.energy_reference != info.energy_reference and info.outputs != ("displacements",):
+        raise InputError(
+            f"{where}: its energies are {dataset.energy_reference!r}, the model predicts {info.energy_reference!r} "
+            "ones; the two cannot be mixed (for structure files, say which they are)"
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -31,26 +31,51 @@ class Statistics:
     """eV/Å, components on free atoms; 1 if there are no forces."""
     avg_num_neighbors: float
     """Within the model's cutoff."""
+    energy_residual_rms: float = 1.0
+    """eV per system, of what the linear reference leaves; 1 if it leaves nothing."""
+    displacements_rms: float = 1.0
+    """Å, components on free atoms; 1 if there are no relaxed positions."""
 
 
-def fit(dataset: "Dataset", cutoff: float, max_neighbors: int | None = None) -> Statistics:
-    """Statistics of a data set that has energies (eV) and may have forces (eV/Å)."""
+def fit(dataset: "Dataset", cutoff: float, energy: str = "energy", max_neighbors: int | None = None) -> Statistics:
+    """Statistics of a data set.
+
+    Args:
+        dataset: has ``energy``, or no energies at all; may have forces (eV/Å) and relaxed positions (Å).
+        cutoff: Å.
+        energy: the energies that are trained on (eV): ``energy`` or ``relaxed_energy``.
+        max_neighbors: of the neighbour list.
+    """
     elements = tuple(int(z) for z in dataset.elements)
-    energies = np.asarray(dataset.array("energy"), dtype=np.float64)
-    rms = 1.0
+    counts = composition(dataset, elements)
+    energies = np.zeros(len(dataset))
+    if energy in dataset.fields:
+        energies = np.asarray(dataset.array(energy), dtype=np.float64)
+    references = linear_reference(counts, energies)
+    free = ~np.asarray(dataset.array("fixed"))
+    forces = displacements = np.ones((1, 3))
     if "forces" in dataset.fields:
-        free = ~np.asarray(dataset.array("fixed"))
-        rms = float(np.sqrt(np.mean(np.square(np.asarray(dataset.array("forces"))[free], dtype=np.float64))))
+        forces = np.asarray(dataset.array("forces"))[free]
+    if "relaxed_positions" in dataset.fields:
+        displacements = np.concatenate([s.displacements for s in dataset])[free]
     sample = np.random.default_rng(0).permutation(len(dataset))[:NEIGHBOR_SAMPLE]
     edges = sum(neighbor_list(dataset[int(i)], cutoff, max_neighbors)[0].shape[1] for i in sample)
     atoms = int(np.sum(np.asarray(dataset.n_atoms)[sample]))
     return Statistics(
         elements=elements,
         mean_energy=float(energies.mean()),
-        linear_reference=tuple(linear_reference(composition(dataset, elements), energies).tolist()),
-        forces_rms=rms if rms > 0 else 1.0,
+        linear_reference=tuple(references.tolist()),
+        forces_rms=_rms(forces),
         avg_num_neighbors=max(edges / atoms, 1.0),
+        energy_residual_rms=_rms(energies - counts @ references),
+        displacements_rms=_rms(displacements),
     )
+
+
+def _rms(values: ndarray) -> float:
+    """Root mean square, a scale to divide by: 1 where there is nothing or nothing but zeros."""
+    rms = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+    return rms if rms > 1e-8 else 1.0
 
 
 def composition(dataset: "Dataset", elements: tuple[int, ...]) -> Float[ndarray, "n_structures n_elements"]:

@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import chemical_symbols
+from ase.geometry import find_mic
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
@@ -87,6 +88,17 @@ class Structure:
     def where(self) -> str:
         """How messages name this structure."""
         return self.source or (f"structure {self.sid}" if self.sid else "structure")
+
+    @property
+    def displacements(self) -> Float[ndarray, "n_atoms 3"]:
+        """r_relaxed − r_initial by the minimum image, Å: files may wrap either structure into the cell.
+
+        Raises:
+            InputError: if there are no relaxed positions.
+        """
+        if self.relaxed_positions is None:
+            raise InputError(f"{self.where}: no relaxed positions")
+        return minimum_image(self.relaxed_positions - self.positions, self.cell, self.pbc)
 
     @property
     def id(self) -> str:
@@ -169,6 +181,22 @@ class Structure:
         if self.energy is not None or self.forces is not None:
             atoms.calc = SinglePointCalculator(atoms, energy=self.energy, forces=self.forces)
         return atoms
+
+
+def minimum_image(
+    vectors: Float[ndarray, "n 3"], cell: Float[ndarray, "3 3"], pbc: Bool[ndarray, "3"]
+) -> Float[ndarray, "n 3"]:
+    """The shortest of all periodic images of each vector, for any cell, skewed ones included."""
+    if not pbc.any():
+        return vectors
+    # What is shorter than half the distance of neighbouring lattice planes has no shorter image; the rest is searched.
+    lattice = np.where(pbc[:, None], cell, 0.0)
+    heights = 1 / np.linalg.norm(np.linalg.pinv(lattice)[:, pbc], axis=0)
+    far = np.linalg.norm(vectors, axis=1) >= 0.5 * heights.min()
+    result = vectors.copy()
+    if far.any():
+        result[far] = find_mic(vectors[far], cell, pbc)[0]
+    return result
 
 
 def _number(kind: type, value: Any, name: str, source: str) -> Any:

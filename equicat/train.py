@@ -7,26 +7,27 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equicat import runs, statistics
-from equicat.batch import Batch
 from equicat.config import NormalizationConfig, RunConfig, TrainConfig
+from equicat.direct import DirectModel
 from equicat.errors import InputError, nearest
 from equicat.files import replacing_file, write_json
-from equicat.loader import AnyDataset, batches, training_data
-from equicat.tasks import LABELS
+from equicat.loader import AnyDataset, Corrupted, batches, training_data
+from equicat.potential import AtomisticModel, Potential
+from equicat.tasks import Task, outputs_of, resolved, task_of
 from equicat.training import MinuteLimit, RunWriter, TrainingModule
 
 
@@ -48,16 +49,20 @@ def train(config: TrainConfig) -> TrainResult:
     options = config.run
     run = Path(options.out)
     checkpoint = _checkpoint_to_resume(run, options)
-    train_set, val_set = training_data(config.data, LABELS[config.task])
+    config = replace(config, loss=resolved(config.task, config.loss))
+    task = task_of(outputs_of(config.task, config.loss))
+    labels = [*task.labels, *(["relaxed_positions"] if config.noise.share else [])]
+    train_set, val_set = training_data(config.data, config.task, labels)
     pl.seed_everything(options.seed, verbose=False)
-    potential = _initial_potential(config, train_set)
-    _prepare_directory(run, options, config, potential)
+    model = _initial_model(config, task, train_set)
+    _prepare_directory(run, options, config, model)
+    corrupted = Corrupted(train_set, config.noise) if config.noise.share else train_set
     writer = RunWriter(run)
     dtype = getattr(torch, options.dtype)
     train_loader, val_loader = (
         batches(data, config.model.cutoff, size, dtype=dtype, shuffle=shuffle, num_workers=options.num_workers)
         for data, size, shuffle in (
-            (train_set, options.batch_size, True),
+            (corrupted, options.batch_size, True),
             (val_set, options.val_batch_size or options.batch_size, False),
         )
     )
@@ -65,7 +70,7 @@ def train(config: TrainConfig) -> TrainResult:
         trainer = _trainer(config, run, writer)
         started = time.monotonic()
         trainer.fit(
-            TrainingModule(potential, config), train_loader, val_loader, ckpt_path=checkpoint, weights_only=False
+            TrainingModule(model, task, config), train_loader, val_loader, ckpt_path=checkpoint, weights_only=False
         )
     if trainer.is_global_zero and trainer.interrupted:
         raise InputError(f"interrupted; go on with `--run.resume true` ({run})")
@@ -122,12 +127,13 @@ def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
     return loggers
 
 
-def _initial_potential(config: TrainConfig, data: AnyDataset) -> runs.TrainedPotential:
+def _initial_model(config: TrainConfig, task: Task, data: AnyDataset) -> Potential | DirectModel:
     """A new model with statistics of the data, or the model of another run to start from."""
     torch.manual_seed(config.run.seed)
     if config.run.init_from is not None:
         return _fine_tuned(config, data, config.run.init_from)
-    fitted = statistics.fit(data, config.model.cutoff)  # type: ignore[arg-type]
+    fitted = statistics.fit(data, config.model.cutoff, task.energy)  # type: ignore[arg-type]
+    outputs = outputs_of(config.task, config.loss)
     info = runs.ModelInfo(
         config.task,
         config.model,
@@ -135,23 +141,27 @@ def _initial_potential(config: TrainConfig, data: AnyDataset) -> runs.TrainedPot
         config.run.dtype,
         data.info.energy_reference,
         fitted,
+        outputs,
+        config.displacement_head if "displacements" in outputs else None,
         data.info.reference_energies,
     )
-    references = _references(config.normalization, fitted)
-    return runs.build(info, config.normalization.scale or fitted.forces_rms, references)
+    norm = config.normalization
+    scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else fitted.energy_residual_rms)
+    displacement_scale = norm.displacement_scale or fitted.displacements_rms
+    return runs.build(info, scale, displacement_scale, _references(norm, fitted))
 
 
-def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str) -> runs.TrainedPotential:
-    potential = runs.load(run)
-    check_same_model(config, potential.info, run)
-    if potential.info.energy_reference != data.info.energy_reference:
+def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str) -> Potential | DirectModel:
+    model = runs.load(run)
+    check_same_model(config, model.info, run)
+    runs.check_energy_reference(model.info, data.info, data.path)
+    unknown = [chemical_symbols[z] for z in data.elements if z not in model.elements]
+    if unknown:
         raise InputError(
-            f"{run} predicts {potential.info.energy_reference!r} energies, the data hold "
-            f"{data.info.energy_reference!r} ones; the two cannot be mixed"
+            f"{data.path}: holds {', '.join(unknown)}, but {run} was trained without; it knows "
+            f"{', '.join(model.info.element_symbols)}"
         )
-    for structure in data:
-        potential.species(Batch.from_structures([structure], 1e-3))
-    return potential.requires_grad_(True).train()
+    return model.requires_grad_(True).train()
 
 
 def check_same_model(config: TrainConfig, info: runs.ModelInfo, run: str | Path) -> None:
@@ -160,12 +170,15 @@ def check_same_model(config: TrainConfig, info: runs.ModelInfo, run: str | Path)
     Raises:
         InputError: naming the first hyperparameter that differs, with both values.
     """
-    ours, theirs = asdict(config.model) | {"output_mlp": config.output_mlp}, asdict(info.model)
-    theirs |= {"output_mlp": info.output_mlp}
-    for name, value in ours.items():
+    outputs = outputs_of(config.task, resolved(config.task, config.loss))
+    ours: dict[str, Any] = {"output_mlp": config.output_mlp, "outputs": outputs}
+    if "displacements" in outputs:
+        ours["displacement_head"] = config.displacement_head
+    theirs = {name: getattr(info, name) for name in ours} | asdict(info.model)
+    for name, value in (ours | asdict(config.model)).items():
         fitted = name == "avg_num_neighbors" and value is None
         if not fitted and value != theirs[name]:
-            where = name if name == "output_mlp" else f"model.{name}"
+            where = name if name in ours else f"model.{name}"
             raise InputError(
                 f"{where} is {value} in the configuration but {theirs[name]} in the checkpoint of {run}; "
                 f"set it to {theirs[name]}, or train a new model in another directory"
@@ -206,7 +219,7 @@ def _checkpoint_to_resume(run: Path, options: RunConfig) -> Path | None:
     return None
 
 
-def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, potential: runs.TrainedPotential) -> None:
+def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, model: AtomisticModel) -> None:
     if options.resume:
         check_same_model(config, runs.load_info(run), run)
     if not is_main_process():
@@ -215,9 +228,9 @@ def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, poten
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
     with replacing_file(run / "config.yaml") as temporary:
-        resolved = asdict(config)
-        resolved["model"]["avg_num_neighbors"] = potential.config.avg_num_neighbors
-        temporary.write_text(yaml.safe_dump(_plain(resolved), sort_keys=False), encoding="utf-8")
+        values = asdict(config)
+        values["model"]["avg_num_neighbors"] = model.config.avg_num_neighbors
+        temporary.write_text(yaml.safe_dump(_plain(values), sort_keys=False), encoding="utf-8")
     with replacing_file(run / "environment.json") as temporary:
         write_json(temporary, runs.environment())
 

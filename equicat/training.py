@@ -14,30 +14,45 @@ from torch import Tensor
 from equicat import runs
 from equicat.batch import Batch
 from equicat.config import TrainConfig
+from equicat.direct import DirectModel
 from equicat.errors import InputError
-from equicat.metrics import TASK_METRICS, MetricSums
-from equicat.tasks import s2ef_loss, s2ef_metrics
+from equicat.metrics import MetricSums
+from equicat.optimizers import Muon
+from equicat.potential import Potential
+from equicat.tasks import Task
 
-COLUMNS = ("energy_mae", "energy_per_atom_mae", "forces_mae", "forces_rmse", "forces_cosine_similarity")
-"""Metrics written to metrics.csv for validation (and, where cheap, for training)."""
+COLUMNS = (
+    "energy_mae",
+    "energy_per_atom_mae",
+    "forces_mae",
+    "forces_rmse",
+    "forces_cosine_similarity",
+    "positions_mae",
+    "positions_mae_adsorbate",
+    "positions_average_distance_within_threshold",
+)
+"""Metrics written to metrics.csv for training and validation, those that the task has."""
+SHOWN = ("energy_mae", "forces_mae", "positions_mae")
+"""On the progress bar."""
 
 
 class TrainingModule(pl.LightningModule):
-    """Loss, metrics and optimiser of S2EF around a potential."""
+    """Loss, metrics and optimiser around a model."""
 
-    def __init__(self, potential: runs.TrainedPotential, config: TrainConfig):
+    def __init__(self, model: Potential | DirectModel, task: Task, config: TrainConfig):
         super().__init__()
-        self.potential, self.config = potential, config
+        self.model, self.task, self.config = model, task, config
         self.started = time.monotonic()
-        self.sums = {stage: MetricSums(TASK_METRICS["s2ef"]) for stage in ("train", "val")}
+        self.sums = {stage: MetricSums(task.metric_names) for stage in ("train", "val")}
         self.losses: dict[str, list[Tensor]] = {"train": [], "val": []}
         self.row: dict[str, float] = {}
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
-        prediction = self.potential(batch)
-        loss = s2ef_loss(prediction, batch, self.potential.scale, self.config.loss)
-        self.losses[stage].append(loss.detach().double() * batch.n_systems)
-        self.sums[stage].add(s2ef_metrics(prediction, batch))
+        prediction = self.model(batch)
+        loss = self.task.loss(prediction, batch, self.model, self.config.loss)
+        n = torch.tensor(batch.n_systems, dtype=torch.float64, device=loss.device)
+        self.losses[stage].append(torch.stack([loss.detach().double() * n, n]))
+        self.sums[stage].add(self.task.metrics(prediction, batch))
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -59,35 +74,39 @@ class TrainingModule(pl.LightningModule):
 
     def _results(self, stage: str) -> dict[str, float]:
         """Pooled over batches and ranks."""
-        sums, losses = self.sums[stage], self.losses[stage]
-        state = torch.cat([sums.state.flatten().cpu(), torch.stack([torch.stack(losses).sum().cpu()])])
+        sums = self.sums[stage]
+        loss = torch.stack(self.losses[stage]).sum(0).cpu()
+        state = torch.cat([sums.state.flatten().cpu(), loss])
         if self.trainer.world_size > 1:
             state = self.trainer.strategy.reduce(state.to(self.device), reduce_op="sum").cpu()
-        sums.state = state[:-1].view_as(sums.state)
-        n_systems = sums.state[sums.names.index("energy_mae"), 1]
+        sums.state = state[:-2].view_as(sums.state)
         values = {name: value for name, value in sums.compute().items() if name in COLUMNS}
         self.sums[stage], self.losses[stage] = MetricSums(sums.names), []
-        return {f"{stage}_loss": float(state[-1] / n_systems)} | {f"{stage}_{k}": v for k, v in values.items()}
+        return {f"{stage}_loss": float(state[-2] / state[-1])} | {f"{stage}_{k}": v for k, v in values.items()}
 
     def on_validation_epoch_end(self) -> None:
         results = self._results("val")
         self.row = results if not self.trainer.sanity_checking else {}
         for name, value in results.items():
-            shown = name in ("val_loss", "val_energy_mae", "val_forces_mae")
+            shown = name.removeprefix("val_") in ("loss", *SHOWN)
             self.log(name, value, prog_bar=shown)
 
     def finish_epoch(self) -> dict[str, float]:
         """Metrics of the epoch: training, and validation if there was one."""
         row, self.row = self._results("train") | self.row, {}
-        for name in ("train_loss", "train_energy_mae", "train_forces_mae"):
-            self.log(name, row[name], prog_bar=name != "train_loss")
+        for name, value in row.items():
+            if name.startswith("train_"):
+                self.log(name, value, prog_bar=name.removeprefix("train_") in SHOWN)
         return row
 
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
-        optimizer = torch.optim.AdamW(
-            self.potential.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True
-        )
+        parameters, decay = self.model.parameters(), options.weight_decay
+        optimizer: torch.optim.Optimizer
+        if options.name == "muon":
+            optimizer = Muon(parameters, options.lr, options.matrix_lr, weight_decay=decay)
+        else:
+            optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=decay, fused=True)
         if options.schedule == "plateau":
             schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, factor=options.plateau_factor, patience=options.plateau_patience
@@ -130,7 +149,8 @@ class RunWriter(Callback):
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row |= module.finish_epoch()
         if trainer.is_global_zero:
-            self._append({k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()})
+            text = {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
+            self._append(text, self._header(module.task))
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Write the model whenever it is the best yet, so that a run that is killed can be loaded."""
@@ -142,19 +162,20 @@ class RunWriter(Callback):
             averaged = None if averaging is None else averaging._average_model
             source = module if averaged is None else averaged.module
             assert isinstance(source, TrainingModule)
-            runs.save(self.run, module.potential, source.potential.state_dict())
+            runs.save(self.run, module.model, source.model.state_dict())
 
-    def _header(self) -> list[str]:
-        metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *COLUMNS)]
+    def _header(self, task: Task) -> list[str]:
+        names = [name for name in COLUMNS if name in MetricSums(task.metric_names).compute()]
+        metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *names)]
         return ["epoch", "step", "time_s", "lr", *metrics]
 
-    def _append(self, row: dict[str, str]) -> None:
+    def _append(self, row: dict[str, str], header: list[str]) -> None:
         path = self.run / "metrics.csv"
         new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
             if new:
-                file.write(",".join(self._header()) + "\n")
-            file.write(",".join(row.get(name, "") for name in self._header()) + "\n")
+                file.write(",".join(header) + "\n")
+            file.write(",".join(row.get(name, "") for name in header) + "\n")
 
     def _logged(self, column: str) -> list[float]:
         """What metrics.csv holds already."""

@@ -13,6 +13,7 @@ from equicat.models import centers
 from equicat.models.allegro import Allegro, AllegroConfig
 from equicat.models.allegro_plain import plain_forward
 from equicat.models.centers import Chunk, chunks
+from equicat.models.features import Features
 from equicat.models.irreps import Paths, harmonics, layer_irreps
 from equicat.models.layers import BesselBasis, polynomial_envelope
 from equicat.models.spherical import spherical_harmonics
@@ -27,6 +28,10 @@ VARIANTS = [
     {"n_layers": 2, "l_max": 1, "env_embed_mlp": (6,)},
     {"n_layers": 2, "l_max": 3, "bessel_trainable": False},
     {"n_layers": 4, "l_max": 3},
+    {"n_layers": 1, "vectors": True},
+    {"n_layers": 2, "l_max": 1, "vectors": True},
+    {"n_layers": 3, "vectors": True},
+    {"n_layers": 2, "l_max": 3, "parity": "restricted", "vectors": True},
 ]
 
 
@@ -36,9 +41,15 @@ def graph(seed: int = 0):
     return batch.edge_vec(), batch.edge_index, species
 
 
-def network(**changes) -> Allegro:
+def network(vectors: bool = False, **changes) -> Allegro:
     torch.manual_seed(0)
-    return Allegro(dataclasses.replace(SMALL, **changes), 3).double()
+    return Allegro(dataclasses.replace(SMALL, **changes), 3, vectors).double()
+
+
+def flat(features: Features) -> torch.Tensor:
+    """Scalars and vectors as one."""
+    assert features.per == "edge"
+    return torch.cat([features.scalars, *([] if features.vectors is None else [features.vectors.flatten(1)])], dim=1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -48,27 +59,28 @@ def test_agrees_with_the_plain_version_in_value_and_derivatives(variant):
     results = []
     for function in (model, lambda *x: plain_forward(model, *x)):
         vec = edge_vec.clone().requires_grad_()
-        features = function(vec, edge_index, species)
+        features = flat(function(vec, edge_index, species))
         (gradient,) = torch.autograd.grad(features.sin().sum(), vec, create_graph=True)
         parameters = [p for p in model.parameters() if p.requires_grad]
         second = torch.autograd.grad(gradient.square().sum() + features.sum(), [*parameters, vec])
         results.append([features, gradient, *second])
-    assert results[0][0].abs().max() > 0.1, "features are not trivially zero"
+    assert results[0][0].shape[1] == model.n_features + 3 * model.n_vectors
+    assert results[0][0].abs().amax(0).min() > 1e-3, "features are not trivially zero"
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("floats", [1, 1 << 30])
 def test_cutting_into_chunks_changes_nothing(monkeypatch, floats):
-    model = network()
+    model = network(vectors=True)
     edge_vec, edge_index, species = graph()
     vec = edge_vec.requires_grad_()
-    expected = plain_forward(model, vec, edge_index, species)
+    expected = flat(plain_forward(model, vec, edge_index, species))
     monkeypatch.setitem(centers.FLOATS_PER_CHUNK, "cpu", floats)
     monkeypatch.setattr(centers, "MIN_EDGES_PER_CHUNK", 8)
     pieces, _ = chunks(edge_index[0], len(species), model.floats_per_edge)
     assert (len(pieces) > 3) == (floats == 1)
-    torch.testing.assert_close(model(vec, edge_index, species), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(model(vec, edge_index, species)), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_chunks_hold_every_edge_once_with_whole_centres(monkeypatch):

@@ -28,10 +28,10 @@ MAX_ARGUMENTS = 8
 LAYERS = """
     errors files tables
     structure readers store datasets neighbors batch
-    models models.irreps models.spherical models.centers models.contract models.layers
+    models models.irreps models.spherical models.centers models.contract models.layers models.features
     models.allegro models.allegro_plain
-    potential statistics metrics config tasks loader runs
-    training train evaluate predict calculators
+    heads potential direct statistics metrics config tasks loader runs
+    optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
     report_data report_figures report

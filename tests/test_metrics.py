@@ -45,11 +45,11 @@ def test_force_metrics_by_hand() -> None:
     target = torch.tensor([[4.0, 3.0, 0.0], [0.0, 2.0, 0.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]])
     fixed = torch.tensor([False, False, False, True])
     args = (prediction, target, fixed)
-    assert metrics.forces_mae(*args).value == pytest.approx((2 + 2 + 6) / 9)
-    assert metrics.forces_mse(*args).value == pytest.approx((2 + 4 + 12) / 9)
+    assert metrics.component_mae(prediction, target, ~fixed).value == pytest.approx((2 + 2 + 6) / 9)
+    assert metrics.component_mse(prediction, target, ~fixed).value == pytest.approx((2 + 4 + 12) / 9)
     assert metrics.forces_cosine_similarity(*args).value == pytest.approx((24 / 25 + 0 - 1) / 3, abs=1e-6)
     assert metrics.forces_magnitude_error(*args).value == pytest.approx((0 + 2 + 0) / 3)
-    assert metrics.forces_mae(*args).numel == 9
+    assert metrics.component_mae(prediction, target, ~fixed).numel == 9
     assert metrics.forces_cosine_similarity(*args).numel == 3
 
 
@@ -94,9 +94,10 @@ def test_nan_is_never_within_and_shows_in_the_means() -> None:
     assert metrics.energy_within_threshold(energy, torch.zeros(2)).value == 0.5
     assert math.isnan(metrics.energy_mae(energy, torch.zeros(2)).value)
     forces, one_system = torch.tensor([[NAN, 0.0, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([0, 0])
-    for metric in (metrics.forces_mae, metrics.forces_cosine_similarity, metrics.forces_magnitude_error):
+    for metric in (metrics.forces_cosine_similarity, metrics.forces_magnitude_error):
         assert math.isnan(metric(forces, torch.ones(2, 3), free(2)).value)
-    assert metrics.forces_mae(forces, torch.ones(2, 3), torch.tensor([True, False])).value == 1.0
+    assert math.isnan(metrics.component_mae(forces, torch.ones(2, 3), ~free(2)).value)
+    assert metrics.component_mae(forces, torch.ones(2, 3), torch.tensor([False, True])).value == 1.0
     assert metrics.force_below_threshold(forces, free(2), one_system, 1).value == 0.0
     assert metrics.average_force_below_threshold(forces, free(2), one_system, 1).value == 0.0
     adwt = metrics.positions_average_distance_within_threshold(
@@ -126,7 +127,7 @@ def test_average_distance_within_threshold_by_hand() -> None:
     result = metrics.positions_average_distance_within_threshold(prediction, target, fixed, system_idx, cell, pbc)
     assert result.numel == 2 * 490
     assert abs(result.total.item() - 299) <= 1  # 0.201 … 0.499; 0.200 itself is a matter of rounding
-    assert metrics.positions_mae(prediction, target, fixed).value == pytest.approx((0.1 + 9.7 + 2) / 9)  # not folded
+    assert metrics.component_mae(prediction, target, ~fixed).value == pytest.approx((0.1 + 9.7 + 2) / 9)  # not folded
 
 
 def test_folding_is_that_of_oc20() -> None:
@@ -217,7 +218,7 @@ def test_every_task_metric_is_computed_by_its_function() -> None:
     s2ef = metrics.energy_forces_metrics(energy, energy, forces, forces, free(2), one_system)
     assert tuple(s2ef) == TASK_METRICS["s2ef"]
     assert tuple(metrics.energy_metrics(energy, energy, torch.tensor([2]))) == TASK_METRICS["is2re"]
-    is2rs = metrics.positions_metrics(forces, forces, free(2), one_system, cell, pbc)
+    is2rs = metrics.positions_metrics(forces, forces, free(2), torch.tensor([2, 1]), one_system, cell, pbc)
     assert tuple(is2rs) == TASK_METRICS["is2rs"]
 
 

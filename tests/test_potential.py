@@ -53,22 +53,22 @@ def test_force_loss_changes_the_weights():
     model.train()
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    first = s2ef_loss(model(batch), batch, model.scale, config)
+    first = s2ef_loss(model(batch), batch, model, config)
     first.backward()
     optimizer.step()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(before), "every weight feels the force loss"
-    assert s2ef_loss(model(batch), batch, model.scale, config) < first
+    assert s2ef_loss(model(batch), batch, model, config) < first
 
 
 def test_training_gradient_agrees_with_finite_differences():
     model = potential(l_max=1).double().train()
     model.reference_energies.zero_()  # a large loss would drown the differences in rounding
     batch = Batch.from_structures([labelled(0)], SMALL.cutoff, dtype=torch.float64)
-    config = LossConfig(energy="per_atom_mse", forces="mse")
+    config = LossConfig(energy="per_atom_mse", forces="mse", energy_weight=1.0)
 
     def loss() -> torch.Tensor:
-        return s2ef_loss(model(batch), batch, model.scale, config)
+        return s2ef_loss(model(batch), batch, model, config)
 
     loss().backward()
     for name, p in model.named_parameters():
@@ -138,8 +138,8 @@ def test_loss_counts_free_atoms_only(energy, forces):
     config = LossConfig(energy=energy, forces=forces, energy_weight=2.0, forces_weight=3.0)
     out = model(batch)
     spoiled = dataclasses.replace(batch, forces=batch.forces + 100 * batch.fixed[:, None])
-    loss = s2ef_loss(out, batch, model.scale, config)
-    assert loss == s2ef_loss(out, spoiled, model.scale, config)
+    loss = s2ef_loss(out, batch, model, config)
+    assert loss == s2ef_loss(out, spoiled, model, config)
     error = ((out.forces - batch.forces)[~batch.fixed] / model.scale).detach()
     by_forces = {"l2": error.norm(dim=1).mean(), "mae": error.abs().mean(), "mse": error.square().mean()}[forces]
     e = ((out.energy - batch.energy) / model.scale).abs().item() / (1 if energy == "mae" else len(batch.positions))
@@ -153,4 +153,4 @@ def test_all_atoms_fixed_is_an_error():
     model = potential()
     batch = Batch.from_structures([frozen], SMALL.cutoff)
     with pytest.raises(InputError, match="s0_0: every atom is fixed"):
-        s2ef_loss(model(batch), batch, model.scale, LossConfig())
+        s2ef_loss(model(batch), batch, model, LossConfig(energy_weight=1.0))

@@ -205,7 +205,7 @@ def test_two_kinds_of_energy_are_not_mixed(data, tmp_path):
 
 def test_draws_do_not_overlap_and_are_reproducible(data):
     config = from_mapping({"data": {"train": [str(data)], "n_train": 9, "n_val": 4}, "model": TINY_MODEL}).data
-    one, two = training_data(config, ("energy",)), training_data(config, ("energy",))
+    one, two = training_data(config, "s2ef", ("energy",)), training_data(config, "s2ef", ("energy",))
     assert [len(d) for d in one] == [9, 4]
     assert [s.sid for d in one for s in d] == [s.sid for d in two for s in d]
     assert len({s.sid for d in one for s in d}) == 13

@@ -13,7 +13,6 @@ path and edge by edge; the tests hold the two together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 from equicat.errors import InputError
 from equicat.models.centers import Chunk, chunks
 from equicat.models.contract import contract_and_mix
-from equicat.models.irreps import SCALAR, Irrep, Parity, Paths, couples, harmonics, layer_irreps
+from equicat.models.features import Features
+from equicat.models.irreps import SCALAR, VECTOR, Irrep, Parity, Paths, couples, harmonics, layer_irreps
 from equicat.models.layers import MLP, BesselBasis, linear_weight, polynomial_envelope, silu
 from equicat.models.spherical import spherical_harmonics
 
@@ -108,23 +108,27 @@ class AllegroLayer(nn.Module):
     Args:
         config: hyperparameters.
         irreps_in: of the tensor features V^{L-1}.
-        irreps_out: of V^L; ``None`` in the last layer, of which only scalars are used.
+        irreps_out: of V^L; empty in a last layer of which only scalars are used.
         first: V⁰ is then weights times harmonics and is never written out.
     """
 
-    def __init__(self, config: AllegroConfig, irreps_in: list[Irrep], irreps_out: list[Irrep] | None, first: bool):
+    def __init__(self, config: AllegroConfig, irreps_in: list[Irrep], irreps_out: list[Irrep], first: bool):
         super().__init__()
-        self.first, self.last = first, irreps_out is None
+        self.first, self.irreps_out = first, irreps_out
         self.l_max = config.l_max
         self.avg_num_neighbors = config.avg_num_neighbors or 1.0
         channels, features = config.tensor_channels, config.n_features
-        self.paths = {ir: Paths.build(irreps_in, config.l_max, ir) for ir in irreps_out or [SCALAR]}
+        # Scalars of every path enter the latent MLP, whether or not scalars are among the tensors passed on.
+        self.paths = {ir: Paths.build(irreps_in, config.l_max, ir) for ir in dict.fromkeys([SCALAR, *irreps_out])}
         self._apply(lambda tensor: tensor)
+        # C = sign / sqrt(2l+1) for (l) ⊗ (l) → scalar, by degree: what a layer needs that yields scalars alone.
+        to_scalar = Paths.build(harmonics(config.l_max), config.l_max, SCALAR).coefficients
+        self.scalar_norms = [to_scalar[d * d, 0, d, d * d].item() for d in range(config.l_max + 1)]
         # V⁰ of the first layer needs weights of its own, made by the same map (eq. 6 and eq. 10).
         n_weights = (config.l_max + 1) * channels * (2 if first else 1)
         self.env_embed = MLP([features, *config.env_embed_mlp, n_weights])
         self.latent_mlp = MLP([features + len(self.paths[SCALAR].pairs) * channels, *config.latent_mlp])
-        n_paths = [] if self.last else [len(paths.pairs) for paths in self.paths.values()]
+        n_paths = [len(self.paths[ir].pairs) for ir in irreps_out]
         self.mix = nn.ParameterList(linear_weight(n * channels, channels) for n in n_paths)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AllegroLayer":
@@ -153,11 +157,10 @@ class AllegroLayer(nn.Module):
         """
         weights = chunk.pad(self.env_embed(x)).chunk((self.l_max + 1) * (2 if self.first else 1), dim=2)
         env = self.environment(weights[: self.l_max + 1], sh)
-        if self.last:
-            scalars = self.scalar_products(v, weights[self.l_max + 1 :], sh, env)
-            v = []
-        else:
+        if self.irreps_out:
             scalars, v = self.tensor_products(v, weights[self.l_max + 1 :], sh, torch.cat(env, dim=1))
+        else:
+            scalars, v = self.scalar_products(v, weights[self.l_max + 1 :], sh, env), []
         # Eqs. 11 and 12, then the residual update with coefficients of unit norm (α = 1/2, supplement).
         update = self.latent_mlp(torch.cat([x, chunk.unpad(scalars)], dim=1)) * (envelope / math.sqrt(5))
         return torch.add(update, x, alpha=2 / math.sqrt(5)), v
@@ -171,9 +174,7 @@ class AllegroLayer(nn.Module):
         self, v: list[Tensor], w0: Sequence[Tensor], sh: list[Tensor], env: list[Tensor]
     ) -> Float[Tensor, "n_atoms n_max n_scalars"]:
         """The paths (l) ⊗ (l) → scalar alone: Σ_m V_lm A_lm / sqrt(2l+1), the sign that of the Wigner 3j symbol."""
-        first_component = [degree * degree for degree in range(self.l_max + 1)]
-        norms = [self.paths[SCALAR].coefficients[a, 0, degree, a].item() for degree, a in enumerate(first_component)]
-        env = [a * norm for a, norm in zip(env, norms, strict=True)]
+        env = [a * norm for a, norm in zip(env, self.scalar_norms, strict=True)]
         if self.first:
             return torch.cat([w * (y @ a) for w, y, a in zip(w0, sh, env, strict=True)], dim=2)
         return torch.cat([(t * a[:, None]).sum(2) for t, a in zip(v, env, strict=True)], dim=2)
@@ -191,68 +192,72 @@ class AllegroLayer(nn.Module):
         """
         n_atoms, dim_env, channels = env.shape
         left = torch.cat(sh, dim=2) if self.first else torch.cat(v, dim=2).permute(0, 3, 1, 2)
+        mixes = dict(zip(self.irreps_out, self.mix, strict=True))
         scalars, mixed = None, []
-        for paths, coefficients, mix in zip(self.paths.values(), self.coefficients, self.mix, strict=True):
+        for (out, paths), coefficients in zip(self.paths.items(), self.coefficients, strict=True):
             dim_in, dim_out, n_paths, _ = coefficients.shape
             if self.first:
                 # m[i, a, k, u] = Σ_b C[a, k, b] A[i, b, u]; then w⁰[ij, u] Σ_a Y[ij, a] m[i, a, k, u].
                 m = (coefficients.view(-1, dim_env) @ env).view(n_atoms, dim_in, -1)
                 w = torch.cat([w0[degree] for (degree, _), _ in paths.pairs], dim=2)
-                if scalars is not None:
-                    mixed.append(contract_and_mix(left, m, w, mix))
+                if out != SCALAR:
+                    mixed.append(contract_and_mix(left, m, w, mixes[out]))
                     continue
                 product = ((left @ m) * w)[:, :, None]
             else:
                 # Each channel of V meets its own matrix: a product batched over atoms and channels.
                 m = (env.transpose(1, 2) @ coefficients.view(-1, dim_env).t()).view(n_atoms, channels, dim_in, -1)
                 product = (left @ m).permute(0, 2, 3, 1).unflatten(2, (dim_out, n_paths)).flatten(3)
-            if scalars is None:  # (0, +1) comes first
+            if out == SCALAR:
                 scalars = product[:, :, 0]
-            mixed.append(product @ mix)
+            if out in mixes:
+                mixed.append(product @ mixes[out])
         assert scalars is not None
         return scalars, mixed
 
 
 class Allegro(nn.Module):
-    """Edge vectors and species in, scalar features of every ordered pair out; they vanish smoothly at the cutoff.
+    """Edge vectors and species in, features of every ordered pair out; they vanish smoothly at the cutoff.
 
     Args:
         config: hyperparameters, ``avg_num_neighbors`` set.
         n_species: number of elements.
+        vectors: keep the last layer's polar vectors (l = 1, odd), for heads that need them.
+
+    Raises:
+        InputError: for ``vectors`` with ``l_max`` 0.
     """
 
-    def __init__(self, config: AllegroConfig, n_species: int):
+    per: Literal["edge", "atom"] = "edge"
+
+    def __init__(self, config: AllegroConfig, n_species: int, vectors: bool = False):
         super().__init__()
+        if vectors and config.l_max < 1:
+            raise InputError("model.l_max is 0, so there are no vectors for this head; set it to 1 or more")
         self.config, self.n_species = config, n_species
+        self.n_features = config.n_features
+        self.n_vectors = config.tensor_channels if vectors else 0
         self.two_body = TwoBody(config, n_species)
-        irreps = layer_irreps(config.l_max, config.n_layers, config.parity)
+        irreps = layer_irreps(config.l_max, config.n_layers, config.parity, vectors)
+        leaving = [*irreps[1:], [VECTOR] if vectors else []]
         self.layers = nn.ModuleList(
-            AllegroLayer(config, entering, leaving, first=k == 0)
-            for k, (entering, leaving) in enumerate(zip(irreps, [*irreps[1:], None], strict=True))
+            AllegroLayer(config, a, b, first=k == 0) for k, (a, b) in enumerate(zip(irreps, leaving, strict=True))
         )
-
-    @property
-    def n_features(self) -> int:
-        return self.config.n_features
-
-    @property
-    def floats_per_edge(self) -> int:
-        """Size of the largest intermediate, which decides how many edges are worked on at a time."""
-        config = self.config
-        irreps = [*layer_irreps(config.l_max, config.n_layers, config.parity), [SCALAR]]
+        # The largest intermediate of an edge decides how many edges are worked on at a time.
         rows = max(
             (2 * out[0] + 1) * sum(couples(a, b, out) for a in entering for b in harmonics(config.l_max))
-            for entering, leaving in pairwise(irreps)
-            for out in leaving
+            for entering, outs in zip(irreps, leaving, strict=True)
+            for out in [SCALAR, *outs]
         )
-        return max(*config.two_body_mlp, *config.latent_mlp, rows * config.tensor_channels)
+        self.floats_per_edge = max(*config.two_body_mlp, *config.latent_mlp, rows * config.tensor_channels)
 
     def forward(
         self,
         edge_vec: Float[Tensor, "n_edges 3"],
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
-    ) -> Float[Tensor, "n_edges n_features"]:
+    ) -> Features:
+        """Features by edge."""
         center, neighbor = edge_index
         pair = species[center] * self.n_species + species[neighbor]
         r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
@@ -262,15 +267,14 @@ class Allegro(nn.Module):
         pieces, position = chunks(center, len(species), self.floats_per_edge)
         # Everything about an edge's geometry as one array, so that cutting it into chunks is one operation.
         geometry = torch.cat([envelope, radial, sh], dim=1)
-        features = [self.pair_features(geometry[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
-        if position is None:
-            return features[0]
-        return torch.cat(features).index_select(0, position)
+        found = [self.pair_features(geometry[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
+        scalars, vectors = (_join(parts, position) for parts in zip(*found, strict=True))
+        return Features(scalars, "edge", vectors if self.n_vectors else None)
 
     def pair_features(
         self, geometry: Float[Tensor, "n_edges n_geometry"], pair: Int[Tensor, "n_edges"], chunk: Chunk
-    ) -> Float[Tensor, "n_edges n_features"]:
-        """The network, on all edges of some centres."""
+    ) -> tuple[Float[Tensor, "n_edges n_features"], Float[Tensor, "n_edges 3 n_vectors"]]:
+        """The network, on all edges of some centres: scalars and vectors."""
         config = self.config
         envelope, radial, sh = geometry.split([1, config.n_bessel, (config.l_max + 1) ** 2], dim=1)
         x = self.two_body(radial, envelope, pair)
@@ -278,4 +282,9 @@ class Allegro(nn.Module):
         v: list[Tensor] = []
         for layer in self.layers:
             x, v = layer(x, v, by_degree, envelope, chunk)
-        return x
+        return x, chunk.unpad(v[0]) if v else x.new_zeros(len(x), 3, 0)
+
+
+def _join(parts: tuple[Tensor, ...], position: Tensor | None) -> Tensor:
+    """The edges of all chunks in the order of the batch."""
+    return parts[0] if position is None else torch.cat(parts).index_select(0, position)

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equicat.models.allegro import Allegro, AllegroLayer
-from equicat.models.irreps import SCALAR, Irrep, harmonics
+from equicat.models.features import Features
+from equicat.models.irreps import SCALAR, VECTOR, Irrep, harmonics
 from equicat.models.layers import polynomial_envelope
 
 
@@ -21,7 +22,7 @@ def plain_forward(
     edge_vec: Float[Tensor, "n_edges 3"],
     edge_index: Int[Tensor, "2 n_edges"],
     species: Int[Tensor, "n_atoms"],
-) -> Float[Tensor, "n_edges n_features"]:
+) -> Features:
     """The function of ``model``, by the book. Edges need not be sorted."""
     config = model.config
     center, neighbor = edge_index
@@ -43,7 +44,7 @@ def plain_forward(
     for layer in model.layers:
         assert isinstance(layer, AllegroLayer)
         x, v = _plain_layer(layer, x, v, sh, u, center, len(species))
-    return x
+    return Features(x, "edge", v.get(VECTOR))
 
 
 def _plain_layer(
@@ -70,7 +71,8 @@ def _plain_layer(
             products.setdefault(out, []).append(torch.einsum("abc,eau,ebu->ecu", w3j, v[a], env[b]))
     scalars = torch.cat([p[:, 0] for p in products[SCALAR]], dim=1)
     v_new = {}
-    for (out, terms), mix in zip(products.items(), layer.mix, strict=False):  # the linear map of eq. 10
+    for out, mix in zip(layer.irreps_out, layer.mix, strict=True):  # the linear map of eq. 10
+        terms = products[out]
         v_new[out] = torch.einsum("ecpu,puv->ecv", torch.stack(terms, 2), mix.unflatten(0, (len(terms), -1)))
     update = layer.latent_mlp(torch.cat([x, scalars], dim=1)) * u
     return (2 * x + update) / math.sqrt(5), v_new

@@ -16,6 +16,8 @@ Irrep = tuple[int, int]
 Parity = Literal["full", "restricted"]
 
 SCALAR: Irrep = (0, 1)
+VECTOR: Irrep = (1, -1)
+"""A polar vector, such as a displacement."""
 
 
 def harmonics(l_max: int) -> list[Irrep]:
@@ -42,16 +44,19 @@ def couples(a: Irrep, b: Irrep, out: Irrep) -> bool:
     return abs(a[0] - b[0]) <= out[0] <= a[0] + b[0] and a[1] * b[1] == out[1]
 
 
-def layer_irreps(l_max: int, n_layers: int, parity: Parity) -> list[list[Irrep]]:
+def layer_irreps(l_max: int, n_layers: int, parity: Parity, vectors: bool = False) -> list[list[Irrep]]:
     """Irreps of the tensor features that enter layers 1 … n_layers, dead ones left out.
 
     Layer 1 sees spherical harmonics. Later layers see what the one before can make ("restricted" keeps only the parity
-    of the harmonics), less what can no longer reach a scalar: those irreps would be computed and never used.
+    of the harmonics), less what can no longer reach a scalar (or, with ``vectors``, a polar vector after the last
+    layer): those irreps would be computed and never used.
     """
     sh = harmonics(l_max)
     every = [(degree, p) for degree in range(l_max + 1) for p in (1, -1)]
     allowed = sh if parity == "restricted" else sorted(every, key=lambda ir: (ir not in sh, ir[0]))
-    live = [list(sh)]  # what the last layer can turn into scalars
+    used = [SCALAR, VECTOR] if vectors else [SCALAR]
+    # What the last layer can turn into those; scalars alone come from the harmonics' own parities.
+    live = [[ir for ir in allowed if any(couples(ir, b, out) for b in sh for out in used)]]
     for _ in range(n_layers - 1):
         live.insert(0, [ir for ir in allowed if any(couples(ir, b, out) for b in sh for out in [*live[0], SCALAR])])
     entering = [sh]

@@ -1,0 +1,17 @@
+"""What a network says about a batch: the one thing that heads read, whatever the architecture."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Learned features of every ordered pair (``per="edge"``) or of every atom (``per="atom"``)."""
+
+    scalars: Float[Tensor, "n n_features"]
+    per: Literal["edge", "atom"]
+    vectors: Float[Tensor, "n 3 n_vectors"] | None = None
+    """Polar vectors (l = 1, odd), if the network makes some; they turn and reflect with the system."""
