@@ -64,7 +64,8 @@ class Corrupted(Sequence[Structure]):
     def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
         # PyTorch's generator is seeded by run.seed, and differently in each worker.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        return corrupted(self.dataset[i], self.config, rng)
+        # The initial structure's own labels would be those of only some structures of a batch.
+        return corrupted(dataclasses.replace(self.dataset[i], energy=None, forces=None), self.config, rng)
 
 
 def corrupted(structure: Structure, config: NoiseConfig, rng: np.random.Generator) -> Structure:
@@ -77,7 +78,7 @@ def corrupted(structure: Structure, config: NoiseConfig, rng: np.random.Generato
     relaxed = structure.positions + structure.displacements
     assert structure.fixed is not None
     positions = np.where(structure.fixed[:, None], structure.positions, moved)
-    return dataclasses.replace(structure, positions=positions, relaxed_positions=relaxed, energy=None, forces=None)
+    return dataclasses.replace(structure, positions=positions, relaxed_positions=relaxed)
 
 
 def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:

@@ -189,6 +189,9 @@ def minimum_image(
     """The shortest of all periodic images of each vector, for any cell, skewed ones included."""
     if not pbc.any():
         return vectors
+    if pbc.sum() == 1:  # ASE 3.29 gets this case wrong when the vector is not along an axis
+        (a,) = cell[pbc]
+        return vectors - np.round(vectors @ a / (a @ a))[:, None] * a
     # What is shorter than half the distance of neighbouring lattice planes has no shorter image; the rest is searched.
     lattice = np.where(pbc[:, None], cell, 0.0)
     heights = 1 / np.linalg.norm(np.linalg.pinv(lattice)[:, pbc], axis=0)

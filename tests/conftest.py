@@ -1,5 +1,6 @@
 """Data and runs that several test modules share; made once, small."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,20 @@ def labelled(seed: int) -> Structure:
     )
 
 
+def relaxing(seed: int) -> Structure:
+    """The same system as the start of a relaxation along its forces, with one atom wrapped to another cell."""
+    start = labelled(seed)
+    moved = np.where(start.fixed[:, None], 0.0, 0.1 * np.clip(start.forces, -5, 5))
+    wrapped = np.zeros((len(start), 3))
+    wrapped[-1] = start.cell[0] - start.cell[1]
+    return dataclasses.replace(
+        start,
+        relaxed_energy=start.energy - float((moved * start.forces).sum()) / 2,
+        relaxed_positions=start.positions + moved + wrapped,
+        fid=None,
+    )
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """A data set directory with 16 training and two times 6 validation systems."""
@@ -58,6 +73,7 @@ def data(tmp_path_factory) -> Path:
     info = DatasetInfo("adsorption", {"H2": -6.7})
     for split, seeds in {"train": range(16), "val_id": range(16, 22), "val_ood_ads": range(22, 28)}.items():
         write_store(root / "s2ef" / split, [labelled(s) for s in seeds], info)
+        write_store(root / "is2re" / split, [relaxing(s) for s in seeds], info)
     return root
 
 

@@ -307,7 +307,9 @@ def check_supercell(
         for axis in np.flatnonzero(s.pbc):
             repeats = np.where(np.arange(3) == axis, 2, 1)
             positions = np.concatenate([s.positions, s.positions + s.cell[axis]])
-            double = Structure(np.tile(s.numbers, 2), positions, s.cell * repeats[:, None], s.pbc, source=s.source)
+            assert s.fixed is not None
+            cell, fixed = s.cell * repeats[:, None], np.tile(s.fixed, 2)
+            double = Structure(np.tile(s.numbers, 2), positions, cell, s.pbc, fixed, source=s.source)
             expected = _Result(2 * single.energy, np.tile(single.atom_energies, 2), np.tile(single.forces, (2, 1)))
             (found,) = _predict(potential, [double])
             _compare(f"supercell along vector {axis}", s.where, found, expected, tolerance)
