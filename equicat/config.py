@@ -158,6 +158,13 @@ class RunConfig:
     progress: bool = True
     """Show a progress bar."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.val_every <= self.max_epochs:
+            raise InputError(
+                f"run: val_every is {self.val_every} and max_epochs {self.max_epochs}; the model that is saved is the "
+                "best one validated, so there must be at least one validation"
+            )
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -46,6 +46,39 @@ def predictions(
             yield batch, model(batch)
 
 
+class Examples:
+    """The systems of a split whose free atoms move most, for pictures."""
+
+    COUNT = 3
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, str, dict[str, np.ndarray]]] = []
+
+    def add(self, batch: Batch, displacements: Tensor) -> None:
+        """Look through a batch; ``displacements`` [n_atoms, 3] are the model's, Å."""
+        assert batch.displacements is not None
+        for k in range(batch.n_systems):
+            here = batch.system_idx == k
+            moved = batch.displacements[here & ~batch.fixed].norm(dim=1)
+            fields = {
+                "numbers": batch.numbers,
+                "positions": batch.positions,
+                "true": batch.displacements,
+                "pred": displacements,
+            }
+            system = {name: values[here].cpu().numpy() for name, values in fields.items()}
+            self.kept.append((float(moved.mean()) if len(moved) else 0.0, batch.ids[k], system))
+        self.kept = sorted(self.kept, key=lambda entry: -entry[0])[: self.COUNT]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """``example_numbers`` and so on, systems one after the other; nothing if there are none."""
+        if not self.kept:
+            return {}
+        found = {f"example_{n}": np.concatenate([s[n] for _, _, s in self.kept]) for n in self.kept[0][2]}
+        found["example_n_atoms"] = np.array([len(s["numbers"]) for _, _, s in self.kept])
+        return found | {"example_names": np.array([name for _, name, _ in self.kept])}
+
+
 def evaluate_split(
     model: Potential | DirectModel,
     dataset: AnyDataset,
@@ -64,7 +97,7 @@ def evaluate_split(
     require_labels(dataset, task.labels)  # type: ignore[arg-type]
     sums: dict[str, MetricSums] = {}
     kept: dict[str, list[Tensor]] = {}
-    n_free = 0
+    n_free, examples = 0, Examples()
     for batch, prediction in predictions(model, dataset, batch_size, title, progress):
         for row, guess in {info.model.name: prediction, **task.baselines(batch, info.statistics)}.items():
             sums.setdefault(row, MetricSums(task.metric_names)).add(task.metrics(guess, batch))
@@ -73,7 +106,9 @@ def evaluate_split(
         for name, values in {**arrays, "n_atoms": batch.n_atoms}.items():
             kept.setdefault(name, []).append(values.cpu())
         n_free += int((~batch.fixed).sum())
-    everything = {name: torch.cat(values).numpy() for name, values in kept.items()}
+        if isinstance(prediction, RelaxedPrediction) and prediction.displacements is not None:
+            examples.add(batch, prediction.displacements)
+    everything = {name: torch.cat(values).numpy() for name, values in kept.items()} | examples.arrays()
     return SplitResult(len(dataset), n_free, {row: s.compute() for row, s in sums.items()}, everything)
 
 

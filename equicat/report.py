@@ -13,7 +13,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy import ndarray
 
-from equicat import __version__, report_figures
+from equicat import __version__, report_figures, report_structures
 from equicat.errors import InputError
 from equicat.files import replacing_file
 from equicat.report_data import RunFiles, read_run
@@ -22,7 +22,9 @@ from equicat.tables import METRIC_FORMATS, table_columns
 RUN_FILES = ("metrics.csv", "config.yaml", "environment.json", "model.json", "evaluation.json", "predictions")
 CURVES = ("loss", *METRIC_FORMATS)
 """What learning curves may show, in order: columns ``train_*`` and ``val_*`` of metrics.csv."""
-BAR_METRICS = ("energy_mae", "forces_mae", "positions_mae")
+BAR_METRICS = ("energy_mae", "forces_mae", "positions_mae", "positions_mae_adsorbate")
+QUANTITIES = (("energy", "eV", "systems"), ("forces", "eV/Å", "components"), ("displacements", "Å", "components"))
+"""What parity plots show: arrays, their unit, and what a point is."""
 MAX_BAR_SERIES = 4
 
 
@@ -58,9 +60,9 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 def render(run: RunFiles) -> str:
     """The whole page as HTML."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    # A section with 3D structures belongs between the parity plots and the configuration.
-    sections = (header, results, error_by_split, learning_curves, parity_plots, configuration, environment)
-    body = "\n".join(section(run) for section in sections)
+    what = (header, results, relaxed_structures, error_by_split, learning_curves, parity_plots)
+    how = (configuration, environment)
+    body = "\n".join(section(run) for section in (*what, *how))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -124,7 +126,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         seen = run.metrics.get(column, np.array([]))
         if np.isfinite(seen).any():
             facts.append((title, text(float(np.nanmax(seen)))))
-    for metric in ("energy_mae", "forces_mae"):
+    for metric in ("energy_mae", "forces_mae", "positions_mae"):
         seen = run.metrics.get(f"val_{metric}", np.array([]))
         if np.isfinite(seen).any():
             shown = METRIC_FORMATS[metric]
@@ -164,7 +166,9 @@ def results(run: RunFiles) -> str:
     note = f"Energies: {escape(reference)}. " if reference else ""
     html.append(f'<p class="soft">{note}The best of each column is bold; × is the ratio to the best baseline.</p>')
     for split, result in run.evaluation["splits"].items():
-        counts = [(result.get(key), word) for key, word in (("n_systems", "systems"), ("n_free_atoms", "free atoms"))]
+        counts = [
+            (result.get(key), word) for key, word in (("n_systems", "structures"), ("n_free_atoms", "free atoms"))
+        ]
         size = ", ".join(f"{number:,} {word}" for number, word in counts if isinstance(number, int))
         html += [f"<h3>{escape(split)}<small>{size}</small></h3>", _table(result["rows"])]
     return "\n".join([*html, "</section>"])
@@ -198,6 +202,26 @@ def _best(values: Iterable[float | None], metric: str) -> float | None:
     if not finite:
         return None
     return max(finite) if METRIC_FORMATS[metric].higher_is_better else min(finite)
+
+
+def relaxed_structures(run: RunFiles) -> str:
+    """Where atoms go, and where the model says they go: the systems of each split that move most."""
+    figures = []
+    for split, arrays in run.predictions.items():
+        for relaxation in report_structures.relaxations(arrays):
+            caption = f"<b>{escape(relaxation.name)}</b><br>{escape(split)}"
+            figures.append(_figure(caption, report_structures.picture(relaxation)))
+    if not figures:
+        return ""
+    legend = _legend([("reference", 1, False), ("predicted", 2, False)])
+    text = (
+        f"Initial structures; arrows show displacements, {report_structures.AMPLIFIED:g} times as long. Of each split "
+        "those systems are shown whose free atoms move most."
+    )
+    return (
+        f'<section>\n<h2>Relaxed structures</h2>\n<p class="soft">{text}</p>\n{legend}\n'
+        f'<div class="figures small">{"".join(figures)}</div>\n</section>'
+    )
 
 
 def error_by_split(run: RunFiles) -> str:
@@ -290,14 +314,14 @@ def _scale(name: str) -> float:
 
 
 def parity_plots(run: RunFiles) -> str:
-    """Predicted against reference energies and force components of free atoms, by split."""
-    html = ["<section>", "<h2>Parity</h2>", '<p class="soft">Forces are those on free atoms, by component.</p>']
+    """Predicted against reference energies and components of the vectors of free atoms, by split."""
+    html = ["<section>", "<h2>Parity</h2>", '<p class="soft">Vectors are those of free atoms, by component.</p>']
     damaged = [name for name in run.problems if name.startswith("predictions/")]
     html += [_missing(run, name, "Evaluate again to write it.") for name in damaged]
     if not run.predictions and not damaged:
         advice = "<code>equicat evaluate</code> writes the predictions of every split there."
         html.append(_missing(run, "predictions", advice))
-    for quantity, unit, what in (("energy", "eV", "systems"), ("forces", "eV/Å", "components")):
+    for quantity, unit, what in QUANTITIES:
         figures = []
         for split, arrays in run.predictions.items():
             if f"{quantity}_true" in arrays:

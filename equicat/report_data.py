@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from equicat.files import read_json
 
-BUFFERS = {"scale", "reference_energies"}
+BUFFERS = {"scale", "displacement_scale", "reference_energies"}
 """Tensors of ``model.safetensors`` that are no trained parameters."""
 
 
@@ -32,7 +32,7 @@ class RunFiles:
     n_parameters: int | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     predictions: dict[str, dict[str, ndarray]] = field(default_factory=dict)
-    """Arrays ``energy_true``, ``energy_pred`` [n], ``forces_true``, ``forces_pred`` [m, 3] by split."""
+    """By split, arrays ``energy_true``, ``energy_pred`` [n], and the same of ``forces`` or ``displacements`` [m, 3]."""
     problems: dict[str, str] = field(default_factory=dict)
     """By file name, why it could not be used."""
 
@@ -100,12 +100,13 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 def _read_predictions(path: Path) -> dict[str, ndarray]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: np.asarray(file[name]) for name in file.files}
-    pairs = [(q, arrays[f"{q}_true"], arrays[f"{q}_pred"]) for q in ("energy", "forces") if f"{q}_true" in arrays]
+    quantities = [name.removesuffix("_true") for name in arrays if name.endswith("_true")]
+    pairs = [(q, arrays[f"{q}_true"], arrays[f"{q}_pred"]) for q in quantities]
     for quantity, target, prediction in pairs:
         if target.shape != prediction.shape:
             raise ValueError(f"{quantity}: {prediction.shape} predictions for {target.shape} references")
     if not pairs:
-        raise ValueError(f"neither energy_true nor forces_true in it; found {sorted(arrays)}")
+        raise ValueError(f"no energy_true, forces_true or displacements_true in it; found {sorted(arrays)}")
     return arrays
 
 

@@ -196,3 +196,4 @@ class MinuteLimit(Callback):
         assert isinstance(module, TrainingModule)
         if time.monotonic() - module.started > 60 * self.minutes:
             trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whichever it is

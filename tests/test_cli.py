@@ -11,10 +11,11 @@ from conftest import labelled
 import equicat
 from equicat import Structure
 from equicat.cli import COMMANDS, main
-from equicat.config import read_yaml
+from equicat.config import from_mapping, read_yaml
 from equicat.datasets import open_dataset
 from equicat.emt import EMTConfig
 from equicat.readers import read, write
+from equicat.tasks import outputs_of, resolved, task_of
 
 
 def succeed(capsys, *arguments) -> str:
@@ -156,14 +157,19 @@ def test_demo_from_end_to_end(capsys, tmp_path):
     from equicat.demo import demo
 
     data = EMTConfig(n_systems=10, seed=1, fmax=0.1, metals=("Cu", "Pd"), adsorbates=("H", "O", "O2"), workers=1)
-    tiny = {"model": {"two_body_mlp": [16, 16], "latent_mlp": [16]}, "run": {"max_epochs": 2, "progress": False}}
-    report = demo(tmp_path / "demo", data=data, overrides=tiny)
+    tiny = {"model": {"two_body_mlp": [16, 16], "latent_mlp": [16]}, "run": {"max_epochs": 4, "progress": False}}
+    reports = demo(tmp_path / "demo", data=data, overrides=tiny)
     out = capsys.readouterr().out
     for split in ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both"):
         assert f"{split}:" in out
-    html = report.read_text()
+    assert "mean energy, no displacement" in out
+    html = reports.s2ef.read_text()
     assert "<svg" in html
     assert "val_ood_both" in html
+    assert "Relaxed structures" not in html
+    html = reports.direct.read_text()
+    assert html.count("initial structure with displacements") == 4  # one system in each validation split
+    assert "displacements parity, val_ood_ads" in html
     assert equicat.load(tmp_path / "demo" / "run").info.energy_reference == "adsorption"
 
 
@@ -251,5 +257,7 @@ def test_leaderboard_needs_ids(capsys, run, tmp_path):
 
 
 def test_committed_configurations_are_valid(request):
-    for path in (request.config.rootpath / "configs").glob("*.yaml"):
-        assert read_yaml(path)["task"] == "s2ef"
+    root = request.config.rootpath
+    for path in [*(root / "configs").rglob("*.yaml"), *(root / "equicat").glob("demo*.yaml")]:
+        config = from_mapping(read_yaml(path), str(path))
+        assert task_of(outputs_of(config.task, resolved(config.task, config.loss))).metric_names

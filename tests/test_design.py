@@ -34,7 +34,7 @@ LAYERS = """
     optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
-    report_data report_figures report
+    report_data report_figures report_structures report
     demo cli
 """
 ORDER = LAYERS.split()

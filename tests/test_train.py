@@ -220,3 +220,12 @@ def test_loader_yields_every_structure_once(data, num_workers):
     ids = [i for batch in loader for i in batch.ids]
     assert sorted(ids) == sorted(s.id for s in dataset)
     assert [batch.n_systems for batch in loader] == [5, 5, 5, 1]
+
+
+def test_a_run_that_stops_by_time_validates_its_last_epoch(data, tmp_path):
+    options = {"max_epochs": 1000, "max_minutes": 1e-4, "val_every": 500}
+    result = train(from_mapping(configuration(data, tmp_path / "run", run=options)))
+    assert rows(result.run)[-1]["val_forces_mae"]
+    assert equicat.load(result.run).info.task == "s2ef"
+    with pytest.raises(InputError, match="val_every is 5 and max_epochs 3"):
+        from_mapping(configuration(data, tmp_path / "run", run={"val_every": 5}))
