@@ -4,6 +4,7 @@ Its own graph functions need compiled packages; what is under test is what comes
 """
 
 import itertools
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,6 +28,15 @@ def triplets(edge_index: Tensor, num_nodes: int) -> tuple[Tensor, ...]:
         if col[kj] == row[ji] and row[kj] != col[ji]
     ]
     return (edge_index[1], edge_index[0], *torch.tensor(found).T)
+
+
+_original = dimenet.SphericalBasisLayer
+
+
+@cache
+def spherical_basis(num_spherical: int, num_radial: int, cutoff: float, envelope_exponent: int) -> torch.nn.Module:
+    """PyTorch Geometric's basis; it has no weights, and sympy takes seconds to derive it."""
+    return _original(num_spherical, num_radial, cutoff, envelope_exponent)
 
 
 def dimenet_energy(model: torch.nn.Module, numbers: Tensor, positions: Tensor) -> Tensor:

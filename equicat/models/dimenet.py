@@ -114,6 +114,8 @@ class DimeNetPlusPlus(nn.Module):
         self.emb = _embedding(layers.EmbeddingBlock(c.n_radial, c.hidden_channels, silu), n_species)
         output = (c.n_radial, c.hidden_channels, c.out_emb_channels, 1, c.n_output_layers, silu)
         self.output_blocks = nn.ModuleList(_headless(layers.OutputPPBlock(*output)) for _ in range(c.n_blocks + 1))
+        for block in self.output_blocks:  # a bias, as in OC20's code
+            block.lin_up.register_parameter("bias", nn.Parameter(torch.zeros(c.out_emb_channels)))
         sizes = (c.hidden_channels, c.int_emb_size, c.basis_emb_size, c.n_spherical, c.n_radial)
         depth = (c.n_before_skip, c.n_after_skip)
         self.interaction_blocks = nn.ModuleList(

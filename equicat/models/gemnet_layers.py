@@ -75,7 +75,7 @@ class Scale(nn.Module):
     def forward(self, x: Float[Tensor, "n n_features"], reference: Float[Tensor, "m n_other"]) -> Tensor:
         if self.variances is None:
             return x * self.factor
-        variances = torch.stack([reference.var(0).mean(), x.var(0).mean()]).double().cpu()
+        variances = torch.stack([y.var(0, unbiased=False).mean() for y in (reference, x)]).double().nan_to_num().cpu()
         self.variances += len(x) * variances
         ratio = variances[0] / variances[1]
         return x * math.sqrt(ratio) if ratio.isfinite() and ratio > 0 else x
