@@ -18,7 +18,7 @@ class Command:
     """One command: its parser and what it runs."""
 
     help: str
-    build: Callable[[], ArgumentParser]
+    build: Callable[..., ArgumentParser]
     run: Callable[[Namespace], None]
     prepare: Callable[[list[str]], list[str]] = field(default=lambda arguments: arguments)
 
@@ -51,31 +51,46 @@ def _run_and(parser: Parser, *names: str) -> None:
 # ---- train -------------------------------------------------------------------------------------------------------
 
 
-def _train_parser() -> ArgumentParser:
-    from equicat.config import TrainConfig
+def _train_parser(arguments: Sequence[str] = (), network: str | None = None) -> ArgumentParser:
+    """The options of ``model`` are those of the network: as given, else as the arguments name it."""
+    from equicat.config import add_options
 
     parser = _parser("train", "Train a model as a YAML file says; any value can be overridden: --model.l_max 2.")
     parser.add_argument("--config", action="config", help="YAML file; also as the first argument.")
-    parser.add_class_arguments(TrainConfig, as_group=False)
+    add_options(parser, network or _network_named(arguments))
     return parser
 
 
-def _train_arguments(arguments: list[str]) -> list[str]:
-    """The configuration file may stand without ``--config``; unknown keys get a message that names the nearest."""
-    from equicat.config import check_keys, read_yaml
+def _network_named(arguments: Sequence[str]) -> str:
+    """By the configuration file, or on the command line, which wins."""
+    from equicat.config import network_of, read_yaml
 
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--config", *arguments]
-    for flag, value in pairwise(arguments):
-        if flag == "--config":
-            read_yaml(value)
+    name = "allegro"
+    words = [word for argument in _with_config_flag(arguments) for word in argument.split("=", 1)]
+    for flag, value in pairwise(words):
+        name = network_of(read_yaml(value)) if flag == "--config" else name
+    for flag, value in pairwise(words):
+        name = value if flag == "--model.name" else name
+    return name
+
+
+def _with_config_flag(arguments: Sequence[str]) -> list[str]:
+    """The configuration file may stand first, without ``--config``."""
+    return ["--config", *arguments] if arguments and not arguments[0].startswith("-") else list(arguments)
+
+
+def _train_arguments(arguments: list[str]) -> list[str]:
+    """Unknown keys get a message that names the nearest."""
+    from equicat.config import check_keys
+
     if not arguments:
         raise InputError("equicat train: name a configuration file, such as configs/3bpa.yaml")
+    arguments, network = _with_config_flag(arguments), _network_named(arguments)
     for argument in arguments:
         if argument.startswith("--") and argument not in ("--config", "--help", "--print_config"):
             name = argument[2:].split("=")[0].removesuffix("+")
             parts = name.split(".")
-            check_keys({parts[0]: None} if len(parts) == 1 else {name: None}, source="command line")
+            check_keys({parts[0]: None} if len(parts) == 1 else {name: None}, source="command line", network=network)
     return arguments
 
 
@@ -85,7 +100,7 @@ def _train(options: Namespace) -> None:
     from equicat.report import write_report
     from equicat.train import is_main_process, train
 
-    values = _train_parser().instantiate(options).as_dict()
+    values = _train_parser(network=options.model.name).instantiate(options).as_dict()
     values.pop("config", None)
     config = TrainConfig(**values)
     result = train(config)
@@ -246,7 +261,9 @@ def _dispatch(arguments: list[str]) -> None:
             command = COMMANDS[name]
             rest = arguments[words:]
             help_wanted = any(a in ("-h", "--help") for a in rest)
-            command.run(command.build().parse_args(rest if help_wanted else command.prepare(rest)))
+            rest = rest if help_wanted else command.prepare(rest)
+            parser = command.build(rest) if command.build is _train_parser else command.build()
+            command.run(parser.parse_args(rest))
             return
     name = " ".join(arguments[:2] if arguments[0] == "data" else arguments[:1])
     raise InputError(f"no command {name!r}{nearest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")

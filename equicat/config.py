@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from equicat.errors import InputError
 from equicat.heads import DisplacementHead
 from equicat.models.allegro import AllegroConfig
+from equicat.models.networks import NetworkConfig, architecture
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class TrainConfig:
     task: Literal["s2ef", "is2re", "is2rs"] = "s2ef"
     """s2ef: structure to energy and forces; is2re: initial structure to relaxed energy; is2rs: to relaxed structure."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: AllegroConfig = field(default_factory=AllegroConfig)
+    model: NetworkConfig = field(default_factory=AllegroConfig)
     output_mlp: tuple[int, ...] = (128,)
     """Hidden widths of the maps from features to what is predicted."""
     displacement_head: DisplacementHead = "vector"
@@ -193,7 +194,7 @@ def from_mapping(values: Mapping[str, Any], source: str = "config") -> TrainConf
     """
     check_keys(values, source=source)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig, as_group=False)
+    add_options(parser, network_of(values))
     try:
         options = parser.parse_object(dict(values))
     except ArgumentError as error:
@@ -201,31 +202,55 @@ def from_mapping(values: Mapping[str, Any], source: str = "config") -> TrainConf
     return TrainConfig(**parser.instantiate(options).as_dict())
 
 
-def known_keys(cls: type, prefix: str = "") -> dict[str, type]:
+def network_of(values: Mapping[str, Any]) -> str:
+    """The name of the network that a configuration asks for."""
+    model = values.get("model")
+    return str(model.get("name", "allegro")) if isinstance(model, Mapping) else "allegro"
+
+
+def add_options(parser: ArgumentParser, network: str) -> None:
+    """All options of :class:`TrainConfig`, those of ``model`` being the hyperparameters of that network.
+
+    Raises:
+        InputError: if there is no such network.
+    """
+    parser.add_class_arguments(TrainConfig, as_group=False, skip={"model"})
+    parser.add_class_arguments(architecture(network).config, "model")
+
+
+def known_keys(cls: type, prefix: str = "", network: str = "allegro") -> dict[str, type]:
     """Dotted names of all options of a dataclass, and of the parts that hold them."""
     keys: dict[str, type] = {}
     for f in fields(cls):
         name = f"{prefix}{f.name}"
         kind = f.type if isinstance(f.type, type) else object
+        if name == "model":
+            kind = architecture(network).config
         keys[name] = kind
         if is_dataclass(kind):
             keys |= known_keys(kind, f"{name}.")
     return keys
 
 
-def check_keys(values: Mapping[str, Any], cls: type = TrainConfig, prefix: str = "", source: str = "config") -> None:
+def check_keys(
+    values: Mapping[str, Any],
+    prefix: str = "",
+    source: str = "config",
+    network: str | None = None,
+) -> None:
     """Refuse what no option is called.
 
     Raises:
         InputError: naming the unknown key and the nearest known one.
     """
-    known = known_keys(cls)
+    network = network or network_of(values)
+    known = known_keys(TrainConfig, network=network)
     for key, value in values.items():
         name = f"{prefix}{key}"
         if name not in known:
             raise InputError(f"{source}: unknown key {name!r}{suggestion(name, list(known))}")
         if is_dataclass(known[name]) and isinstance(value, Mapping):
-            check_keys(value, cls, f"{name}.", source)
+            check_keys(value, f"{name}.", source, network)
 
 
 def suggestion(name: str, known: list[str]) -> str:

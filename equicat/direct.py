@@ -8,7 +8,7 @@ from torch import Tensor
 
 from equicat.batch import Batch
 from equicat.heads import NEEDS_VECTORS, VECTOR_HEADS, DisplacementHead, ScalarHead, check_feeds
-from equicat.models.allegro import AllegroConfig
+from equicat.models.networks import NetworkConfig
 from equicat.potential import AtomisticModel, minus_gradient
 
 
@@ -45,7 +45,7 @@ class DirectModel(AtomisticModel):
 
     def __init__(
         self,
-        config: AllegroConfig,
+        config: NetworkConfig,
         elements: tuple[int, ...],
         output_mlp: tuple[int, ...] = (128,),
         *,

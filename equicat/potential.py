@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equicat.batch import Batch
 from equicat.errors import InputError
 from equicat.heads import ScalarHead
-from equicat.models.allegro import Allegro, AllegroConfig
+from equicat.models.networks import NetworkConfig, architecture, avg_num_neighbors
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,20 +47,21 @@ class AtomisticModel(nn.Module):
 
     def __init__(
         self,
-        config: AllegroConfig,
+        config: NetworkConfig,
         elements: tuple[int, ...],
         scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
         vectors: bool = False,
     ):
         super().__init__()
-        if config.avg_num_neighbors is None:
+        average = avg_num_neighbors(config)
+        if average is None:
             raise InputError(
                 "model.avg_num_neighbors is not set; training fits it to the data, otherwise give a number"
             )
         self.config, self.elements = config, elements
-        self.avg_num_neighbors = config.avg_num_neighbors
-        self.model = Allegro(config, len(elements), vectors)
+        self.avg_num_neighbors = average
+        self.model: Any = architecture(config.name).build(config, elements, vectors)
         self.register_buffer("scale", torch.tensor(scale))
         # Per-atom energies of DFT are thousands of eV: summed in float64, whatever the model's own precision.
         references = reference_energies or (0.0,) * len(elements)
@@ -123,7 +124,7 @@ class Potential(AtomisticModel):
 
     def __init__(
         self,
-        config: AllegroConfig,
+        config: NetworkConfig,
         elements: tuple[int, ...],
         output_mlp: tuple[int, ...] = (128,),
         scale: float = 1.0,

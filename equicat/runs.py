@@ -16,7 +16,7 @@ from equicat.direct import DirectModel
 from equicat.errors import InputError
 from equicat.files import read_json, replacing_file, write_json
 from equicat.heads import DisplacementHead
-from equicat.models.allegro import AllegroConfig
+from equicat.models.networks import NetworkConfig, architecture, with_neighbors
 from equicat.potential import AtomisticModel, Potential
 from equicat.statistics import Statistics
 from equicat.store import DatasetInfo
@@ -30,7 +30,7 @@ class ModelInfo:
     """What a model is, beside its weights."""
 
     task: str
-    model: AllegroConfig
+    model: NetworkConfig
     output_mlp: tuple[int, ...]
     dtype: str
     energy_reference: str
@@ -52,9 +52,7 @@ def build(
     info: ModelInfo, scale: float = 1.0, displacement_scale: float = 1.0, references: tuple[float, ...] | None = None
 ) -> Potential | DirectModel:
     """An untrained model of that description."""
-    config, elements = info.model, info.statistics.elements
-    if config.avg_num_neighbors is None:
-        config = dataclasses.replace(config, avg_num_neighbors=info.statistics.avg_num_neighbors)
+    config, elements = with_neighbors(info.model, info.statistics.avg_num_neighbors), info.statistics.elements
     model: Potential | DirectModel
     if "forces" in info.outputs:
         model = Potential(config, elements, info.output_mlp, scale, references)
@@ -81,7 +79,8 @@ def save(run: str | Path, model: AtomisticModel, state: dict[str, torch.Tensor] 
         model: to save, with its description.
         state: weights to write instead of the model's own (an average of them, say).
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in (state or model.state_dict()).items()}
+    # Copies, because safetensors refuses weights under two names (SchNet's filters).
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in (state or model.state_dict()).items()}
     with replacing_file(Path(run) / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "equicat"})
     with replacing_file(Path(run) / DESCRIPTION) as temporary:
@@ -107,7 +106,7 @@ def load_info(run: str | Path) -> ModelInfo:
     if values.pop("format_version", None) != FORMAT_VERSION:
         raise InputError(f"{run / DESCRIPTION}: written by another version of equicat; update equicat")
     try:
-        values["model"] = AllegroConfig(**_tuples(values["model"]))
+        values["model"] = architecture(values["model"]["name"]).config(**_tuples(values["model"]))
         values["statistics"] = Statistics(**_tuples(values["statistics"]))
         return ModelInfo(**_tuples(values))
     except (KeyError, TypeError) as error:

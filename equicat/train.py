@@ -229,7 +229,7 @@ def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, model
     run.mkdir(parents=True, exist_ok=True)
     with replacing_file(run / "config.yaml") as temporary:
         values = asdict(config)
-        values["model"]["avg_num_neighbors"] = model.config.avg_num_neighbors
+        values["model"] = asdict(model.config)
         temporary.write_text(yaml.safe_dump(_plain(values), sort_keys=False), encoding="utf-8")
     with replacing_file(run / "environment.json") as temporary:
         write_json(temporary, runs.environment())

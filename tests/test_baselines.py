@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import brute_force
 import numpy as np
@@ -199,7 +198,9 @@ def pyg_energies(name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch
         ours = SchNet(SchNetConfig("schnet", CUTOFF, 32, 16, 3, 20), 3).double()
         transfer(theirs, ours, "embedding.weight", elements)
         energy = theirs(batch.numbers, positions).sum()
-        found = (ours(moving.edge_vec(), batch.edge_index, species).scalars @ theirs.lin2.weight[0] + theirs.lin2.bias).sum()
+        found = (
+            ours(moving.edge_vec(), batch.edge_index, species).scalars @ theirs.lin2.weight[0] + theirs.lin2.bias
+        ).sum()
     else:
         models = geometric.nn.models.dimenet
         shared = {"hidden_channels": 16, "out_channels": 1, "num_blocks": 2, "num_spherical": 4, "num_radial": 3}
@@ -236,7 +237,10 @@ def numbered_edges(structure: Structure, cutoff: float) -> tuple[Batch, dict[bru
     return batch, {(a, b, tuple(n)): k for k, (a, b, n) in enumerate(zip(i, j, shift, strict=True))}
 
 
-SYSTEMS = [*testing.example_structures(ELEMENTS), Structure(np.array([29]), np.zeros((1, 3)), np.eye(3) * 2.6, np.ones(3, bool))]
+SYSTEMS = [
+    *testing.example_structures(ELEMENTS),
+    Structure(np.array([29]), np.zeros((1, 3)), np.eye(3) * 2.6, np.ones(3, bool)),
+]
 each_system = pytest.mark.parametrize("structure", SYSTEMS, ids=["cluster", "slab", "bulk", "one atom"])
 
 
@@ -386,7 +390,11 @@ def test_element_table():
     starts = np.cumsum([0, *CATEGORIES.values()])
     per_property = [table[:, a:b].sum(1) for a, b in zip(starts[:-1], starts[1:], strict=True)]
     assert all((count <= 1).all() for count in per_property)
-    assert all((count[:96] == 1).all() for count, name in zip(per_property, CATEGORIES, strict=True) if name in ("group", "period", "block"))
+    assert all(
+        (count[:96] == 1).all()
+        for count, name in zip(per_property, CATEGORIES, strict=True)
+        if name in ("group", "period", "block")
+    )
     group = table[:, :19].argmax(1)
     assert group[[0, 1, 25, 28, 77, 91]].tolist() == [1, 18, 8, 11, 10, 0]  # H, He, Fe, Cu, Pt; U has no group
     period = table[:, 19:26].argmax(1)
@@ -399,7 +407,9 @@ def test_element_table():
 def test_without_pytorch_geometric(name, monkeypatch):
     for module in ("schnet", "dimenet"):
         monkeypatch.setitem(sys.modules, f"torch_geometric.nn.models.{module}", None)
-    with pytest.raises(InputError, match=r"torch_geometric\S* is not installed; run `pip install 'equicat\[baselines\]'`"):
+    with pytest.raises(
+        InputError, match=r"torch_geometric\S* is not installed; run `pip install 'equicat\[baselines\]'`"
+    ):
         network(name)
 
 

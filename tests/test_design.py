@@ -29,7 +29,8 @@ LAYERS = """
     errors files tables
     structure readers store datasets neighbors batch
     models models.irreps models.spherical models.centers models.contract models.layers models.features
-    models.allegro models.allegro_plain
+    models.allegro models.allegro_plain models.extras models.memory models.bessel models.angles
+    models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.networks
     heads potential direct statistics metrics config tasks loader runs
     optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing

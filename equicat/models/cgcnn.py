@@ -175,7 +175,9 @@ def element_properties(elements: tuple[int, ...]) -> Float[Tensor, "n_species n_
     for z in elements:
         symbol = chemical_symbols[z]
         if symbol not in _table():
-            raise InputError(f"CGCNN's table of elements ends at Fm (100), {symbol} ({z}) is not in it; choose another model")
+            raise InputError(
+                f"CGCNN's table of elements ends at Fm (100), {symbol} ({z}) is not in it; choose another model"
+            )
         row = torch.zeros(N_PROPERTIES)
         start = 0
         for name, n_categories in CATEGORIES.items():

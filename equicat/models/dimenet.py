@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from equicat.errors import InputError
 from equicat.models.angles import AngularSums, reverse_edges
 from equicat.models.bessel import SphericalBesselBasis
 from equicat.models.centers import chunks
@@ -195,7 +194,9 @@ class DimeNet(nn.Module):
         self.output_blocks = nn.ModuleList(_headless(layers.OutputBlock(*output)) for _ in range(c.n_blocks + 1))
         sizes = (c.hidden_channels, c.n_bilinear, c.n_spherical, c.n_radial)
         depth = (c.n_before_skip, c.n_after_skip)
-        self.interaction_blocks = nn.ModuleList(layers.InteractionBlock(*sizes, *depth, silu) for _ in range(c.n_blocks))
+        self.interaction_blocks = nn.ModuleList(
+            layers.InteractionBlock(*sizes, *depth, silu) for _ in range(c.n_blocks)
+        )
 
     def forward(
         self,

@@ -122,7 +122,9 @@ class GemNet(nn.Module):
         r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
         rbf = self.radial(r)
         sums = AngularSums(edge_vec, center, len(species), self.config.n_spherical, self.config.triplet_features)
-        basis = Basis(self.rbf_triplet(rbf), self.rbf_atom(rbf), self.rbf_out(rbf), (rbf @ self.cbf).transpose(0, 1), sums)
+        basis = Basis(
+            self.rbf_triplet(rbf), self.rbf_atom(rbf), self.rbf_out(rbf), (rbf @ self.cbf).transpose(0, 1), sums
+        )
         h = self.atoms(species)
         m = self.edges(h, rbf, graph)
         outputs = [(h, m)]
@@ -181,7 +183,9 @@ def fit_scales(network: GemNet, graphs: Iterable[Graph]) -> dict[str, float]:
             assert layer.variances is not None
             reference, found = layer.variances.tolist()
             if not (reference > 0 and found > 0):
-                raise InputError(f"cannot fit the scale factor {name}: no signal passes it; give batches with neighbours")
+                raise InputError(
+                    f"cannot fit the scale factor {name}: no signal passes it; give batches with neighbours"
+                )
             layer.factor.fill_(math.sqrt(reference / found))
     finally:
         network.training = training

@@ -68,7 +68,9 @@ class NequIP(nn.Module):
     def __init__(self, config: NequIPConfig, n_species: int, vectors: bool = False):
         super().__init__()
         if config.avg_num_neighbors is None:
-            raise InputError("model.avg_num_neighbors is not set; training fits it to the data, otherwise give a number")
+            raise InputError(
+                "model.avg_num_neighbors is not set; training fits it to the data, otherwise give a number"
+            )
         c = self.config = config
         self.n_features, self.n_vectors = c.n_channels, c.n_channels if vectors else 0
         self._exact: dict[str, Tensor] = {}

@@ -1,0 +1,63 @@
+"""Every architecture by name: its hyperparameters and how to build it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+from torch import nn
+
+from equicat.errors import InputError, nearest
+from equicat.models.allegro import Allegro, AllegroConfig
+from equicat.models.cgcnn import CGCNN, CGCNNConfig
+from equicat.models.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, DimeNetPlusPlusConfig
+from equicat.models.gemnet import GemNet, GemNetConfig
+from equicat.models.nequip import NequIP, NequIPConfig
+from equicat.models.schnet import SchNet, SchNetConfig
+
+NetworkConfig = (
+    AllegroConfig | CGCNNConfig | DimeNetConfig | DimeNetPlusPlusConfig | GemNetConfig | NequIPConfig | SchNetConfig
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network: the dataclass of its hyperparameters, and a function of them, the elements, and whether a head needs
+    vectors."""
+
+    config: type
+    build: Callable[..., nn.Module]
+
+
+NETWORKS = {
+    "allegro": Architecture(AllegroConfig, lambda c, elements, vectors: Allegro(c, len(elements), vectors)),
+    "cgcnn": Architecture(CGCNNConfig, lambda c, elements, vectors: CGCNN(c, len(elements), elements)),
+    "dimenet": Architecture(DimeNetConfig, lambda c, elements, vectors: DimeNet(c, len(elements))),
+    "dimenet++": Architecture(DimeNetPlusPlusConfig, lambda c, elements, vectors: DimeNetPlusPlus(c, len(elements))),
+    "gemnet": Architecture(GemNetConfig, lambda c, elements, vectors: GemNet(c, len(elements))),
+    "nequip": Architecture(NequIPConfig, lambda c, elements, vectors: NequIP(c, len(elements), vectors)),
+    "schnet": Architecture(SchNetConfig, lambda c, elements, vectors: SchNet(c, len(elements))),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        InputError: if there is none; names the nearest.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"model.name: no network {name!r}{nearest(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name]
+
+
+def avg_num_neighbors(config: NetworkConfig) -> float | None:
+    """What sums over neighbours are normalised with: 1 for networks that do not, None if not yet known."""
+    if "avg_num_neighbors" not in {f.name for f in fields(config)}:
+        return 1.0
+    return config.avg_num_neighbors  # type: ignore[union-attr]
+
+
+def with_neighbors(config: NetworkConfig, average: float) -> NetworkConfig:
+    """The configuration with the average number of neighbours filled in where it was left to the data."""
+    if avg_num_neighbors(config) is not None:
+        return config
+    return replace(config, avg_num_neighbors=average)  # type: ignore[arg-type]

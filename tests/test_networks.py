@@ -1,0 +1,80 @@
+"""Every network trains, evaluates and loads through the same door."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+from conftest import configuration, relaxing
+
+import equicat
+from equicat import InputError, cli
+from equicat.batch import Batch
+from equicat.config import from_mapping
+from equicat.evaluate import evaluate
+from equicat.models.networks import NETWORKS
+from equicat.train import train
+
+SMALL = {
+    "allegro": {"n_layers": 1, "l_max": 1, "tensor_channels": 4, "two_body_mlp": [8, 16], "latent_mlp": [16]},
+    "schnet": {"hidden_channels": 16, "n_filters": 8, "n_interactions": 1, "n_gaussians": 10},
+    "cgcnn": {
+        "atom_embedding_size": 16,
+        "fc_feat_size": 16,
+        "n_fc_layers": 1,
+        "n_graph_conv_layers": 1,
+        "n_gaussians": 10,
+    },
+}
+"""Those that need nothing but PyTorch Geometric; the others have tests of their own."""
+
+
+def values_of(name: str, data, out, **parts):
+    return configuration(data, out, **parts) | {"model": {"name": name, "cutoff": 4.0} | SMALL[name]}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_trains_for_energies_and_forces(name, data, tmp_path):
+    if name != "allegro":
+        pytest.importorskip("torch_geometric", reason="baselines need the extra [baselines]")
+    run = train(from_mapping(values_of(name, data, tmp_path / "run", run={"max_epochs": 8}))).run
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
+    model = equicat.load(run)
+    assert type(model.config) is NETWORKS[name].config
+    rows = evaluate(run, data, progress=False)["splits"]["val_id"]["rows"]
+    assert list(rows)[0] == name
+    assert torch.isfinite(torch.tensor(list(rows[name].values()))).all()
+
+
+def test_networks_of_atoms_move_atoms_by_a_gradient(data, tmp_path):
+    pytest.importorskip("torch_geometric", reason="SchNet needs the extra [baselines]")
+    values = values_of("schnet", data, tmp_path / "run", run={"max_epochs": 1}) | {"task": "is2rs"}
+    with pytest.raises(InputError, match="schnet cannot feed the displacement head 'vector'; it can feed gradient"):
+        train(from_mapping(values))
+    run = train(from_mapping(values | {"displacement_head": "gradient"})).run
+    model = equicat.load(run)
+    assert model(Batch.from_structures([relaxing(0)], 4.0)).displacements.abs().max() > 0
+
+
+def test_options_are_those_of_the_network(capsys, data, tmp_path):
+    assert from_mapping({"model": {"name": "schnet"}}).model.hidden_channels == 1024
+    assert from_mapping({"model": {"l_max": 1}}).model.l_max == 1
+    with pytest.raises(InputError, match=r"unknown key 'model\.l_max'"):
+        from_mapping({"model": {"name": "schnet", "l_max": 1}})
+    with pytest.raises(InputError, match=r"no network 'shcnet'; did you mean 'schnet'|no network 'shcnet'"):
+        from_mapping({"model": {"name": "shcnet"}})
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--model.name", "schnet", "--help"])
+    text = capsys.readouterr().out
+    assert "--model.n_gaussians" in text
+    assert "--model.tensor_channels" not in text
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_defaults_have_help_and_a_name(name):
+    config = NETWORKS[name].config
+    names = [f.name for f in dataclasses.fields(config)]
+    assert names[:2] == ["name", "cutoff"]
+    assert config().name == name
