@@ -23,7 +23,8 @@ def contact_ratios(
     chosen: Bool[ndarray, "n_atoms"],
 ) -> Float[ndarray, "n_chosen n_atoms"]:
     """Distance (nearest image) of each chosen atom to every atom, in sums of their covalent radii; zero to itself."""
-    _, distance = get_distances(positions[chosen], positions, cell=cell, pbc=pbc)
+    # ASE may miss the nearest image where a vector that is not periodic leans; without it, ASE takes an upright one.
+    _, distance = get_distances(positions[chosen], positions, cell=cell * pbc[:, None], pbc=pbc)
     return distance / (covalent_radii[numbers[chosen]][:, None] + covalent_radii[numbers])
 
 

@@ -197,9 +197,9 @@ def _import_parser() -> ArgumentParser:
     parser = _parser("data import", "Make a data set for S2EF, IS2RE and IS2RS of your own relaxations.")
     parser.add_argument("out", help="Data set directory to write, with a report of what was dropped and why.")
     parser.add_argument(
-        "files", nargs="*", help="Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz ..., .gz, .xz), directories of them."
+        "files", nargs="*", help="Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz, also .gz, .xz) and directories."
     )
-    parser.add_argument("--initial", nargs="+", default=[], help="Files of initial structures, instead of trajectories.")
+    parser.add_argument("--initial", nargs="+", default=[], help="Files of initial structures, without trajectories.")
     parser.add_argument("--relaxed", nargs="+", default=[], help="Their relaxed structures: same systems, same order.")
     parser.add_argument("--slab_files", nargs="+", default=[], help="Files of relaxed clean slabs, for references.")
     parser.add_class_arguments(ImportConfig, as_group=False, skip={"files", "initial", "relaxed", "slab_files"})

@@ -177,6 +177,7 @@ def _extxyz_frames(path: Path) -> Iterator[Atoms]:
 
 def _outcar_frames(path: Path) -> Iterator[Atoms]:
     """ASE looks for the constraint in the POSCAR beside the OUTCAR, so the open file must know where it is."""
+    lines: Any
     with open_with_compression(str(path)) as lines:
         lines.buffer.name = str(path)
         yield from iread_vasp_out(lines, index=slice(None))

@@ -131,7 +131,7 @@ def assign(systems: Sequence[Kind], config: SplitConfig, given: Mapping[str, str
     """
     rng = np.random.default_rng(config.seed)
     if given is not None:
-        names = {name: None for name in (*SPLITS, *sorted({given[system.sid] for system in systems}))}
+        names = dict.fromkeys((*SPLITS, *sorted({given[system.sid] for system in systems})))
         splits = {name: [s.sid for s in systems if given[s.sid] == name] for name in names}
         assignment = Assignment({name: sids for name, sids in splits.items() if sids})
     else:
@@ -155,8 +155,10 @@ def _draw(systems: Sequence[Kind], config: SplitConfig, rng: np.random.Generator
             ("adsorbate", config.held_out_adsorbates, {s.adsorbate for s in systems}),
             ("catalyst", config.held_out_catalysts, {s.catalyst for s in systems}),
         ):
-            for name in set(names) - known:
-                raise InputError(f"no {what} {name!r} to hold out{nearest(name, known)}; found {', '.join(sorted(known))}")
+            for name in sorted(set(names) - known):
+                raise InputError(
+                    f"no {what} {name!r} to hold out{nearest(name, known)}; found {', '.join(sorted(known))}"
+                )
     elif config.ood_share > 0:
         _hold_out(assignment, systems, config, rng)
     unseen = {
@@ -241,10 +243,11 @@ def _nested_order(training: Sequence[Kind], rng: np.random.Generator) -> list[Ki
 
 
 def _add_subsets(assignment: Assignment, training: Sequence[Kind], config: SplitConfig) -> None:
+    sizes: list[int] = []
     if config.subsets is None:
-        sizes, n = [], len(training) // 2
-        while n >= MIN_SUBSET:
-            sizes, n = [n, *sizes], n // 2
+        while (n := len(training) // 2 ** (len(sizes) + 1)) >= MIN_SUBSET:
+            sizes.append(n)
+        sizes.reverse()
     else:
         sizes = sorted(set(config.subsets))
         if sizes and not 1 <= sizes[0] <= sizes[-1] <= len(training):

@@ -27,13 +27,15 @@ MAX_ARGUMENTS = 8
 
 LAYERS = """
     errors files tables
-    structure readers store datasets neighbors batch
+    structure readers adsorbates store splits datasets neighbors batch
     models models.irreps models.spherical models.centers models.contract models.layers
     models.allegro models.allegro_plain
     potential statistics metrics config tasks loader runs
     training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
+    importing.unwrap importing.tagging importing.references importing.rules importing.trajectories
+    importing.relaxation importing.report importing
     report_data report_figures report
     demo cli
 """

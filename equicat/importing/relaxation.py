@@ -167,10 +167,8 @@ def _cleaned(record: Record, frames: list[Structure], how: Treatment) -> tuple[l
         k, atom = unwrapped.ambiguous[0]
         text = f"atom {atom} moves by about half a lattice vector on the way to {frames[k].where}"
         record.findings.append(Finding("ambiguous_step", how.rules.ambiguous_step, text))
-    fixed, record.fixed_by = fixed_atoms(frames, unwrapped.positions, how.infer_fixed)
-    for frame in frames[1:]:
-        if not np.array_equal(frame.tags, frames[0].tags):
-            raise InputError(f"{frame.where}: other tags than in the first frame; give all the same")
+    frames = _one_for_all(_one_for_all(frames, "fixed"), "tags")
+    fixed, record.fixed_by = fixed_atoms(frames[0], unwrapped.positions, how.infer_fixed)
     tagging = None
     try:
         tagging = tag_atoms(frames[0], fixed, _adsorbate_name(frames[0], how), how.trust_tags)
@@ -186,6 +184,20 @@ def _cleaned(record: Record, frames: list[Structure], how: Treatment) -> tuple[l
         replace(frame, positions=positions, fixed=fixed, tags=tags)
         for frame, positions in zip(frames, unwrapped.positions, strict=True)
     ], tagging
+
+
+def _one_for_all(frames: list[Structure], name: str) -> list[Structure]:
+    """Frames that all have the constraint, or the tags, of those frames that have one.
+
+    Raises:
+        InputError: if two differ.
+    """
+    given = [frame for frame in frames if getattr(frame, name).any()]
+    for frame in given[1:]:
+        if not np.array_equal(getattr(frame, name), getattr(given[0], name)):
+            what = "constraint" if name == "fixed" else "tags"
+            raise InputError(f"{frame.where}: another {what} than in {given[0].where}; give all frames the same")
+    return [replace(frame, **{name: getattr(given[0], name)}) for frame in frames] if given else frames
 
 
 def _no_adsorbate(structure: Structure, fixed: ndarray) -> Int[ndarray, "n_atoms"]:
@@ -233,9 +245,7 @@ def _split_of(frames: list[Structure], key: str) -> str:
     return names.pop()
 
 
-def _referenced(
-    record: Record, frames: list[Structure], tagging: Tagging | None, how: Treatment
-) -> list[Structure]:
+def _referenced(record: Record, frames: list[Structure], tagging: Tagging | None, how: Treatment) -> list[Structure]:
     """Frames with energies relative to the zero that was asked for.
 
     Raises:

@@ -41,7 +41,7 @@ class Rules:
     desorbed: Literal["error", "drop", "frames", "keep"] = "frames"
     """A part of the adsorbate has left the surface."""
     dissociated: Literal["error", "drop", "frames", "keep"] = "frames"
-    """Adsorbate atoms bonded at the start (1.3 sums of covalent radii, directly or through others) are not at the end."""
+    """Adsorbate atoms bonded at the start (within 1.3 sums of covalent radii, or through others) are not at the end."""
     max_slab_move: float = 1.5
     """Å. A slab atom that has moved further has left its place."""
     reconstructed: Literal["error", "drop", "frames", "keep"] = "frames"

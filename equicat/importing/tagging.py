@@ -1,7 +1,6 @@
 """Which atoms are fixed, which belong to the adsorbate, and which to the surface; and how that was found."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +14,8 @@ from equicat.adsorbates import bonded_groups, contact_ratios, formula_of, molecu
 from equicat.errors import InputError
 from equicat.structure import Structure
 
-NONMETALS = frozenset(atomic_numbers[s] for s in "H B C N O F Si P S Cl As Se Br Te I".split())
-"""What an adsorbate may be made of when nothing says what it is."""
+NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53})
+"""What an adsorbate may be made of when nothing says what it is: H, B to F, Si to Cl, As to Br, Te, I."""
 BONDED_RATIO = 1.3
 """Two adsorbate atoms closer than this many sums of covalent radii are bonded."""
 SURFACE_DEPTH = 2.0
@@ -48,32 +47,29 @@ class Tagging:
 
 
 def fixed_atoms(
-    frames: Sequence[Structure], positions: Float[ndarray, "n_frames n_atoms 3"], infer: bool
+    structure: Structure, positions: Float[ndarray, "n_frames n_atoms 3"], infer: bool
 ) -> tuple[Bool[ndarray, "n_atoms"], str]:
     """The fixed atoms, and how they were found.
 
     Args:
-        frames: of one relaxation.
-        positions: of the same frames (Å), without jumps.
+        structure: the first frame of a relaxation.
+        positions: of all its frames (Å), without jumps.
         infer: without a constraint, take atoms that never move while others do.
 
     Raises:
-        InputError: if the constraint changes from frame to frame, or a fixed atom moves.
+        InputError: if a fixed atom moves.
     """
-    fixed = np.array(frames[0].fixed)
+    fixed = np.array(structure.fixed)
     moves = np.linalg.norm(positions - positions[0], axis=2).max(0)
-    for frame in frames[1:]:
-        if not np.array_equal(frame.fixed, fixed):
-            raise InputError(f"{frame.where}: other atoms are fixed than in the first frame; give all one constraint")
     if fixed.any():
         held = np.where(fixed, moves, 0.0)
         if held.max() > FIXED_MOVES:
             raise InputError(
-                f"{frames[0].where}: atom {held.argmax()} is fixed but moves {held.max():.2f} Å along the trajectory; "
+                f"{structure.where}: atom {held.argmax()} is fixed but moves {held.max():.2f} Å along the trajectory; "
                 "correct the constraint"
             )
         return fixed, "constraint"
-    if infer and len(frames) > 1 and moves.max() > 100 * UNMOVED:
+    if infer and moves.max() > 100 * UNMOVED:
         unmoved = moves < UNMOVED
         return unmoved, "atoms that never move" if unmoved.any() else "none: every atom moves"
     return fixed, "none: no constraint"
@@ -201,7 +197,10 @@ def _by_element(structure: Structure, fixed: Bool[ndarray, "n_atoms"]) -> Bool[n
 def _by_formula(
     structure: Structure, fixed: Bool[ndarray, "n_atoms"], counts: dict[int, int]
 ) -> Bool[ndarray, "n_atoms"]:
-    """All free atoms of elements that the slab does not have; of the others those bonded closest to them, else highest.
+    """Atoms that make up one or several of the adsorbate.
+
+    Certain are all atoms of the elements that the slab does not have. Of elements that it has too, those come next that
+    are bonded most closely to atoms found before; without certain ones, the highest.
 
     Raises:
         UnclearAdsorbate: if there are not enough such atoms, or the choice is not clear.
@@ -209,31 +208,30 @@ def _by_formula(
     numbers = structure.numbers
     of_slab = slab_elements(structure, fixed)
     certain = {z: int((numbers == z).sum()) for z in counts if z not in of_slab}
-    multiples = {found / counts[z] for z, found in certain.items()}
-    n = int(next(iter(multiples), 1))
-    if multiples and multiples != {n} or n == 0:
-        found = formula_of(z for z in certain for _ in range(certain[z])) or "none of its atoms"
-        wanted = formula_of(z for z in counts for _ in range(counts[z]))
-        raise UnclearAdsorbate(f"{structure.where}: found {found} beside the slab, which is no multiple of {wanted}")
+    multiples = {found / counts[z] for z, found in certain.items()} or {1.0}
+    n_adsorbates = int(min(multiples))
+    if n_adsorbates < 1 or multiples != {n_adsorbates}:
+        found = formula_of(Counter(certain).elements()) or "none of its atoms"
+        raise UnclearAdsorbate(
+            f"{structure.where}: found {found} beside the slab, which is no multiple of the adsorbate "
+            f"{formula_of(Counter(counts).elements())}; give tags"
+        )
     adsorbate = np.isin(numbers, list(certain))
     height = heights(structure, fixed)
     for z in (z for z in counts if z in of_slab):
-        for _ in range(n * counts[z]):
+        for _ in range(n_adsorbates * counts[z]):
             candidates = np.flatnonzero((numbers == z) & ~fixed & ~adsorbate)
             if not len(candidates):
                 raise UnclearAdsorbate(f"{structure.where}: not enough free {chemical_symbols[z]} for the adsorbate")
+            rank = -height
             if certain:
-                ratios = contact_ratios(numbers, structure.positions, structure.cell, structure.pbc, adsorbate)
-                adsorbate[candidates[ratios.min(0)[candidates].argmin()]] = True
-                continue
-            order = candidates[np.argsort(-height[candidates])]
-            adsorbate[order[0]] = True
-        rest = (numbers == z) & ~fixed & ~adsorbate
-        chosen = (numbers == z) & adsorbate
+                rank = contact_ratios(numbers, structure.positions, structure.cell, structure.pbc, adsorbate).min(0)
+            adsorbate[candidates[rank[candidates].argmin()]] = True
+        chosen, rest = ((numbers == z) & ~fixed & (adsorbate == of_it) for of_it in (True, False))
         if not certain and rest.any() and height[chosen].min() - height[rest].max() < SAME_HEIGHT:
             raise UnclearAdsorbate(
-                f"{structure.where}: which {chemical_symbols[z]} atoms are the adsorbate is not clear: more of them lie "
-                "equally high; give tags"
+                f"{structure.where}: which {chemical_symbols[z]} atoms are the adsorbate is not clear: others lie as "
+                "high; give tags"
             )
     return adsorbate
 
@@ -292,11 +290,11 @@ def _across(structure: Structure) -> tuple[Float[ndarray, "n_atoms 3"], Float[nd
     spacing = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     fractional = np.linalg.solve(cell.T, structure.positions.T).T
     gaps = np.full(3, np.inf)
-    for axis in np.flatnonzero(structure.pbc):
-        ordered = np.sort(fractional[:, axis] % 1.0)
-        gaps[axis] = np.diff(ordered, append=ordered[0] + 1.0).max() * spacing[axis]
+    for i in np.flatnonzero(structure.pbc):
+        ordered = np.sort(fractional[:, i] % 1.0)
+        gaps[i] = np.diff(ordered, append=ordered[0] + 1.0).max() * spacing[i]
     # The last of equal ones: of several directions that are not periodic, z is up.
-    axis = 2 - int(gaps[::-1].argmax())
+    axis: int = 2 - int(gaps[::-1].argmax())
     if gaps[axis] < MIN_VACUUM:
         raise UnclearAdsorbate(
             f"{structure.where}: no vacuum (largest gap {gaps[axis]:.1f} Å), so no surface; give tags"
