@@ -186,13 +186,19 @@ def _hold_out(assignment: Assignment, systems: Sequence[Kind], config: SplitConf
         ("adsorbate", lambda s: s.adsorbate, assignment.held_out_adsorbates),
         ("catalyst", lambda s: s.catalyst, assignment.held_out_catalysts),
     )
+    if len(systems) < MIN_SYSTEMS:
+        assignment.notes.append(
+            f"no val_ood splits: {len(systems)} systems are too few to hold any out ({MIN_SYSTEMS} are enough); "
+            "name adsorbates or catalysts to do it all the same"
+        )
+        return
     for what, kind_of, held_out in axes:
         counts = Counter(kind_of(s) for s in systems)
         split = "val_ood_ads" if what == "adsorbate" else "val_ood_cat"
-        if len(counts) < MIN_KINDS or len(systems) < MIN_SYSTEMS:
+        if len(counts) < MIN_KINDS:
             assignment.notes.append(
-                f"no {split}: {len(systems)} systems with {len(counts)} {what}s are too few to hold some out "
-                f"({MIN_SYSTEMS} and {MIN_KINDS} are enough); name them to do it all the same"
+                f"no {split}: {len(counts)} {what}s are too few to hold any out ({MIN_KINDS} are enough); "
+                "name them to do it all the same"
             )
             continue
         share = config.ood_share * len(systems)

@@ -154,7 +154,9 @@ class TestOrder:
     def test_other_elements_at_a_place(self):
         order = [28, *range(27), 27]
         text = atoms_differ([system(), self.shuffled(order)])
-        assert text.startswith("b.traj, frame 0 has the atoms of a.traj, frame 0 in another order, from atom 0; reordered as")
+        assert text.startswith(
+            "b.traj, frame 0 has the atoms of a.traj, frame 0 in another order, from atom 0; reordered as"
+        )
         assert "no atom moves more than 0.20 Å: reorder the file, or let --reorder true do it" in text
 
     def test_other_places_of_one_element(self):

@@ -60,7 +60,9 @@ class TestGas:
 
     def test_contradicting_references(self):
         assert References({"H2": -6.8, "H": -3.4}).gas_energy([H]) == pytest.approx(-3.4)
-        with pytest.raises(InputError, match="gas references H2, H: more energies than elements .H., and they contradict"):
+        with pytest.raises(
+            InputError, match=r"gas references H2, H: more energies than elements .H., and they contradict"
+        ):
             References({"H2": -6.8, "H": -1.0})
 
 
@@ -90,7 +92,9 @@ class TestSlabs:
         atoms = fcc100("Cu", (2, 2, 3), a=3.6, vacuum=7.0)
         atoms.pbc = True
         references = References(clean=[clean(slab())])
-        with pytest.raises(InputError, match="no clean-slab energy for Cu12 in this cell: Cu.traj, frame 0 has the atoms"):
+        with pytest.raises(
+            InputError, match=r"no clean-slab energy for Cu12 in this cell: Cu.traj, frame 0 has the atoms"
+        ):
             references.slab_energy([], Structure.from_ase(atoms))
 
     def test_missing(self):
@@ -138,12 +142,12 @@ class TestFiles:
             load_references(str(tmp_path / "r.yaml"), None, [], None)
 
     def test_bad_tables(self, tmp_path):
-        with pytest.raises(InputError, match="none.yaml: cannot read the references"):
+        with pytest.raises(InputError, match=r"none.yaml: cannot read the references"):
             load_references(str(tmp_path / "none.yaml"), None, [], None)
         with pytest.raises(InputError, match=r"none.csv: cannot read the table"):
             load_references(None, str(tmp_path / "none.csv"), [], None)
         (tmp_path / "t.csv").write_text("a,1\nb\n")
-        with pytest.raises(InputError, match="t.csv, row 2: has 1 columns, expected two: name, energy"):
+        with pytest.raises(InputError, match=r"t.csv, row 2: has 1 columns, expected two: name, energy"):
             load_references(None, str(tmp_path / "t.csv"), [], None)
 
     def test_slab_without_energy(self, tmp_path):

@@ -123,7 +123,9 @@ class TestFound:
         )
 
     def test_nothing_found(self):
-        with pytest.raises(UnclearAdsorbate, match=r"no adsorbate found.*slab: Cu\); give tags or the adsorbate's formula"):
+        with pytest.raises(
+            UnclearAdsorbate, match=r"no adsorbate found.*slab: Cu\); give tags or the adsorbate's formula"
+        ):
             tag(Structure.from_ase(slab()))
         assert slab_only(Structure.from_ase(slab()), Structure.from_ase(slab()).fixed).tolist() == [0] * 4 + [1] * 8
 
@@ -206,7 +208,7 @@ class TestFixedAtoms:
         positions = np.stack([structure.positions] * 2)
         positions[1, 2, 0] += 0.2
         positions[1, 12, 0] += 3.0  # free: of no concern
-        with pytest.raises(InputError, match="here: atom 2 is fixed but moves 0.20 Å"):
+        with pytest.raises(InputError, match=r"here: atom 2 is fixed but moves 0.20 Å"):
             fixed_atoms(structure, positions, infer=False)
 
     def test_from_what_never_moves(self):

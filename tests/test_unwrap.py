@@ -20,7 +20,7 @@ def test_nearest_image_is_that_of_ase(cell, pbc):
     vectors = np.random.default_rng(0).normal(size=(200, 3)) * 15
     shift, margin = nearest_image(vectors, cell, pbc)
     found = np.linalg.norm(vectors + shift @ cell, axis=1)
-    # ASE finds longer images where a vector that is not periodic leans over the periodic ones, so give it one that does not.
+    # ASE finds longer images where a vector that is not periodic leans, so give it one that does not.
     upright = complete_cell(cell * pbc[:, None])
     np.testing.assert_allclose(found, find_mic(vectors, upright, pbc)[1], atol=1e-9)
     assert (found <= find_mic(vectors, cell, pbc)[1] + 1e-9).all()

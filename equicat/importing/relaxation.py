@@ -98,12 +98,11 @@ class Record:
     def leave_out(self, rule: str, action: str, text: str) -> None:
         """Drop the system with all its frames."""
         self.findings.append(Finding(rule, action, text))
-        self.fates = [rule] * self.n_frames
-        self.initial = None
+        self.fates = ["unreadable" if fid is None else rule for fid in self.fids]
 
-    def leave_out_of_is2re(self, rule: str, action: str, text: str) -> None:
-        """Keep the frames for S2EF only."""
-        self.findings.append(Finding(rule, action, text))
+    def leave_out_of_is2re(self, rule: str, text: str) -> None:
+        """Keep the frames for S2EF only, if there are any."""
+        self.findings.append(Finding(rule, "frames" if self.n_s2ef else "drop", text))
         self.fates = [rule if fate == ONLY_IN_IS2RE else fate for fate in self.fates]
         self.initial = None
 
@@ -341,5 +340,5 @@ def settle_energies(records: list[Record]) -> bool:
     if known:
         for record in systems:
             if record not in known:
-                record.leave_out_of_is2re("no_energy", "frames", "no relaxed energy, which other systems have")
+                record.leave_out_of_is2re("no_energy", "no relaxed energy, which other systems have")
     return bool(known)
