@@ -206,6 +206,36 @@ def _emt(options: Namespace) -> None:
     print(describe(out))
 
 
+def _import_parser() -> ArgumentParser:
+    from equicat.importing import ImportConfig
+
+    parser = _parser("data import", "Make a data set for S2EF, IS2RE and IS2RS of your own relaxations.")
+    parser.add_argument("out", help="Data set directory to write, with a report of what was dropped and why.")
+    parser.add_argument(
+        "files", nargs="*", help="Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz, also .gz, .xz) and directories."
+    )
+    parser.add_argument("--initial", nargs="+", default=[], help="Files of initial structures, without trajectories.")
+    parser.add_argument("--relaxed", nargs="+", default=[], help="Their relaxed structures: same systems, same order.")
+    parser.add_argument("--slab_files", nargs="+", default=[], help="Files of relaxed clean slabs, for references.")
+    parser.add_class_arguments(ImportConfig, as_group=False, skip={"files", "initial", "relaxed", "slab_files"})
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace what is there.")
+    parser.add_argument("--progress", type=bool, default=True, help="Show a progress bar.")
+    return parser
+
+
+def _import(options: Namespace) -> None:
+    from equicat.importing import ImportConfig, import_dataset
+    from equicat.importing.report import MAX_LINES
+
+    values = _import_parser().instantiate(options).as_dict()
+    out, overwrite, progress = (values.pop(name) for name in ("out", "overwrite", "progress"))
+    for name in ("files", "initial", "relaxed", "slab_files"):
+        values[name] = tuple(values[name])
+    report = import_dataset(out, ImportConfig(**values), overwrite=overwrite, progress=progress)
+    print(report.as_text(MAX_LINES))
+    print(f"\ndata set: {out}\nall files and systems: {Path(out) / 'import.txt'}, {Path(out) / 'import.json'}")
+
+
 def _info_parser() -> ArgumentParser:
     parser = _parser("data info", "Say what is in a data set.")
     parser.add_argument("path", help="Data set directory, store or structure file.")
@@ -234,6 +264,7 @@ def _demo(options: Namespace) -> None:
 COMMANDS = {
     "demo": Command("the whole main job on an embedded data set", _demo_parser, _demo),
     "data emt": Command("make a physical toy data set", _emt_parser, _emt),
+    "data import": Command("make a data set of your own relaxations", _import_parser, _import),
     "data info": Command("say what is in a data set", _info_parser, _info),
     "train": Command("train a model", _train_parser, _train, _train_arguments),
     "evaluate": Command("OC20 metrics per split", _evaluate_parser, _evaluate),

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.emt import EMT
-from ase.data import chemical_symbols, covalent_radii
-from ase.geometry import get_distances
+from ase.data import chemical_symbols
 from ase.optimize import LBFGS
 from jaxtyping import Float
 from numpy import ndarray
 from tqdm import tqdm
 
+from equicat.adsorbates import bonded_groups, contact_ratios
 from equicat.emt_chemistry import (
     ADSORBATES,
     FACETS,
@@ -38,10 +38,10 @@ from equicat.emt_chemistry import (
 )
 from equicat.errors import InputError, nearest
 from equicat.files import replacing_directory, write_json
-from equicat.store import DatasetInfo, write_store
+from equicat.splits import SPLITS, UNSEEN, write_split
+from equicat.store import DatasetInfo
 from equicat.structure import Structure
 
-SPLITS = ("train", "val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 VALIDATION_SHARE = 0.1
 """Of all systems, for each of the four validation splits."""
 
@@ -144,10 +144,9 @@ def make_emt_dataset(out: str | Path, config: EMTConfig | None = None, overwrite
         counts = {}
         for split in SPLITS:
             frames = (frame for relaxation in kept[split] for frame in relaxation.frames)
-            n_frames = write_store(temporary / "s2ef" / split, frames, info)
             initial = (relaxation.initial for relaxation in kept[split] if relaxation.initial is not None)
-            n_systems = write_store(temporary / "is2re" / split, initial, info)
-            counts[split] = {"systems": n_systems, "frames": n_frames, "dropped": dict(sorted(dropped[split].items()))}
+            n_written = write_split(temporary, split, frames, initial, info)
+            counts[split] = {**n_written, "dropped": dict(sorted(dropped[split].items()))}
         summary = {"format_version": 1, **asdict(info), "splits": counts}
         write_json(temporary / "dataset.json", summary)
     return summary
@@ -180,9 +179,7 @@ def _pools(config: EMTConfig, seen: set[str] | None) -> dict[str, tuple[list[Cat
         InputError: if there are none for a split.
     """
     pools = {}
-    for split in SPLITS:
-        unseen_adsorbates = split in ("val_ood_ads", "val_ood_both")
-        unseen_catalysts = split in ("val_ood_cat", "val_ood_both")
+    for split, (unseen_adsorbates, unseen_catalysts) in UNSEEN.items():
         surfaces = [c for c in catalysts(config.metals) if is_held_out(c) == unseen_catalysts]
         adsorbates = [name for name in config.adsorbates if (name in HELD_OUT_ADSORBATES) == unseen_adsorbates]
         if seen is not None:
@@ -308,13 +305,10 @@ def why_dropped(atoms: Atoms, frames: list[Frame], converged: bool) -> str:
         return "exploded"
     if not converged:
         return "not converged"
-    _, distance = get_distances(atoms.positions[adsorbate], atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    ratio = distance / (covalent_radii[atoms.numbers[adsorbate]][:, None] + covalent_radii[atoms.numbers])
+    ratio = contact_ratios(atoms.numbers, atoms.positions, np.array(atoms.cell), np.array(atoms.pbc), adsorbate)
     if ratio[:, ~adsorbate].min() > DESORBED_RATIO:
         return "desorbed"
-    bonded = ratio[:, adsorbate] < DISSOCIATED_RATIO
-    # Row i of the n-th power: what atom i reaches in n bonds.
-    if not np.linalg.matrix_power(bonded.astype(int), len(bonded)).all():
+    if bonded_groups(ratio[:, adsorbate], DISSOCIATED_RATIO).any():
         return "dissociated"
     moved = np.linalg.norm(frames[-1].positions - frames[0].positions, axis=1)
     return "reconstructed" if moved[~adsorbate].max() > MAX_SLAB_MOVE else ""

@@ -16,6 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, read_extxyz, write_extxyz
 from ase.io.formats import UnknownFileTypeError, filetype, get_compression, get_ioformat, iread, open_with_compression
+from ase.io.vasp import iread_vasp_out
 
 from equicat.errors import InputError
 from equicat.files import replacing_file
@@ -42,7 +43,19 @@ def read(path: str | Path, energy_key: str | None = None, index: int | slice | N
             valid structure (the frame is named), if ``energy_key`` is absent, or if there is no frame to return.
     """
     path = Path(path)
-    return _select(_structures(path, _format_of(path), energy_key), index, path)
+    return _select(_valid(_structures(path, _format_of(path), energy_key)), index, path)
+
+
+def read_each(path: str | Path, energy_key: str | None = None) -> Iterator[Structure | InputError]:
+    """As :func:`read`, but a frame that :func:`read` would refuse comes as its error, in its place.
+
+    After an invalid structure reading goes on; where the file itself breaks off, the error is the last item.
+
+    Raises:
+        InputError: at the call, if the path is missing, a directory or of unknown format.
+    """
+    path = Path(path)
+    return _structures(path, _format_of(path), energy_key)
 
 
 def write(path: str | Path, structures: Iterable[Structure]) -> int:
@@ -98,7 +111,14 @@ def _siblings(path: Path) -> str:
     return f"; {path.parent} holds {', '.join(names[:8]) or 'nothing'}{' ...' if len(names) > 8 else ''}"
 
 
-def _structures(path: Path, file_format: str, energy_key: str | None) -> Iterator[Structure]:
+def _valid(structures: Iterator[Structure | InputError]) -> Iterator[Structure]:
+    for structure in structures:
+        if isinstance(structure, InputError):
+            raise structure
+        yield structure
+
+
+def _structures(path: Path, file_format: str, energy_key: str | None) -> Iterator[Structure | InputError]:
     frames = _frames(path, file_format)
     for i in count():
         try:
@@ -106,15 +126,25 @@ def _structures(path: Path, file_format: str, energy_key: str | None) -> Iterato
         # ASE's parsers raise whatever the broken text leads them to; for the user it is one thing: this frame.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise InputError(
+            broken = InputError(
                 f"{path}, frame {i}: cannot be read as {file_format} ({reason}); is the file complete? "
                 "Repair it or cut it before this frame"
-            ) from error
+            )
+            broken.__cause__ = error
+            yield broken
+            return
         if atoms is None:
             if i == 0:
-                raise InputError(f"{path}: no frames in the file; was the calculation that wrote it finished?")
+                yield InputError(f"{path}: no frames in the file; was the calculation that wrote it finished?")
             return
-        yield Structure.from_ase(atoms, energy_key, source=f"{path}, frame {i}")
+        yield _structure(atoms, energy_key, f"{path}, frame {i}")
+
+
+def _structure(atoms: Atoms, energy_key: str | None, source: str) -> Structure | InputError:
+    try:
+        return Structure.from_ase(atoms, energy_key, source=source)
+    except InputError as error:
+        return error
 
 
 def _frames(path: Path, file_format: str) -> Iterator[Atoms]:
@@ -122,6 +152,8 @@ def _frames(path: Path, file_format: str) -> Iterator[Atoms]:
         return _extxyz_frames(path)
     if file_format in ("db", "json"):
         return _database_rows(path, file_format)
+    if file_format == "vasp-out" and get_compression(str(path))[1] in ("xz", "bz2"):
+        return _outcar_frames(path)
     # ASE would take "@" in a name for an index.
     return iread(str(path), index=":", format=file_format, do_not_split_by_at_sign=True)
 
@@ -141,6 +173,14 @@ def _extxyz_frames(path: Path) -> Iterator[Atoms]:
                 body.append(header)
                 header = _next_line(lines)
             yield from read_extxyz(StringIO("".join([f"{n_atoms}\n", *body])), index=slice(None))
+
+
+def _outcar_frames(path: Path) -> Iterator[Atoms]:
+    """ASE looks for the constraint in the POSCAR beside the OUTCAR, so the open file must know where it is."""
+    lines: Any
+    with open_with_compression(str(path)) as lines:
+        lines.buffer.name = str(path)
+        yield from iread_vasp_out(lines, index=slice(None))
 
 
 def _next_line(lines: Iterator[str]) -> str:

@@ -27,7 +27,7 @@ MAX_ARGUMENTS = 8
 
 LAYERS = """
     errors files tables
-    structure readers store datasets neighbors batch
+    structure readers adsorbates store splits datasets neighbors batch
     models models.irreps models.spherical models.centers models.contract models.layers models.features
     models.allegro models.allegro_plain models.extras models.memory models.bessel models.angles
     models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.networks
@@ -35,6 +35,8 @@ LAYERS = """
     optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
+    importing.unwrap importing.tagging importing.references importing.rules importing.trajectories
+    importing.relaxation importing.report importing
     report_data report_figures report_structures report
     demo cli
 """
