@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -19,7 +20,7 @@ from ase.constraints import FixAtoms
 from ase.optimize import LBFGS
 from conftest import configuration
 
-from equicat.cli import main
+from equicat.cli import COMMANDS, main
 from equicat.config import from_mapping
 from equicat.datasets import Store, require_labels, splits_of
 from equicat.errors import InputError
@@ -279,7 +280,7 @@ class TestEnergies:
         config = ImportConfig(
             files=(str(folder),),
             references=str(tmp_path / "gas.yaml"),
-            slab_files=tuple(str(tmp_path / "slabs" / f"{m}.traj") for m in references),
+            slab_files=(str(tmp_path / "slabs" / "*.traj"),),
         )
         report = import_dataset(tmp_path / "data", config)
         gas = {"O": -3.0 - 1.0, "OH": -3.0 - 0.5}
@@ -727,7 +728,19 @@ class TestSplitsAreKept:
         assert {r.sid: r.split for r in report.records}["Pd-O"] == "val_ood_cat"
 
 
+def commands_of_the_documents() -> list[str]:
+    text = (Path(__file__).parents[1] / "docs" / "import.md").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.startswith("equicat data import")]
+
+
 class TestCommand:
+    @pytest.mark.parametrize("command", commands_of_the_documents())
+    def test_commands_of_the_documents_parse(self, command, monkeypatch):
+        runs = []
+        monkeypatch.setitem(COMMANDS, "data import", replace(COMMANDS["data import"], run=runs.append))
+        assert main(shlex.split(command, comments=True)[1:]) == 0
+        assert len(runs) == 1
+
     def test_report_on_screen_and_in_files(self, folder, tmp_path, capsys):
         arguments = ["--energy_reference", "total", "--rules.fmax", "1e-9", "--progress", "false"]
         assert main(["data", "import", str(tmp_path / "data"), str(folder), *arguments]) == 0

@@ -115,7 +115,7 @@ class TestFiles:
         (tmp_path / "t.csv").write_text("name,energy\n# from March\nsys1,-1.25\n\nsys2, -2\n")
         write(tmp_path / "slabs.extxyz", [slab(energy=-41.0), slab(energy=-42.0), slab("Pd", energy=-50.0)])
         references = load_references(
-            str(tmp_path / "r.yaml"), str(tmp_path / "t.csv"), [str(tmp_path / "slabs.extxyz")], None
+            str(tmp_path / "r.yaml"), str(tmp_path / "t.csv"), [tmp_path / "slabs.extxyz"], None
         )
         assert references.gas == {"H2": -6.8, "NO": -12.3}, "NO is a molecule, not the truth value of YAML"
         assert references.slabs == {"Cu12": -3.5, "sys1": -1.25, "sys2": -2.0}
@@ -153,4 +153,4 @@ class TestFiles:
     def test_slab_without_energy(self, tmp_path):
         write(tmp_path / "s.extxyz", [replace(slab(), energy=None)])
         with pytest.raises(InputError, match=r"s.extxyz, frame 0: a clean slab without energy"):
-            load_references(None, None, [str(tmp_path / "s.extxyz")], None)
+            load_references(None, None, [tmp_path / "s.extxyz"], None)

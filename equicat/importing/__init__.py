@@ -67,7 +67,7 @@ class ImportConfig:
     slab_table: str | None = None
     """More clean slabs: CSV (name, energy) or YAML."""
     slab_files: tuple[str, ...] = ()
-    """Structure files of relaxed clean slabs; found by composition and lattice vectors in the surface."""
+    """Structure files of relaxed clean slabs, or directories; found by composition and lattice vectors in the surface."""
     slab_key: str | None = None
     """Info key with the name under which a system's clean slab is in the table."""
     adsorbate: str = ""
@@ -100,7 +100,8 @@ def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = F
         InputError: if ``out`` exists and ``overwrite`` is False, if a file is missing, if a rule whose action is error
             finds something (systems and advice are named), or if nothing is left.
     """
-    references = load_references(config.references, config.slab_table, config.slab_files, config.energy_key)
+    slab_files, _ = find_files(config.slab_files)
+    references = load_references(config.references, config.slab_table, slab_files, config.energy_key)
     kind = _energy_reference(config, references)
     files, skipped = find_files(config.files)
     how = Treatment(

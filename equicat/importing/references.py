@@ -162,7 +162,7 @@ def in_plane(structure: Structure) -> Float[ndarray, "2 2"]:
 
 
 def load_references(
-    path: str | None, slab_table: str | None, slab_files: Sequence[str], energy_key: str | None
+    path: str | None, slab_table: str | None, slab_files: Sequence[Path], energy_key: str | None
 ) -> References:
     """References from a YAML file with the sections ``gas`` and ``slabs``, a table, and structure files of clean slabs.
 
@@ -187,7 +187,7 @@ def load_references(
     return References(gas, slabs, clean)
 
 
-def _clean_slabs(file: str, energy_key: str | None) -> Iterator[CleanSlab]:
+def _clean_slabs(file: Path, energy_key: str | None) -> Iterator[CleanSlab]:
     """The slabs of a file: the last of consecutive frames with the same atoms and cell vectors in the surface."""
 
     def slab_of(structure: Structure) -> tuple[str, bytes, bytes]:
