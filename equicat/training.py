@@ -106,8 +106,9 @@ class TrainingModule(pl.LightningModule):
         if options.name == "muon":
             optimizer = Muon(parameters, options.lr, options.matrix_lr, weight_decay=decay)
         else:
-            adam = {"weight_decay": decay, "amsgrad": options.amsgrad, "fused": True}
-            optimizer = torch.optim.AdamW(parameters, lr=options.lr, **adam)
+            optimizer = torch.optim.AdamW(
+                parameters, lr=options.lr, weight_decay=decay, amsgrad=options.amsgrad, fused=True
+            )
         if options.schedule == "plateau":
             schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, factor=options.plateau_factor, patience=options.plateau_patience

@@ -1,6 +1,7 @@
 """SchNet, CGCNN, DimeNet, DimeNet++ and GemNet: against the originals, against brute force, and on physics."""
 
 import dataclasses
+import itertools
 import sys
 
 import brute_force
@@ -101,12 +102,12 @@ def test_physics(name):
 
 @each
 def test_messages_reach_further_than_the_cutoff(name):
-    with pytest.raises(AssertionError, match="^strict locality"):
+    with pytest.raises(AssertionError, match=r"^strict locality"):
         testing.check_strict_locality(potential(name))
 
 
 def test_cgcnn_as_published_jumps_at_the_cutoff():
-    with pytest.raises(AssertionError, match="^smooth cutoff"):
+    with pytest.raises(AssertionError, match=r"^smooth cutoff"):
         testing.check_smooth_cutoff(potential("cgcnn", smooth=False))
 
 
@@ -320,7 +321,7 @@ def test_periodic_dimenet_is_pytorch_geometrics_on_brute_force_triplets(name, st
 
 
 def test_reverse_edges_of_perfect_crystals():
-    """Symmetry makes many pairs of the same atoms equally long, and here equally far along the first direction tried."""
+    """Symmetry makes many pairs of the same atoms equally long."""
     for cell in (np.eye(3) * 2.5, 2.0 * (np.ones((3, 3)) - np.eye(3))):
         batch = Batch.from_structures([Structure(np.array([29]), np.zeros((1, 3)), cell, np.ones(3, bool))], 7.0)
         vec = batch.edge_vec()
@@ -388,7 +389,7 @@ def test_element_table():
     table = element_properties(tuple(range(1, 101)))
     assert table.shape == (100, 92)
     starts = np.cumsum([0, *CATEGORIES.values()])
-    per_property = [table[:, a:b].sum(1) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    per_property = [table[:, a:b].sum(1) for a, b in itertools.pairwise(starts)]
     assert all((count <= 1).all() for count in per_property)
     assert all(
         (count[:96] == 1).all()
@@ -477,7 +478,7 @@ def test_scales_need_a_signal():
     lonely = Structure(np.array([1, 8]), np.array([[0.0, 0, 0], [50.0, 0, 0]]))
     for graphs in ([], [graph([lonely])]):
         model = network("gemnet").double()
-        with pytest.raises(InputError, match="cannot fit the scale factor .*no signal passes it"):
+        with pytest.raises(InputError, match=r"cannot fit the scale factor .*no signal passes it"):
             fit_scales(model, graphs)
         assert not model.scales_fitted
         assert all(m.variances is None for m in model.modules() if isinstance(m, Scale))

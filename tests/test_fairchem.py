@@ -105,7 +105,8 @@ def predict(model: str, edge_vec: torch.Tensor, edge_index: torch.Tensor, specie
     if model == "cgcnn":
         network = load(CGCNN(CGCNNConfig("cgcnn", CUTOFF, 8, 2, 6, 2, 10, smooth=False), n, ELEMENTS), cgcnn_weights())
         mean = network.convolve(*inputs).mean(0, keepdim=True)
-        return (network.fully_connected(mean) @ found["fc_out.weight"][0].double() + found["fc_out.bias"].double()).sum(), None
+        readout, bias = found["fc_out.weight"][0].double(), found["fc_out.bias"].double()
+        return (network.fully_connected(mean) @ readout + bias).sum(), None
     if model == "dimenet++":
         network = load(DimeNetPlusPlus(DimeNetPlusPlusConfig("dimenet++", CUTOFF, 8, 7, 2, 6, 4, 4, 3), n), found)
         readout = torch.cat([found[f"output_blocks.{k}.lin.weight"][0] for k in range(3)]).double()
