@@ -83,16 +83,17 @@ class GemNet(nn.Module):
     Args:
         config: hyperparameters.
         n_species: number of elements.
+        vectors: make vectors although the configuration does not ask for direct forces, for heads that need them.
     """
 
     per: Literal["edge", "atom"] = "atom"
     scales_fitted: Tensor
 
-    def __init__(self, config: GemNetConfig, n_species: int):
+    def __init__(self, config: GemNetConfig, n_species: int, vectors: bool = False):
         super().__init__()
         c = self.config = config
         self.n_features = (c.n_blocks + 1) * c.atom_features
-        self.n_vectors = c.n_blocks + 1 if c.direct_forces else 0
+        self.n_vectors = c.n_blocks + 1 if c.direct_forces or vectors else 0
         self.radial = GaussianBasis(c)
         self.rbf_triplet, self.rbf_atom, self.rbf_out = (Dense(c.n_radial, c.rbf_features) for _ in range(3))
         self.cbf = nn.Parameter(orthogonal(torch.empty(c.n_spherical, c.n_radial, c.cbf_features)))
@@ -132,7 +133,7 @@ class GemNet(nn.Module):
             h, m = block(h, m, basis, graph)
             outputs.append((h, m))
         scalars = [out(m, basis.out, graph) for out, (_, m) in zip(self.energy_outputs, outputs, strict=True)]
-        if not self.config.direct_forces:
+        if not self.n_vectors:
             return Features(torch.cat(scalars, dim=1), "atom")
         forces = [out(m, basis.out) for out, (_, m) in zip(self.force_outputs, outputs, strict=True)]
         pairs = (-edge_vec / r)[:, :, None] * torch.cat(forces, dim=1)[:, None, :]
