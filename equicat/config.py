@@ -102,10 +102,17 @@ class OptimizerConfig:
     """Learning rate (of Adam)."""
     matrix_lr: float = 0.01
     """Learning rate of Muon, of the weight matrices."""
-    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
-    """plateau lowers the rate when val_loss stalls; cosine takes it to 1% over max_epochs or max_minutes."""
+    schedule: Literal["plateau", "cosine", "milestones", "constant"] = "plateau"
+    """plateau lowers the rate when val_loss stalls; cosine takes it to 1% over max_epochs or max_minutes; milestones
+    lowers it at given steps."""
     warmup_steps: int = 0
-    """Linear warm-up of the rate (cosine and constant)."""
+    """Linear warm-up of the rate (all but plateau)."""
+    warmup_from: float = 0.0
+    """Share of the rate at which the warm-up starts."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which the rate is lowered (milestones)."""
+    milestone_factor: float = 0.1
+    """What a milestone multiplies the rate with."""
     plateau_factor: float = 0.8
     """What a plateau multiplies the rate with."""
     plateau_patience: int = 5
@@ -116,6 +123,8 @@ class OptimizerConfig:
     """Largest norm of the gradient; null turns it off."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
+    amsgrad: bool = False
+    """Adam with the largest second moment so far (Reddi et al. 2018)."""
 
 
 @dataclass(frozen=True)

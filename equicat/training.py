@@ -106,7 +106,9 @@ class TrainingModule(pl.LightningModule):
         if options.name == "muon":
             optimizer = Muon(parameters, options.lr, options.matrix_lr, weight_decay=decay)
         else:
-            optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=decay, fused=True)
+            optimizer = torch.optim.AdamW(
+                parameters, lr=options.lr, weight_decay=decay, amsgrad=options.amsgrad, fused=True
+            )
         if options.schedule == "plateau":
             schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, factor=options.plateau_factor, patience=options.plateau_patience
@@ -117,9 +119,12 @@ class TrainingModule(pl.LightningModule):
 
     def _lr_factor(self, step: int) -> float:
         options = self.config.optimizer
-        warmup = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+        share = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+        warmup = options.warmup_from + (1 - options.warmup_from) * share
         if options.schedule == "constant":
             return warmup
+        if options.schedule == "milestones":
+            return warmup * options.milestone_factor ** sum(step >= milestone for milestone in options.milestones)
         return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
 
     def _progress(self, step: int) -> float:

@@ -16,8 +16,8 @@ def images(structure: Structure, cutoff: float) -> list[tuple[int, int, int]]:
         return [(0, 0, 0)]
     heights = 1 / np.linalg.norm(np.linalg.inv(structure.cell), axis=0)
     spread = np.ptp(structure.positions, axis=0)
-    n = [int(np.ceil((cutoff + np.linalg.norm(spread)) / h)) if p else 0 for h, p in zip(heights, structure.pbc)]
-    return list(itertools.product(*[range(-k, k + 1) for k in n]))
+    reach = np.ceil((cutoff + np.linalg.norm(spread)) / heights).astype(int) * structure.pbc
+    return list(itertools.product(*[range(-k, k + 1) for k in reach]))
 
 
 def edges(structure: Structure, cutoff: float) -> list[Edge]:

@@ -77,7 +77,7 @@ def test_physics():
     potential.head = ScalarHead(CONFIG.n_channels, (4,), 1.0)
     # Constants come from float64 again, so that the cast in between rounds weights only.
     testing.check_all(potential.float(), strictly_local=False)
-    with pytest.raises(AssertionError, match="^strict locality"):
+    with pytest.raises(AssertionError, match=r"^strict locality"):
         testing.check_strict_locality(potential)
 
 

@@ -1,15 +1,16 @@
 """CGCNN: Xie and Grossman, Phys. Rev. Lett. 120, 145301 (2018), as OC20's code has it.
 
-Atoms start from a table of what is known about their element (``elements.csv``) and sum gated messages of their neighbours,
-σ(z₁) ⊙ softplus(z₂), from both atoms and the distance expanded in Gaussians.
+Atoms start from a table of what is known about their element (``elements.csv``) and sum gated messages of their
+neighbours, σ(z₁) ⊙ softplus(z₂), from both atoms and the distance expanded in Gaussians.
 
-Two things differ from that code unless the configuration says otherwise. There, messages do not vanish at the cutoff, so
-the energy jumps when a pair crosses it; here they do (``smooth``). And there, atoms are averaged before the fully connected
-layers, which makes the energy of two cells that of one; here each atom passes those layers and heads sum over atoms. Batch
-normalisation is in the original: while training, a system's prediction depends on its batch.
+Two things differ from that code unless the configuration says otherwise. There, messages do not vanish at the cutoff,
+so the energy jumps when a pair crosses it; here they do (``smooth``). And there, atoms are averaged before the fully
+connected layers, which makes the energy of two cells that of one; here each atom passes those layers and heads sum
+over atoms. Batch normalisation is in the original: while training, a system's prediction depends on its batch.
 """
 
 import csv
+import itertools
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,7 +95,7 @@ class CGCNN(nn.Module):
             Convolution(c.atom_embedding_size, c.n_gaussians) for _ in range(c.n_graph_conv_layers)
         )
         widths = [c.atom_embedding_size, *[c.fc_feat_size] * c.n_fc_layers]
-        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(
         self,

@@ -1,16 +1,16 @@
 """DimeNet (Gasteiger, Groß, Günnemann, ICLR 2020) and DimeNet++ (Gasteiger et al., arXiv:2011.14115).
 
-Messages m_ji go along directed edges and are updated with those that arrive at j, each weighted by a basis in its length
-d_kj and the angle of the triplet k → j → i. The layers with weights are PyTorch Geometric's, and take its weights; what
-is ours is periodic edges, and sums over triplets without a list of triplets (:mod:`equicat.models.angles`). Forces are
-derivatives of everything, angles included.
+Messages m_ji go along directed edges and are updated with those that arrive at j, each weighted by a basis in its
+length d_kj and the angle of the triplet k → j → i. The layers with weights are PyTorch Geometric's, and take its
+weights; what is ours is periodic edges, and sums over triplets without a list of triplets
+(:mod:`equicat.models.angles`). Forces are derivatives of everything, angles included.
 
-The energy of the original is a sum over output blocks of a linear map of their last hidden features. The features
-here are those of all blocks side by side, so one linear map without hidden layers on them is the original readout.
+The energy of the original is a sum over output blocks of a linear map of their last hidden features. The features here
+are those of all blocks side by side, so one linear map without hidden layers on them is the original readout.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -112,9 +112,10 @@ class DimeNetPlusPlus(nn.Module):
         self.sbf = SphericalBesselBasis(c.n_spherical, c.n_radial, c.cutoff, p)
         self.emb = _embedding(layers.EmbeddingBlock(c.n_radial, c.hidden_channels, silu), n_species)
         output = (c.n_radial, c.hidden_channels, c.out_emb_channels, 1, c.n_output_layers, silu)
-        self.output_blocks = nn.ModuleList(_headless(layers.OutputPPBlock(*output)) for _ in range(c.n_blocks + 1))
-        for block in self.output_blocks:  # a bias, as in OC20's code
+        blocks = [_headless(layers.OutputPPBlock(*output)) for _ in range(c.n_blocks + 1)]
+        for block in blocks:  # a bias, as in OC20's code
             block.lin_up.register_parameter("bias", nn.Parameter(torch.zeros(c.out_emb_channels)))
+        self.output_blocks = nn.ModuleList(blocks)
         sizes = (c.hidden_channels, c.int_emb_size, c.basis_emb_size, c.n_spherical, c.n_radial)
         depth = (c.n_before_skip, c.n_after_skip)
         self.interaction_blocks = nn.ModuleList(
@@ -146,7 +147,7 @@ class DimeNetPlusPlus(nn.Module):
 
     def interact(
         self,
-        block: nn.Module,
+        block: Any,
         x: Float[Tensor, "n_edges n_hidden"],
         rbf: Float[Tensor, "n_edges n_radial"],
         sbf: Float[Tensor, "n_edges n_spherical n_radial"],
@@ -239,7 +240,7 @@ class DimeNet(nn.Module):
 
     def interact(
         self,
-        block: nn.Module,
+        block: Any,
         x: Float[Tensor, "n_edges n_hidden"],
         rbf: Float[Tensor, "n_edges n_radial"],
         sbf: Float[Tensor, "n_edges n_spherical n_radial"],
@@ -295,7 +296,7 @@ def _cosines(
 ) -> Float[Tensor, "n_atoms n_max n_max"]:
     """Cosine of the angle of the triplet of edges g = j → i and f = j → k; anything where there is no triplet."""
     g, f = vec[:, :, None], vec[:, None, :]
-    # From the middle atom, with i → j forward: between −g and f. At the end atom i: between i → j = −g and i → k = f − g.
+    # Middle: between i → j = −g and j → k = f. End: between i → j = −g and i → k = f − g.
     a, b = (-g, f) if angle_at == "middle" else (-g, f - g)
     no_triplet = triplet[:, :, :, None] == 0
     square = (a.square().sum(3) * b.square().sum(3)).masked_fill(no_triplet[..., 0], 1.0)
@@ -317,21 +318,21 @@ def _toward(sbf: Float[Tensor, "n_edges n_spherical n_radial"]) -> Float[Tensor,
     return sbf * signs[:, None]
 
 
-def _embedding(block: nn.Module, n_species: int) -> nn.Module:
+def _embedding(block: Any, n_species: int) -> nn.Module:
     """PyTorch Geometric's embedding block with a row for each element of this model."""
     block.emb = nn.Embedding(n_species, block.emb.embedding_dim)
     block.reset_parameters()
     return block
 
 
-def _headless(block: nn.Module) -> nn.Module:
+def _headless(block: Any) -> Any:
     """PyTorch Geometric's output block without its last linear map, which belongs to the head."""
     block.lin = nn.Identity()
     return block
 
 
 def _residual(
-    block: nn.Module, x: Float[Tensor, "n_edges n_hidden"], update: Float[Tensor, "n_edges n_hidden"]
+    block: Any, x: Float[Tensor, "n_edges n_hidden"], update: Float[Tensor, "n_edges n_hidden"]
 ) -> Float[Tensor, "n_edges n_hidden"]:
     """What both kinds of interaction block do after the sum over triplets."""
     h = silu(block.lin_ji(x)) + update

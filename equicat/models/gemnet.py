@@ -1,18 +1,18 @@
 """GemNet-T and GemNet-dT: Gasteiger, Becker, Günnemann, NeurIPS 2021 (arXiv:2106.08903), with OC20's hyperparameters.
 
-Every directed edge c → a carries an embedding m_ca and every atom one, h_a. A block updates m_ca with the embeddings of the
-other edges b → a that end at a, weighted by a basis in the length d_ca and the angle ∠cab; adds the same for the reverse
-edge ("symmetric message passing"); then updates the atoms from their edges and the edges from their two atoms. All maps
-are without bias, so what has passed the radial basis vanishes at the cutoff. GemNet-T's forces are −dE/dr; GemNet-dT also
-makes the pairwise forces F_a = Σ_c f_ca r̂_ac, faster and not the derivative of an energy.
+Every directed edge c → a carries an embedding m_ca and every atom one, h_a. A block updates m_ca with the embeddings
+of the other edges b → a that end at a, weighted by a basis in the length d_ca and the angle ∠cab; adds the same for
+the reverse edge ("symmetric message passing"); then updates the atoms from their edges and the edges from their two
+atoms. All maps are without bias, so what has passed the radial basis vanishes at the cutoff. GemNet-T's forces are
+−dE/dr; GemNet-dT also makes the pairwise forces F_a = Σ_c f_ca r̂_ca, faster and not the derivative of an energy.
 
-The sum over triplets b → a ← c is never a sum over a list (:mod:`equicat.models.angles`), and the factors of the basis meet
-it one after the other, the paper's "efficient" order (section 5 there): angle, then radius, then the bilinear weights.
+The sum over triplets b → a ← c is never a sum over a list (:mod:`equicat.models.angles`), and the factors of the basis
+meet it one after the other, the paper's efficient order: angle, then radius, then the bilinear weights.
 
-Energies come out of one block of atom features before the first and after each interaction. The features here are those
-of all blocks side by side: a linear map of them, without hidden layers, is the published readout.
+Energies come out of one block of atom features before the first and after each interaction. The features here are
+those of all blocks side by side: a linear map of them, without hidden layers, is the published readout.
 
-The variance of activations is kept by constant factors (section 6), fitted once, before training, by :func:`fit_scales`.
+The variance of activations is kept by constant factors, fitted once, before training, by :func:`fit_scales`.
 """
 
 import math
@@ -83,16 +83,17 @@ class GemNet(nn.Module):
     Args:
         config: hyperparameters.
         n_species: number of elements.
+        vectors: make vectors although the configuration does not ask for direct forces, for heads that need them.
     """
 
     per: Literal["edge", "atom"] = "atom"
     scales_fitted: Tensor
 
-    def __init__(self, config: GemNetConfig, n_species: int):
+    def __init__(self, config: GemNetConfig, n_species: int, vectors: bool = False):
         super().__init__()
         c = self.config = config
         self.n_features = (c.n_blocks + 1) * c.atom_features
-        self.n_vectors = c.n_blocks + 1 if c.direct_forces else 0
+        self.n_vectors = c.n_blocks + 1 if c.direct_forces or vectors else 0
         self.radial = GaussianBasis(c)
         self.rbf_triplet, self.rbf_atom, self.rbf_out = (Dense(c.n_radial, c.rbf_features) for _ in range(3))
         self.cbf = nn.Parameter(orthogonal(torch.empty(c.n_spherical, c.n_radial, c.cbf_features)))
@@ -132,7 +133,7 @@ class GemNet(nn.Module):
             h, m = block(h, m, basis, graph)
             outputs.append((h, m))
         scalars = [out(m, basis.out, graph) for out, (_, m) in zip(self.energy_outputs, outputs, strict=True)]
-        if not self.config.direct_forces:
+        if not self.n_vectors:
             return Features(torch.cat(scalars, dim=1), "atom")
         forces = [out(m, basis.out) for out, (_, m) in zip(self.force_outputs, outputs, strict=True)]
         pairs = (-edge_vec / r)[:, :, None] * torch.cat(forces, dim=1)[:, None, :]
@@ -149,17 +150,17 @@ class GemNet(nn.Module):
             self.n_training_steps += 1
             if self.n_training_steps > UNFITTED_STEPS and not self.scales_fitted:
                 raise InputError(
-                    f"GemNet has trained for {UNFITTED_STEPS} steps without fitted scale factors, without which it learns "
-                    "badly; fit them to the training data before training (equicat.models.gemnet.fit_scales)"
+                    f"GemNet has trained for {UNFITTED_STEPS} steps without fitted scale factors, and learns badly so; "
+                    "fit them to the training data before training (equicat.models.gemnet.fit_scales)"
                 )
 
 
 def fit_scales(network: GemNet, graphs: Iterable[Graph]) -> dict[str, float]:
     """Fit the scale factors of an untrained network: each layer's output gets the variance of what it is compared with.
 
-    One pass over the batches, layers in the order in which they are met. Within a batch each factor is applied as soon as
-    it is known, so that the layers after it see its effect; what is stored is the factor of all batches together. A few
-    batches of the training data are enough.
+    One pass over the batches, layers in the order in which they are met. Within a batch each factor is applied as
+    soon as it is known, so that the layers after it see its effect; what is stored is the factor of all batches
+    together. A few batches of the training data are enough.
 
     Args:
         network: changed in place; its mode is left as it was.

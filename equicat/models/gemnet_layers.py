@@ -1,4 +1,4 @@
-"""Layers of GemNet that keep the variance of what passes them (Gasteiger et al., arXiv:2106.08903, section 6)."""
+"""Layers of GemNet that keep the variance of what passes them (Gasteiger et al., arXiv:2106.08903)."""
 
 import math
 

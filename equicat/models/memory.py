@@ -30,5 +30,5 @@ def check_memory(n_bytes: float, device: torch.device, what: str, advice: str) -
     if n_bytes > available:
         gib = 2.0**30
         raise InputError(
-            f"{what} needs about {n_bytes / gib:.0f} GiB of memory, and this machine has {available / gib:.0f}; {advice}"
+            f"{what} needs about {n_bytes / gib:.0f} GiB of memory, this machine has {available / gib:.0f}; {advice}"
         )

@@ -1,8 +1,8 @@
-"""NequIP: Batzner et al., Nat. Commun. 13, 2453 (2022), the message-passing relative of Allegro, from the `nequip` package.
+"""NequIP, the message-passing relative of Allegro: Batzner et al., Nat. Commun. 13, 2453 (2022).
 
-The interaction layers are that package's (ConvNetLayer), in the arrangement of its ``NequIPGNNModel``, and take its weights.
-Geometry, one-hot elements and the readout are ours, so this file is an adapter: from pair vectors to the dictionary that
-those layers pass along, and back to named tensors.
+The interaction layers are the `nequip` package's (ConvNetLayer), in the arrangement of its ``NequIPGNNModel``, and
+take its weights. Geometry, the embedding of elements and the readout are ours, so this file is an adapter: from pair
+vectors to the dictionary that those layers pass along, and back to named tensors.
 """
 
 import math
@@ -123,7 +123,7 @@ class NequIP(nn.Module):
 
 
 def _layers(c: NequIPConfig, vectors: bool) -> list[nn.Module]:
-    """The package's interaction layers; the first has no self-connection, so that an isolated atom has its own energy."""
+    """The package's interaction layers; the first has no self-connection, as there."""
     package = extra("nequip.nn", "nequip")
     irreps = extra("e3nn.o3", "nequip").Irreps
     parities = {degree: "eo" if c.parity else "eo"[degree % 2] for degree in range(c.l_max + 1)}

@@ -32,7 +32,7 @@ NETWORKS = {
     "cgcnn": Architecture(CGCNNConfig, lambda c, elements, vectors: CGCNN(c, len(elements), elements)),
     "dimenet": Architecture(DimeNetConfig, lambda c, elements, vectors: DimeNet(c, len(elements))),
     "dimenet++": Architecture(DimeNetPlusPlusConfig, lambda c, elements, vectors: DimeNetPlusPlus(c, len(elements))),
-    "gemnet": Architecture(GemNetConfig, lambda c, elements, vectors: GemNet(c, len(elements))),
+    "gemnet": Architecture(GemNetConfig, lambda c, elements, vectors: GemNet(c, len(elements), vectors)),
     "nequip": Architecture(NequIPConfig, lambda c, elements, vectors: NequIP(c, len(elements), vectors)),
     "schnet": Architecture(SchNetConfig, lambda c, elements, vectors: SchNet(c, len(elements))),
 }

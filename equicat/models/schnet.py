@@ -1,15 +1,15 @@
 """SchNet: Schütt et al., NeurIPS 2017 (arXiv:1706.08566), on PyTorch Geometric's layers and with its weights.
 
-Atoms exchange messages x_j ⊙ W(r_ij), the filters W an MLP of the distance alone. With the cosine cutoff of the code, energy
-and forces are continuous where a pair crosses the cutoff; the second derivative is not.
+Atoms exchange messages x_j ⊙ W(r_ij), the filters W an MLP of the distance alone. With the cosine cutoff of the code,
+energy and forces are continuous where a pair crosses the cutoff; the second derivative is not.
 
-The features are those before the last linear map of the original, so one linear map of them is its readout (the constant
-that the original adds for each atom belongs to the reference energies here).
+The features are those before the last linear map of the original, so one linear map of them is its readout (the
+constant that the original adds for each atom belongs to the reference energies here).
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -77,6 +77,7 @@ class SchNet(nn.Module):
         cutoff = 0.5 * (torch.cos(r * (math.pi / self.config.cutoff)) + 1.0)
         cutoff = cutoff.where(r < self.config.cutoff, 0.0)
         h = self.embedding(species)
+        block: Any
         for block in self.interactions:
             filters = block.mlp(gaussians) * cutoff
             messages = block.conv.lin1(h).index_select(0, neighbor) * filters
