@@ -60,11 +60,11 @@ class Batch:
         """Atoms of each system."""
         return torch.bincount(self.system_idx, minlength=self.n_systems)
 
-    def edge_vec(self) -> Float[Tensor, "n_edges 3"]:
-        """r_j + shift @ cell − r_i in Å, differentiable with respect to ``positions`` and ``cell``."""
-        center, neighbor = self.edge_index
+    def edge_vec(self, edges: slice = slice(None)) -> Float[Tensor, "n_edges 3"]:
+        """r_j + shift @ cell − r_i in Å, of all edges or some, differentiable in ``positions`` and ``cell``."""
+        center, neighbor = self.edge_index[:, edges]
         cell = self.cell[self.system_idx[center]]
-        shift = torch.einsum("ek,ekx->ex", self.edge_shift.to(cell.dtype), cell)
+        shift = torch.einsum("ek,ekx->ex", self.edge_shift[edges].to(cell.dtype), cell)
         return self.positions[neighbor] - self.positions[center] + shift
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":

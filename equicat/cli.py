@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
@@ -261,6 +261,101 @@ def _demo(options: Namespace) -> None:
     demo(Path(options.out), overwrite=options.overwrite)
 
 
+# ---- convert -----------------------------------------------------------------------------------------------------
+
+
+def _convert_parser() -> ArgumentParser:
+    parser = _parser(
+        "convert nequip-allegro", "A model of the nequip-allegro package as a run: the same numbers, faster."
+    )
+    parser.add_argument(
+        "model", help="Checkpoint (.ckpt) or package (.nequip.zip). Both hold pickles: trust their source."
+    )
+    parser.add_argument("out", help="Run directory to write.")
+    parser.add_argument(
+        "--energy_reference",
+        type=Literal["adsorption", "total", "relative"],
+        default="total",
+        help="Which energy the model was trained on.",
+    )
+    parser.add_argument(
+        "--peer_python",
+        type=str | None,
+        default=None,
+        help="Interpreter of an environment that has nequip-allegro. Default: this one (extra [bench]).",
+    )
+    return parser
+
+
+def _convert(options: Namespace) -> None:
+    from equicat.convert import convert
+
+    convert(options.model, options.out, options.energy_reference, options.peer_python)
+    print(f"run: {options.out}\nto tune it: equicat train {options.out}/finetune.yaml --data.train … --run.out …")
+
+
+# ---- bench -------------------------------------------------------------------------------------------------------
+
+
+def _bench_parser(name: str, description: str) -> Parser:
+    from equicat.bench import BenchConfig
+
+    parser = _parser(f"bench {name}", description)
+    parser.add_class_arguments(BenchConfig, as_group=False)
+    parser.add_argument("--json", type=str | None, default=None, help="Write the measurements to this file.")
+    parser.add_argument("--figure", type=str | None, default=None, help="Draw them to this file (.png, .svg or .pdf).")
+    return parser
+
+
+def _bench_speed_parser() -> ArgumentParser:
+    text = "Training step, inference, first step and memory beside nequip-allegro, with the same weights."
+    parser = _bench_parser("speed", text)
+    parser.add_argument("--sizes", type=tuple[str, ...], default=("small", "paper"), help="Models: small, paper.")
+    return parser
+
+
+def _bench_scaling_parser() -> ArgumentParser:
+    parser = _bench_parser("scaling", "Time and memory of an inference against the size of the system.")
+    sizes = (300, 1000, 3000, 10000, 30000, 100000)
+    parser.add_argument("--atoms", type=tuple[int, ...], default=sizes, help="Sizes, about; up to what memory allows.")
+    parser.add_argument("--systems", type=tuple[str, ...], default=("bulk", "slab"), help="Copper: bulk, slab.")
+    return parser
+
+
+def _bench_speed(options: Namespace) -> None:
+    from equicat.bench import BenchConfig, speed
+    from equicat.bench_report import speed_figure, speed_text
+
+    values = options.as_dict()
+    json_file, figure, sizes = (values.pop(name) for name in ("json", "figure", "sizes"))
+    results = speed(BenchConfig(**values), sizes)
+    _write_results(results, json_file, speed_text(results))
+    if figure is not None:
+        speed_figure(results, Path(figure))
+
+
+def _bench_scaling(options: Namespace) -> None:
+    from equicat.bench import BenchConfig
+    from equicat.bench_report import scaling_figure, scaling_text
+    from equicat.bench_scaling import scaling
+
+    values = options.as_dict()
+    json_file, figure, atoms, systems = (values.pop(name) for name in ("json", "figure", "atoms", "systems"))
+    results = scaling(BenchConfig(**values), atoms, systems)
+    _write_results(results, json_file, scaling_text(results))
+    if figure is not None:
+        scaling_figure(results, Path(figure))
+
+
+def _write_results(results: Any, file: str | None, text: str) -> None:
+    from equicat.files import replacing_file, write_json
+
+    print(text)
+    if file is not None:
+        with replacing_file(Path(file)) as temporary:
+            write_json(temporary, results)
+
+
 COMMANDS = {
     "demo": Command("the whole main job on an embedded data set", _demo_parser, _demo),
     "data emt": Command("make a physical toy data set", _emt_parser, _emt),
@@ -269,6 +364,9 @@ COMMANDS = {
     "train": Command("train a model", _train_parser, _train, _train_arguments),
     "evaluate": Command("OC20 metrics per split", _evaluate_parser, _evaluate),
     "predict": Command("energies and forces of structures", _predict_parser, _predict),
+    "convert nequip-allegro": Command("a model of that package as a run", _convert_parser, _convert),
+    "bench speed": Command("speed beside nequip-allegro", _bench_speed_parser, _bench_speed),
+    "bench scaling": Command("time and memory against size", _bench_scaling_parser, _bench_scaling),
     "report": Command("an HTML page about a run", _report_parser, _report),
 }
 
@@ -296,7 +394,8 @@ def _dispatch(arguments: list[str]) -> None:
             parser = command.build(rest) if command.build is _train_parser else command.build()
             command.run(parser.parse_args(rest))
             return
-    name = " ".join(arguments[:2] if arguments[0] == "data" else arguments[:1])
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    name = " ".join(arguments[:2] if arguments[0] in groups else arguments[:1])
     raise InputError(f"no command {name!r}{nearest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")
 
 

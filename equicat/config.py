@@ -159,6 +159,8 @@ class RunConfig:
     """cpu, gpu, auto (Lightning)."""
     devices: str = "auto"
     """How many (Lightning); several train data-parallel, also under torchrun and SLURM."""
+    recompute: bool = False
+    """Train with bounded memory: a few centres at a time, computed twice (networks without message passing)."""
     num_workers: int = 0
     """Processes that read structures and build neighbour lists; 0 does it in the training process."""
     wandb: bool = False

@@ -1,5 +1,6 @@
 """From positions to energies and forces: the only place where autograd meets geometry."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from equicat.batch import Batch
 from equicat.errors import InputError
 from equicat.heads import ScalarHead
 from equicat.models.networks import NetworkConfig, architecture, avg_num_neighbors
+from equicat.models.zbl import ZBL, Repulsion
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +113,74 @@ def minus_gradient(
     return gradient.new_zeros(n_atoms, 3).index_add(0, center, gradient).index_add(0, neighbor, -gradient)
 
 
+@dataclass(frozen=True)
+class EnergyTerms:
+    """What a converted model has beside its network and one scale."""
+
+    factors: tuple[float, ...] | None = None
+    """f of each element, multiplies the energy of its atoms; null: 1."""
+    repulsion: Repulsion | None = None
+    """Repulsion of the nuclei, added."""
+
+
+FLOATS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Edges whose derivatives are alive at once, times the largest intermediate of each: bounds memory, not speed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some consecutive centres with all their edges, as a system of its own."""
+
+    edges: slice
+    own: slice
+    """The atoms, of those that ``species`` describes, whose energies are complete."""
+    edge_index: Int[Tensor, "2 n_edges"]
+    species: Int[Tensor, "n_atoms"]
+
+
+def _pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int, n_species: int) -> list[_Piece]:
+    """Cut a batch between centres, so that few edges are worked on at a time.
+
+    Of a neighbour a strictly local network sees the species alone, so in a piece one atom stands for all of a species.
+    """
+    center, neighbor = batch.edge_index
+    budget = FLOATS_AT_A_TIME.get(center.device.type, FLOATS_AT_A_TIME["cuda"]) // floats_per_edge
+    ends = torch.bincount(center, minlength=len(species)).cumsum(0)
+    if len(center) <= budget:
+        return [_Piece(slice(None), slice(None), batch.edge_index, species)]
+    pieces, first, edge = [], 0, 0
+    while first < len(species):
+        # As many centres as the budget allows, at least one.
+        stop = max(int(torch.searchsorted(ends, edge + budget, right=True)), first + 1)
+        end, own = int(ends[stop - 1]), stop - first
+        index = torch.stack([center[edge:end] - first, own + species[neighbor[edge:end]]])
+        kinds = torch.cat([species[first:stop], torch.arange(n_species, device=species.device)])
+        pieces.append(_Piece(slice(edge, end), slice(own), index, kinds))
+        first, edge = stop, end
+    return pieces
+
+
+class _Recomputed(torch.autograd.Function):
+    """Energies and gradient of a piece that keep nothing but their inputs; the weights' gradients make them anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: Callable[..., tuple[Tensor, Tensor]], edge_vec: Tensor, piece: _Piece, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.function, ctx.piece = function, piece
+        ctx.save_for_backward(edge_vec, *parameters)
+        return function(edge_vec, piece, create_graph=False)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_energy: Tensor, to_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        edge_vec, *parameters = ctx.saved_tensors
+        found = ctx.function(edge_vec, ctx.piece, create_graph=True)
+        return None, None, None, *torch.autograd.grad(found, parameters, (to_energy, to_gradient), allow_unused=True)
+
+
 class Potential(AtomisticModel):
-    """E = Σ_i (s Σ_j E_ij / sqrt(avg_num_neighbors) + ε_{Z_i}), F = −dE/dr.
+    """E = Σ_i (s f_{Z_i} Σ_j E_ij / sqrt(avg_num_neighbors) + E_i,ZBL + ε_{Z_i}), F = −dE/dr.
 
     Args:
         config: of the network, ``avg_num_neighbors`` set.
@@ -120,7 +188,12 @@ class Potential(AtomisticModel):
         output_mlp: hidden widths of the map from pair features to pair energy.
         scale: s, eV; the root mean square force of the training data is a good choice.
         reference_energies: ε by element, eV, in the order of ``elements``.
+        terms: f and the repulsion; neither by default.
     """
+
+    factors: Tensor | None
+    recompute = False
+    """Whether training, too, works on a few centres at a time, and computes them twice: less memory, more time."""
 
     def __init__(
         self,
@@ -129,9 +202,13 @@ class Potential(AtomisticModel):
         output_mlp: tuple[int, ...] = (128,),
         scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
+        terms: EnergyTerms = EnergyTerms(),
     ):
         super().__init__(config, elements, scale, reference_energies)
         self.head = ScalarHead(self.model.n_features, output_mlp, self.avg_num_neighbors)
+        factors = None if terms.factors is None else torch.tensor(terms.factors, dtype=torch.float64)
+        self.register_buffer("factors", factors, persistent=False)
+        self.repulsion = None if terms.repulsion is None else ZBL(terms.repulsion, elements)
 
     def forward(self, batch: Batch, forces: bool = True, virial: bool = False) -> Prediction:
         """Energies, and forces that stay differentiable while training.
@@ -149,20 +226,37 @@ class Potential(AtomisticModel):
         if not (forces or virial):
             atom_energies = self.atom_energies(batch.edge_vec(), batch.edge_index, species)
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
-        with torch.enable_grad():
-            edge_vec = batch.edge_vec().detach().requires_grad_()
-            atom_energies = self.atom_energies(edge_vec, batch.edge_index, species)
-            (gradient,) = torch.autograd.grad(atom_energies.sum(), edge_vec, create_graph=training)
-        if not training:
-            atom_energies = atom_energies.detach()
+        pieces = [_Piece(slice(None), slice(None), batch.edge_index, species)]
+        if architecture(self.config.name).strictly_local and (self.recompute or not training):
+            pieces = _pieces(batch, species, self.model.floats_per_edge, len(self.elements))
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        energies = []
+        total = batch.positions.new_zeros(len(species), 3)
+        strain = batch.positions.new_zeros(batch.n_systems, 3, 3)
+        for piece in pieces:
+            edge_vec = batch.edge_vec(piece.edges).detach()
+            if training and self.recompute:
+                energy, gradient = _Recomputed.apply(self.energies_and_gradient, edge_vec, piece, *parameters)
+            else:
+                energy, gradient = self.energies_and_gradient(edge_vec, piece, create_graph=training)
+            center, neighbor = batch.edge_index[:, piece.edges]
+            energies.append(energy)
+            total.index_add_(0, center, gradient).index_add_(0, neighbor, -gradient)
+            if virial:
+                strain.index_add_(0, batch.system_idx[center], edge_vec[:, :, None] * gradient[:, None, :])
+        atom_energies = torch.cat(energies)
         energy = self.system_energies(atom_energies, species, batch)
-        total = minus_gradient(gradient, batch.edge_index, len(batch.positions))
-        stress = None
-        if virial:
-            outer = edge_vec.detach()[:, :, None] * gradient[:, None, :]
-            systems = batch.system_idx[batch.edge_index[0]]
-            stress = gradient.new_zeros(batch.n_systems, 3, 3).index_add(0, systems, outer)
-        return Prediction(energy, atom_energies, total, stress)
+        return Prediction(energy, atom_energies, total if forces else None, strain if virial else None)
+
+    def energies_and_gradient(
+        self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece, create_graph: bool
+    ) -> tuple[Float[Tensor, "n_own"], Float[Tensor, "n_edges 3"]]:
+        """Of the centres of a piece, and the derivative of their sum with respect to the pair vectors."""
+        with torch.enable_grad():
+            edge_vec = edge_vec.detach().requires_grad_()
+            energy = self.atom_energies(edge_vec, piece.edge_index, piece.species)[piece.own]
+            (gradient,) = torch.autograd.grad(energy.sum(), edge_vec, create_graph=create_graph)
+        return (energy if create_graph else energy.detach()), gradient
 
     def atom_energies(
         self,
@@ -170,6 +264,11 @@ class Potential(AtomisticModel):
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
-        """s Σ_j E_ij / sqrt(avg_num_neighbors) for every centre, eV; the pure part, for compilers and exports."""
+        """All but ε for every centre, eV; the pure part, for compilers and exports."""
         features = self.model(edge_vec, edge_index, species)
-        return self.head(features, edge_index[0], len(species)) * self.scale
+        energies = self.head(features, edge_index[0], len(species)) * self.scale
+        if self.factors is not None:
+            energies = energies * self.factors[species].to(energies)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(edge_vec, edge_index, species, len(self.elements))
+        return energies

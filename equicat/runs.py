@@ -17,7 +17,8 @@ from equicat.errors import InputError
 from equicat.files import read_json, replacing_file, write_json
 from equicat.heads import DisplacementHead
 from equicat.models.networks import NetworkConfig, architecture, with_neighbors
-from equicat.potential import AtomisticModel, Potential
+from equicat.models.zbl import Repulsion
+from equicat.potential import AtomisticModel, EnergyTerms, Potential
 from equicat.statistics import Statistics
 from equicat.store import DatasetInfo
 
@@ -42,6 +43,7 @@ class ModelInfo:
     displacement_head: DisplacementHead | None = None
     dataset_references: dict[str, float] = field(default_factory=dict)
     """Energies (eV) that the data set had subtracted, by what they belong to."""
+    terms: EnergyTerms = field(default_factory=EnergyTerms)
 
     @property
     def element_symbols(self) -> list[str]:
@@ -55,7 +57,7 @@ def build(
     config, elements = with_neighbors(info.model, info.statistics.avg_num_neighbors), info.statistics.elements
     model: Potential | DirectModel
     if "forces" in info.outputs:
-        model = Potential(config, elements, info.output_mlp, scale, references)
+        model = Potential(config, elements, info.output_mlp, scale, references, info.terms)
     else:
         model = DirectModel(
             config,
@@ -108,6 +110,8 @@ def load_info(run: str | Path) -> ModelInfo:
     try:
         values["model"] = architecture(values["model"]["name"]).config(**_tuples(values["model"]))
         values["statistics"] = Statistics(**_tuples(values["statistics"]))
+        if "terms" in values:
+            values["terms"] = _terms(values["terms"])
         return ModelInfo(**_tuples(values))
     except (KeyError, TypeError) as error:
         raise InputError(f"{run / DESCRIPTION}: damaged ({error}); train again or restore the file") from error
@@ -181,6 +185,12 @@ def environment() -> dict[str, Any]:
         "machine": {"system": platform.platform(), "processor": platform.machine(), "threads": torch.get_num_threads()},
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _terms(values: dict[str, Any]) -> EnergyTerms:
+    if values["repulsion"] is not None:
+        values["repulsion"] = Repulsion(**_tuples(values["repulsion"]))
+    return EnergyTerms(**_tuples(values))
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

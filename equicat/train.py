@@ -55,6 +55,10 @@ def train(config: TrainConfig) -> TrainResult:
     train_set, val_set = training_data(config.data, config.task, labels)
     pl.seed_everything(options.seed, verbose=False)
     model = _initial_model(config, task, train_set)
+    if options.recompute:
+        if not isinstance(model, Potential):
+            raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {config.task}")
+        model.recompute = True
     _prepare_directory(run, options, config, model)
     corrupted = Corrupted(train_set, config.noise) if config.noise.share else train_set
     writer = RunWriter(run)

@@ -11,6 +11,7 @@ from equicat import Structure
 from equicat.config import from_mapping
 from equicat.datasets import DatasetInfo, write_store
 from equicat.models.allegro import AllegroConfig
+from equicat.models.nequip_allegro import NequipAllegroConfig
 from equicat.testing import example_structures
 from equicat.train import train
 
@@ -23,6 +24,15 @@ SMALL = AllegroConfig(
     tensor_channels=4,
     two_body_mlp=(8, 16),
     latent_mlp=(16,),
+    avg_num_neighbors=10.0,
+)
+SMALL_NEQUIP = NequipAllegroConfig(
+    cutoff=4.0,
+    n_scalars=8,
+    tensor_channels=4,
+    two_body_hidden=(10,),
+    latent_hidden=(9,),
+    n_features=7,
     avg_num_neighbors=10.0,
 )
 TINY_MODEL = {

@@ -30,7 +30,9 @@ LAYERS = """
     structure readers adsorbates store splits datasets neighbors batch
     models models.irreps models.spherical models.centers models.contract models.layers models.features
     models.allegro models.allegro_plain models.extras models.memory models.bessel models.angles
-    models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.networks
+    models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.nequip_allegro
+    models.nequip_allegro_plain models.zbl models.networks
+    peers peers.nequip_allegro peers.worker peers.bench_nequip_allegro
     heads potential direct statistics metrics config tasks loader runs
     optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
@@ -38,6 +40,7 @@ LAYERS = """
     importing.unwrap importing.tagging importing.references importing.rules importing.trajectories
     importing.relaxation importing.report importing
     report_data report_figures report_structures report
+    convert bench_process bench bench_scaling bench_report bench_worker
     demo cli
 """
 ORDER = LAYERS.split()

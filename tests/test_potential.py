@@ -5,13 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, labelled
+from conftest import SMALL, SMALL_NEQUIP, labelled
 
 from equicat import Structure
+from equicat import potential as potential_module
 from equicat.batch import Batch
 from equicat.config import LossConfig
 from equicat.errors import InputError
-from equicat.potential import Potential
+from equicat.models.zbl import Repulsion
+from equicat.potential import EnergyTerms, Potential
 from equicat.tasks import s2ef_loss
 from equicat.testing import check_all, example_structures
 
@@ -83,6 +85,46 @@ def test_training_gradient_agrees_with_finite_differences():
         with torch.no_grad():
             p.view(-1)[k] += step
         assert (up - down) / (2 * step) == pytest.approx(p.grad.view(-1)[k].item(), rel=1e-6, abs=1e-8), name
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda c: c.name)
+@pytest.mark.parametrize("edges", [1, 40])
+def test_piece_by_piece_the_numbers_are_the_same(monkeypatch, config, edges):
+    """Bounded memory: a few centres at a time, down to one, molecules, slabs and bulk and atoms without neighbours."""
+    torch.manual_seed(0)
+    model = Potential(config, ELEMENTS, (8,), terms=EnergyTerms((0.5, 1.0, 2.0), Repulsion(6, (4.0,)))).double().eval()
+    lonely = Structure(np.array([1, 29]), np.array([[0, 0, 0], [9.0, 0, 0]]))
+    structures = [lonely, *example_structures(ELEMENTS), lonely]
+    batch = Batch.from_structures(structures, config.cutoff, dtype=torch.float64)
+    whole = model(batch, virial=True)
+    monkeypatch.setitem(potential_module.FLOATS_AT_A_TIME, "cpu", edges * model.model.floats_per_edge)
+    pieces = potential_module._pieces(batch, model.species(batch), model.model.floats_per_edge, 3)
+    assert len(pieces) > batch.n_edges / (edges + 60)
+    parts = model(batch, virial=True)
+    for name in ("energy", "atom_energies", "forces", "virial"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-12, atol=1e-12)
+    assert model(batch, forces=False, virial=True).forces is None
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda c: c.name)
+def test_recomputing_changes_no_gradient(monkeypatch, config):
+    torch.manual_seed(0)
+    model = Potential(config, ELEMENTS, (8,)).double().train()
+    batch = Batch.from_structures([labelled(0), labelled(1)], config.cutoff, dtype=torch.float64)
+    gradients = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        out = model(batch, virial=True)
+        (
+            out.energy.square().mean() + (out.forces - batch.forces).square().mean() + out.virial.square().sum()
+        ).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        model.zero_grad()
+        monkeypatch.setitem(potential_module.FLOATS_AT_A_TIME, "cpu", 80 * model.model.floats_per_edge)
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-10, atol=1e-12, msg=name)
+    assert all(g is not None for name, g in gradients[0].items() if "frequencies" not in name)
 
 
 def test_evaluation_keeps_no_graph():

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat.errors import InputError
-from equicat.models.centers import Chunk, chunks
+from equicat.models.centers import Chunk, chunks, join
 from equicat.models.contract import contract_and_mix
 from equicat.models.features import Features
 from equicat.models.irreps import SCALAR, VECTOR, Irrep, Parity, Paths, couples, harmonics, layer_irreps
@@ -268,7 +268,7 @@ class Allegro(nn.Module):
         # Everything about an edge's geometry as one array, so that cutting it into chunks is one operation.
         geometry = torch.cat([envelope, radial, sh], dim=1)
         found = [self.pair_features(geometry[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
-        scalars, vectors = (_join(parts, position) for parts in zip(*found, strict=True))
+        scalars, vectors = (join(parts, position) for parts in zip(*found, strict=True))
         return Features(scalars, "edge", vectors if self.n_vectors else None)
 
     def pair_features(
@@ -283,8 +283,3 @@ class Allegro(nn.Module):
         for layer in self.layers:
             x, v = layer(x, v, by_degree, envelope, chunk)
         return x, chunk.unpad(v[0]) if v else x.new_zeros(len(x), 3, 0)
-
-
-def _join(parts: tuple[Tensor, ...], position: Tensor | None) -> Tensor:
-    """The edges of all chunks in the order of the batch."""
-    return parts[0] if position is None else torch.cat(parts).index_select(0, position)

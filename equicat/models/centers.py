@@ -11,6 +11,8 @@ FLOATS_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 30}
 """Largest intermediate of a chunk of edges: on a CPU one that stays in its cache, on a GPU only to bound memory."""
 MIN_EDGES_PER_CHUNK = 256
 """Smaller chunks cost more in overhead than they save."""
+MAX_PADDING = 1.2
+"""A chunk that holds something already ends where the number of neighbours exceeds its smallest by this factor."""
 
 
 class _Pad(torch.autograd.Function):
@@ -70,37 +72,74 @@ def chunks(
 ) -> tuple[list[Chunk], Int[Tensor, "n_edges"] | None]:
     """Split edges, sorted by centre, into chunks of whole centres with similar numbers of neighbours.
 
-    Similar numbers, because padding to the largest is wasted work.
+    Similar numbers, because padding to the largest is wasted work. Atoms without edges fall into no chunk.
 
     Returns:
         The chunks, and where each edge stands in their concatenation (None if they are already in order).
     """
-    budget = max(
-        FLOATS_PER_CHUNK.get(center.device.type, FLOATS_PER_CHUNK["cuda"]) // floats_per_edge, MIN_EDGES_PER_CHUNK
-    )
-    n_edges = len(center)
+    device, n_edges = center.device, len(center)
+    budget = max(FLOATS_PER_CHUNK.get(device.type, FLOATS_PER_CHUNK["cuda"]) // floats_per_edge, MIN_EDGES_PER_CHUNK)
     counts = torch.bincount(center, minlength=n_atoms)
-    starts = counts.cumsum(0) - counts
-    within = torch.arange(n_edges, device=center.device) - starts[center]
-    if n_edges <= budget:
-        n_max = max(int(counts.max()), 1)
-        return [Chunk(slice(None), center * n_max + within, n_atoms, n_max)], None
     order = counts.argsort(stable=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(n_atoms, device=center.device))
-    sorted_counts = counts[order]
-    ends = sorted_counts.cumsum(0)
-    permutation = rank[center].argsort(stable=True)
-    # Atoms without edges come first and fall into no chunk.
-    first_atom = int((sorted_counts == 0).sum())
-    chunk_of_atom = (ends - sorted_counts) // budget
-    out = []
-    for n in range(int(chunk_of_atom[-1]) + 1):
-        atoms = (chunk_of_atom[first_atom:] == n).nonzero()[:, 0] + first_atom
-        if len(atoms) == 0:
+    counts_in_order = counts[order]
+    runs = _runs(*(v.tolist() for v in torch.unique_consecutive(counts_in_order, return_counts=True)), budget)
+    edge = torch.arange(n_edges, device=device)
+    if len(runs) < 2:
+        # Without any edge a chunk has one slot, unused: no operation meets an empty array.
+        n_max, n_atoms = (runs[0][2], int(center[-1]) + 1) if runs else (1, 1)
+        first_edge = (counts.cumsum(0) - counts)[center]
+        return [Chunk(slice(None), center * n_max + edge - first_edge, n_atoms, n_max)], None
+    # Where each atom's edges begin in the batch, and in the order of the chunks.
+    begin, begin_in_order = (counts.cumsum(0) - counts)[order], counts_in_order.cumsum(0) - counts_in_order
+    permutation = edge + torch.repeat_interleave(begin - begin_in_order, counts_in_order, output_size=n_edges)
+    out, at = [], 0
+    for first, stop, n_max in runs:
+        atoms = slice(first, stop)
+        end = int(begin_in_order[stop]) if stop < n_atoms else n_edges
+        # The first edge of the k-th atom goes to slot k n_max, the next ones follow it.
+        shift = torch.arange(stop - first, device=device) * n_max - (begin_in_order[atoms] - at)
+        slot = edge[: end - at] + torch.repeat_interleave(shift, counts_in_order[atoms], output_size=end - at)
+        out.append(Chunk(permutation[at:end], slot, stop - first, n_max))
+        at = end
+    return out, torch.empty_like(permutation).scatter_(0, permutation, edge)
+
+
+def _runs(counts: list[int], n_atoms: list[int], budget: int) -> list[tuple[int, int, int]]:
+    """Cuts of atoms that are in the order of their number of neighbours: first, stop, largest number.
+
+    Args:
+        counts: numbers of neighbours that occur, ascending.
+        n_atoms: how many atoms have them.
+        budget: largest number of edges in a cut.
+    """
+    runs: list[tuple[int, int, int]] = []
+    first = at = edges = smallest = largest = 0
+
+    def close() -> None:
+        nonlocal first, edges
+        if at > first:
+            runs.append((first, at, largest))
+        first, edges = at, 0
+
+    for count, n in zip(counts, n_atoms, strict=True):
+        if count == 0:
+            first = at = n
             continue
-        first, last = int(atoms[0]), int(atoms[-1])
-        edges = permutation[int(ends[first] - sorted_counts[first]) : int(ends[last])]
-        n_max = int(sorted_counts[last])
-        slot = (rank[center[edges]] - first) * n_max + within[edges]
-        out.append(Chunk(edges, slot, last - first + 1, n_max))
-    return out, torch.empty_like(permutation).scatter_(0, permutation, torch.arange(n_edges, device=center.device))
+        if edges > budget // 4 and count > MAX_PADDING * smallest:
+            close()
+        while n:
+            room = (budget - edges) // count
+            if room < 1 and edges:
+                close()
+                continue
+            if not edges:
+                smallest = count
+            taken = min(n, max(room, 1))
+            at, n, edges, largest = at + taken, n - taken, edges + taken * count, count
+    close()
+    return runs
+
+
+def join(parts: tuple[Tensor, ...], position: Int[Tensor, "n_edges"] | None) -> Tensor:
+    """The edges of all chunks in the order of the batch; ``position`` as :func:`chunks` gives it."""
+    return parts[0] if position is None else torch.cat(parts).index_select(0, position)

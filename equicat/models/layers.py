@@ -89,10 +89,31 @@ class BesselBasis(nn.Module):
         return torch.sin(x * self.frequencies) / (math.pi * x)
 
 
+class SplineBasis(nn.Module):
+    """φ_s(x) = (1 − cos 2π(x − a_s) / d)² / 4 on [a_s, a_s + d] and 0 elsewhere, for x = r / cutoff.
+
+    The supports start at a_s = (s − span) / n and are d = (span + 1) / n long, so that the last one ends at the cutoff;
+    φ_s has three continuous derivatives (the splines of the nequip-allegro package).
+    """
+
+    def __init__(self, n: int, span: int):
+        super().__init__()
+        self.n, self.span = n, span
+
+    def forward(self, x: Float[Tensor, "n 1"]) -> Float[Tensor, "n n_basis"]:
+        start = torch.arange(-self.span, self.n - self.span, dtype=x.dtype, device=x.device) / self.n
+        length = (self.span + 1) / self.n
+        t = (x - start).clamp(0, length) * (2 * math.pi / length)
+        return 0.25 * (1 - torch.cos(t)).square()
+
+
 def polynomial_envelope(x: Float[Tensor, "..."], p: int) -> Float[Tensor, "..."]:
     """u(x) for x = r / cutoff: 1 at 0, and 0 with zero first and second derivative at 1 (Gasteiger et al. 2020, eq. 8).
 
-    u(x) = 1 − (p+1)(p+2)/2 xᵖ + p(p+2) xᵖ⁺¹ − p(p+1)/2 xᵖ⁺²; 0 beyond 1.
+    u(x) = 1 − (p+1)(p+2)/2 xᵖ + p(p+2) xᵖ⁺¹ − p(p+1)/2 xᵖ⁺²; 0 beyond 1. Computed as the equal
+    (1 − x)³ Σ_k<p (k+1)(k+2)/2 xᵏ, whose terms do not cancel near the cutoff.
     """
-    u = 1 + x**p * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * p * (p + 1) / 2))
-    return torch.where(x < 1, u, torch.zeros_like(u))
+    total = torch.full_like(x, p * (p + 1) / 2)
+    for k in reversed(range(p - 1)):
+        total = total * x + (k + 1) * (k + 2) / 2
+    return (1 - x).clamp(min=0) ** 3 * total

@@ -11,10 +11,18 @@ from equicat.models.cgcnn import CGCNN, CGCNNConfig
 from equicat.models.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, DimeNetPlusPlusConfig
 from equicat.models.gemnet import GemNet, GemNetConfig
 from equicat.models.nequip import NequIP, NequIPConfig
+from equicat.models.nequip_allegro import NequipAllegro, NequipAllegroConfig
 from equicat.models.schnet import SchNet, SchNetConfig
 
 NetworkConfig = (
-    AllegroConfig | CGCNNConfig | DimeNetConfig | DimeNetPlusPlusConfig | GemNetConfig | NequIPConfig | SchNetConfig
+    AllegroConfig
+    | CGCNNConfig
+    | DimeNetConfig
+    | DimeNetPlusPlusConfig
+    | GemNetConfig
+    | NequIPConfig
+    | NequipAllegroConfig
+    | SchNetConfig
 )
 
 
@@ -25,15 +33,20 @@ class Architecture:
 
     config: type
     build: Callable[..., nn.Module]
+    strictly_local: bool = False
+    """Whether a centre's features depend on its own edges alone, and on its neighbours' species: no message passing."""
 
 
 NETWORKS = {
-    "allegro": Architecture(AllegroConfig, lambda c, elements, vectors: Allegro(c, len(elements), vectors)),
+    "allegro": Architecture(AllegroConfig, lambda c, elements, vectors: Allegro(c, len(elements), vectors), True),
     "cgcnn": Architecture(CGCNNConfig, lambda c, elements, vectors: CGCNN(c, len(elements), elements)),
     "dimenet": Architecture(DimeNetConfig, lambda c, elements, vectors: DimeNet(c, len(elements))),
     "dimenet++": Architecture(DimeNetPlusPlusConfig, lambda c, elements, vectors: DimeNetPlusPlus(c, len(elements))),
     "gemnet": Architecture(GemNetConfig, lambda c, elements, vectors: GemNet(c, len(elements), vectors)),
     "nequip": Architecture(NequIPConfig, lambda c, elements, vectors: NequIP(c, len(elements), vectors)),
+    "nequip-allegro": Architecture(
+        NequipAllegroConfig, lambda c, elements, vectors: NequipAllegro(c, len(elements), vectors), True
+    ),
     "schnet": Architecture(SchNetConfig, lambda c, elements, vectors: SchNet(c, len(elements))),
 }
 

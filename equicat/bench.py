@@ -1,0 +1,290 @@
+"""`equicat bench speed`: ours and nequip-allegro with the same weights, each in its own process.
+
+A repetition of one contestant follows one of the other, so that whatever else the machine does slows both.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.build import add_adsorbate, fcc111, molecule
+from ase.data import atomic_numbers
+from numpy import ndarray
+from tqdm import tqdm
+
+from equicat import runs
+from equicat.bench_process import Contestant, Failed, Process
+from equicat.errors import InputError
+
+Results = dict[str, Any]
+
+CUTOFF = 6.0
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"layers": 2, "l_max": 2, "scalars": 64, "tensors": 32, "width": 64},
+    "paper": {"layers": 3, "l_max": 2, "scalars": 512, "tensors": 32, "width": 512},
+}
+"""Models; ``width`` is that of all hidden layers."""
+METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au", "Cu")
+AGREEMENT = 1e-4
+"""Relative; contestants that differ by more do not compute the same thing."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How to measure."""
+
+    peer_python: str | None = None
+    """Interpreter of an environment that has nequip-allegro; default: this one (extra [bench])."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    threads: int = 2
+    """Of the processor, for each contestant."""
+    repeats: int = 5
+    """Interleaved repetitions, of which the median is taken."""
+    peer: bool = True
+    """Measure nequip-allegro as well; otherwise ours alone, with random weights."""
+    progress: bool = True
+    """Show what is being measured."""
+
+
+def contestants(device: str, peer: bool) -> list[Contestant]:
+    """Ours, and the peer as it can be run on that device."""
+    ours = [Contestant("equicat", ours=True), Contestant("equicat, recomputing", ours=True, recompute=True)]
+    if not peer:
+        return ours
+    theirs = [
+        Contestant("nequip-allegro, eager"),
+        Contestant("nequip-allegro, compiled", mode="compile"),
+        Contestant("nequip-allegro, AOTInductor", mode="aotinductor"),
+    ]
+    if device != "cpu":
+        cue, triton = "enable_CuEquivarianceContracter", "enable_TritonContracter"
+        theirs += [
+            Contestant("nequip-allegro, cuEquivariance", modifier=cue),
+            Contestant("nequip-allegro, compiled, cuEquivariance", mode="compile", modifier=cue),
+            Contestant("nequip-allegro, AOTInductor, Triton", mode="aotinductor", modifier=triton),
+        ]
+    return ours + theirs
+
+
+def slabs() -> list[Atoms]:
+    """Eight slabs of 38 atoms: four layers of a metal, carbon monoxide on top, rattled."""
+    out = []
+    for k, metal in enumerate(METALS):
+        atoms = fcc111(metal, (3, 3, 4), vacuum=8.0)
+        add_adsorbate(atoms, molecule("CO"), 2.0, "fcc")
+        atoms.rattle(0.1, seed=k)
+        atoms.pbc = True
+        out.append(atoms)
+    return out
+
+
+def hyperparameters(size: Mapping[str, int], elements: Sequence[str]) -> Results:
+    """Of the peer's builder."""
+    mlps = {}
+    for name in ("scalar_embed", "allegro", "readout"):
+        mlps |= {f"{name}_mlp_hidden_layers_depth": 1, f"{name}_mlp_hidden_layers_width": size["width"]}
+    return {
+        "type_names": list(elements),
+        "r_max": CUTOFF,
+        "l_max": size["l_max"],
+        "num_layers": size["layers"],
+        "num_scalar_features": size["scalars"],
+        "num_tensor_features": size["tensors"],
+        "radial_chemical_embed": {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 8},
+        "avg_num_neighbors": 48.0,
+        **mlps,
+    }
+
+
+def our_config(size: Mapping[str, int]) -> Results:
+    """The same model as one of ours, for measuring without the peer."""
+    return {
+        "cutoff": CUTOFF,
+        "l_max": size["l_max"],
+        "n_layers": size["layers"],
+        "n_scalars": size["scalars"],
+        "tensor_channels": size["tensors"],
+        "two_body_hidden": [size["width"]],
+        "latent_hidden": [size["width"]],
+        "n_features": size["width"],
+        "avg_num_neighbors": 48.0,
+    }
+
+
+def write_systems(path: Path, frames: Sequence[Atoms]) -> None:
+    """Structures for the contestants (see :mod:`equicat.peers.worker`)."""
+    arrays: dict[str, ndarray] = {"n_atoms": np.array([len(a) for a in frames])}
+    arrays |= {name: np.concatenate([getattr(a, name) for a in frames]) for name in ("numbers", "positions")}
+    arrays |= {"cell": np.stack([a.cell.array for a in frames]), "pbc": np.stack([a.pbc for a in frames])}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+# ---- speed -------------------------------------------------------------------------------------------------------
+
+
+def speed(config: BenchConfig, sizes: Sequence[str] = ("small", "paper")) -> Results:
+    """Training step, inference, first step and memory of all contestants on eight slabs.
+
+    Raises:
+        InputError: for an unknown size, a peer that cannot be run, or contestants whose numbers differ.
+    """
+    for size in sizes:
+        if size not in SIZES:
+            raise InputError(f"no model size {size!r}; there are {', '.join(SIZES)}")
+    frames = slabs()
+    out: Results = {"environment": runs.environment(), "device": config.device, "threads": config.threads, "sizes": {}}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_systems(folder / "systems.npz", frames)
+        for size in sizes:
+            out["sizes"][size] = _speed_of(size, config, folder, frames)
+    return out
+
+
+def _speed_of(size: str, config: BenchConfig, folder: Path, frames: Sequence[Atoms]) -> Results:
+    elements = sorted({s for atoms in frames for s in atoms.get_chemical_symbols()}, key=lambda s: atomic_numbers[s])
+    arrays = folder / f"{size}.npz"
+    requests = Requests(config, SIZES[size], elements, arrays if config.peer else None, folder / "systems.npz")
+    if config.peer:
+        requests.export()
+    rows: dict[str, Results] = {}
+    with ExitStack() as stack:
+        running: dict[str, Process] = {}
+        for contestant in tqdm(
+            contestants(config.device, config.peer), desc=f"{size}: start", disable=not config.progress
+        ):
+            process = stack.enter_context(Process(contestant, config.threads, config.peer_python))
+            rows[contestant.name] = _first_calls(process, requests, folder / f"{contestant.name}.npz")
+            if "failed" not in rows[contestant.name]:
+                running[contestant.name] = process
+        errors = _compare({name: folder / f"{name}.npz" for name in running}, config)
+        for name, error in errors.items():
+            rows[name] |= error
+        for what in ("inference", "training"):
+            taking_part = {n: p for n, p in running.items() if what == "inference" or p.contestant.trains}
+            times = _interleaved(taking_part, what, config, f"{size}: {what}")
+            for name, seconds in times.items():
+                rows[name][f"{what}_s"], rows[name][f"{what}_all_s"] = statistics.median(seconds), seconds
+        limits = running["equicat"].ask("limits", device=config.device)
+        for what in ("inference", "training"):
+            flop = running["equicat"].ask("flop", what=what)
+            achieved = flop / rows["equicat"][f"{what}_s"] / 1e9
+            limits |= {f"{what}_gflop": flop / 1e9, f"{what}_gflops": achieved}
+            limits[f"{what}_of_matmul"] = achieved / limits["matmul_gflops"]
+        edges = next(row["n_edges"] for row in rows.values() if "n_edges" in row)
+    return {
+        "model": SIZES[size],
+        "n_atoms": sum(map(len, frames)),
+        "n_edges": edges,
+        "contestants": rows,
+        "ratios": ratios(rows),
+        "limits": limits,
+    }
+
+
+@dataclass(frozen=True)
+class Requests:
+    """How contestants are started."""
+
+    config: BenchConfig
+    size: Mapping[str, int]
+    elements: Sequence[str]
+    arrays: Path | None
+    systems: Path
+
+    def start(self, contestant: Contestant) -> Results:
+        """The first request: which model, which systems."""
+        common = {"threads": self.config.threads, "device": self.config.device, "systems": str(self.systems)}
+        if not contestant.ours:
+            options = {"mode": contestant.mode, "modifier": contestant.modifier}
+            return common | options | {"hyperparameters": hyperparameters(self.size, self.elements)}
+        elements = [atomic_numbers[s] for s in self.elements]
+        model = {"arrays": None if self.arrays is None else str(self.arrays), "config": our_config(self.size)}
+        return common | model | {"elements": elements, "recompute": contestant.recompute}
+
+    def export(self) -> None:
+        """Let the peer write the weights that ours will use.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        peer = Contestant("nequip-allegro, eager")
+        with Process(peer, self.config.threads, self.config.peer_python) as process:
+            try:
+                process.ask("start", **self.start(peer))
+                process.ask("export", path=str(self.arrays))
+            except Failed as error:
+                raise InputError(
+                    f"nequip-allegro cannot be run ({error}); give --peer_python, an interpreter of an environment that "
+                    "has it, or --peer false to measure ours alone"
+                ) from error
+
+
+def _first_calls(process: Process, requests: Requests, outputs: Path) -> Results:
+    """Start, outputs to compare, memory, and the first training step of a process that has trained nothing yet."""
+    started = time.perf_counter()
+    device = requests.config.device
+    row: Results = {}
+    try:
+        row |= process.ask("start", **requests.start(process.contestant))
+        row["ready_s"] = time.perf_counter() - started
+        if process.contestant.trains:
+            row["first_training_s"] = process.ask("seconds", what="training")
+        row["first_inference_s"] = process.ask("seconds", what="inference")
+        process.ask("outputs", path=str(outputs))
+        row["inference_memory"] = process.ask("peak", what="inference", device=device)
+        if process.contestant.trains:
+            row["training_memory"] = process.ask("peak", what="training", device=device)
+    except Failed as error:
+        row["failed"] = str(error)
+    return row
+
+
+def _compare(files: Mapping[str, Path], config: BenchConfig) -> dict[str, Results]:
+    """Relative differences from the first contestant.
+
+    Raises:
+        InputError: if one is larger than rounding explains.
+    """
+    outputs = {name: dict(np.load(path)) for name, path in files.items()}
+    reference = next(iter(outputs.values()))
+    out = {}
+    for name, found in outputs.items():
+        differences = {
+            f"{key}_difference": float(np.abs(found[key] - reference[key]).max() / np.abs(reference[key]).max())
+            for key in ("energy", "forces")
+        }
+        if max(differences.values()) > AGREEMENT:
+            raise InputError(f"{name} does not compute what equicat computes: {differences}; nothing was measured")
+        out[name] = differences
+    return out
+
+
+def _interleaved(running: Mapping[str, Process], what: str, config: BenchConfig, title: str) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in running}
+    for process in running.values():
+        process.ask("seconds", what=what)  # not counted
+    for _ in tqdm(range(config.repeats), desc=title, disable=not config.progress):
+        for name, process in running.items():
+            times[name].append(process.ask("seconds", what=what))
+    return times
+
+
+def ratios(rows: Mapping[str, Results]) -> Results:
+    """Times and memory of the fastest (leanest) way to run the peer over ours."""
+    out = {}
+    for what in ("inference", "training"):
+        theirs = [r for name, r in rows.items() if not name.startswith("equicat") and f"{what}_s" in r]
+        if theirs:
+            out[what] = min(r[f"{what}_s"] for r in theirs) / rows["equicat"][f"{what}_s"]
+            memory = f"{what}_memory"
+            out[memory] = min(r[memory]["peak_gb"] for r in theirs) / rows["equicat"][memory]["peak_gb"]
+    return out

@@ -1,0 +1,67 @@
+"""Our side of `equicat bench`: a potential, with the peer's weights if there are any, in a process of its own."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch.utils.flop_counter import FlopCounterMode
+
+from equicat.batch import Batch
+from equicat.convert import potential, read_arrays
+from equicat.models.nequip_allegro import NequipAllegroConfig
+from equicat.peers import worker
+from equicat.potential import Potential
+from equicat.structure import Structure
+
+
+class Ours:
+    """The model and the systems of a request."""
+
+    def __init__(self, request: dict[str, Any]):
+        start = time.perf_counter()
+        if request["arrays"] is not None:
+            model = potential(*read_arrays(Path(request["arrays"]))).float()
+        else:
+            torch.manual_seed(0)
+            model = Potential(NequipAllegroConfig(**request["config"]), tuple(request["elements"]), ())
+        self.model = model.to(request["device"])
+        self.model.recompute = request.get("recompute", False)
+        trainable = [p for name, p in self.model.named_parameters() if not name.endswith("frequencies")]
+        self.trainable, self.optimizer = trainable, torch.optim.Adam(trainable, lr=1e-9, fused=True)
+        self.setup_s = {"model": worker.seconds_since(start)}
+        start = time.perf_counter()
+        structures = [Structure.from_ase(Atoms(**system)) for system in worker.systems(request["systems"])]
+        self.batch = Batch.from_structures(structures, self.model.cutoff).to(request["device"])
+        self.n_edges = self.batch.n_edges
+        self.setup_s["neighbors"] = worker.seconds_since(start)
+
+    def inference(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Energies and forces."""
+        self.model.eval().requires_grad_(False)
+        with torch.no_grad():
+            out = self.model(self.batch)
+        return out.energy, out.forces
+
+    def training(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step."""
+        self.model.train()
+        for p in self.trainable:
+            p.requires_grad_(True)
+        self.optimizer.zero_grad()
+        out = self.model(self.batch)
+        worker.loss(out.energy, out.forces).backward()
+        self.optimizer.step()
+        return out.energy.detach(), out.forces.detach()
+
+
+def _flop(contestant: Ours, request: dict[str, Any]) -> float:
+    """Operations of the matrix products of one call of ``what``."""
+    with FlopCounterMode(display=False) as counter:
+        {"inference": contestant.inference, "training": contestant.training}[request["what"]]()
+    return float(counter.get_total_flops())
+
+
+if __name__ == "__main__":
+    worker.serve(Ours, {"flop": _flop})
