@@ -37,8 +37,8 @@ LAYERS = """
     optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
-    importing.unwrap importing.tagging importing.references importing.rules importing.trajectories
-    importing.relaxation importing.report importing
+    importing.unwrap importing.tagging importing.references importing.rules
+    importing.config importing.trajectories importing.relaxation importing.report importing
     report_data report_figures report_structures report
     convert bench_process bench bench_scaling bench_report bench_worker
     demo cli

@@ -575,12 +575,15 @@ class TestPairs:
     def test_another_order(self, structures, tmp_path):
         first, last = structures
         order = [12, *range(12)]
-        last[0] = replace(last[0], numbers=last[0].numbers[order], positions=last[0].positions[order])
+        arrays = {n: getattr(last[0], n)[order] for n in ("numbers", "positions", "fixed")}
+        last[0] = replace(last[0], **arrays)
         config = self.config(tmp_path, first, last)
         match = r"relaxed.extxyz, frame 0 has the atoms of .*initial.extxyz, frame 0 in another order, from atom 0; "
         with pytest.raises(InputError, match=match + r"reordered as \[1 2 3 .* 12 0\] .*\(system Cu-O\)"):
             import_dataset(tmp_path / "data", config)
-        import_dataset(tmp_path / "data", replace(config, reorder=True))
+        report = import_dataset(tmp_path / "data", replace(config, reorder=True))
+        assert "Cu-O: different atoms (reordered): " in report.as_text()
+        assert not report.records[0].dropped
         for s in load(tmp_path / "data", "is2rs"):
             assert np.linalg.norm(s.relaxed_positions - s.positions, axis=1).max() < 1.0, s.sid
 
@@ -590,10 +593,10 @@ class TestPairs:
         with pytest.raises(InputError, match=r"structure 3: .* has system 'Pd-OH', .* has 'Cu-O'"):
             import_dataset(tmp_path / "data", config)
         config = self.config(tmp_path, first, [*last[:3], replace(last[0], sid="Pd-OH")])
-        with pytest.raises(
-            InputError, match=r"relaxed.extxyz, frame 3 has Cu12O, .*initial.extxyz, frame 3 has HOPd12"
-        ):
-            import_dataset(tmp_path / "data", config)
+        match = r"relaxed.extxyz, frame 3 has Cu12O, .*initial.extxyz, frame 3 has HOPd12"
+        for reorder in (False, True):
+            with pytest.raises(InputError, match=match):
+                import_dataset(tmp_path / "data", replace(config, reorder=reorder))
 
     def test_not_as_many(self, structures, tmp_path):
         first, last = structures

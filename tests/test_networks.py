@@ -44,7 +44,7 @@ def test_every_network_trains_for_energies_and_forces(name, data, tmp_path):
     model = equicat.load(run)
     assert type(model.config) is NETWORKS[name].config
     rows = evaluate(run, data, progress=False)["splits"]["val_id"]["rows"]
-    assert list(rows)[0] == name
+    assert next(iter(rows)) == name
     assert torch.isfinite(torch.tensor(list(rows[name].values()))).all()
 
 

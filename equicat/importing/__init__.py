@@ -9,17 +9,17 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
 from equicat.errors import InputError
 from equicat.files import replacing_directory, write_json
+from equicat.importing.config import ImportConfig
 from equicat.importing.references import References, csv_rows, load_references
-from equicat.importing.relaxation import Record, Treatment, examine, settle_energies
+from equicat.importing.relaxation import Record, examine, settle_energies
 from equicat.importing.report import Report
 from equicat.importing.rules import Rules
 from equicat.importing.trajectories import each_once, find_files, pairs, trajectories
@@ -41,55 +41,6 @@ ENERGIES = {
 """By kind, and whether references were subtracted."""
 
 
-@dataclass(frozen=True)
-class ImportConfig:
-    """What ``equicat data import`` makes of the files."""
-
-    files: tuple[str, ...] = ()
-    """Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz ..., also .gz and .xz) and directories with them."""
-    initial: tuple[str, ...] = ()
-    """Files of initial structures, each with its partner in relaxed: same systems, same order."""
-    relaxed: tuple[str, ...] = ()
-    """Files of relaxed structures."""
-    sid_key: str = "sid"
-    """Info key that says which system a frame belongs to, where a file has several; without it a file is one system."""
-    join: bool = False
-    """A file goes on where the one before ended if both have the same system id, such as OUTCAR.1 and OUTCAR.2 of a
-    restarted calculation in one folder."""
-    energy_key: str | None = None
-    """Info key of the energies (eV), if not the calculator's."""
-    energy_reference: Literal["adsorption", "total", "relative"] | None = None
-    """adsorption: formed with the references, or, without any, what energy_key holds; total: as in the files; relative:
-    each system's first kept frame is zero. Default: adsorption with references, else total."""
-    references: str | None = None
-    """YAML file with total energies (eV) of gas molecules (gas: {H2: -6.77, H2O: -14.22, CO: -14.78}) and, if wanted,
-    of clean slabs (slabs: {Cu16: -59.5}) by system id, by name or by formula."""
-    slab_table: str | None = None
-    """More clean slabs: CSV (name, energy) or YAML."""
-    slab_files: tuple[str, ...] = ()
-    """Structure files of relaxed clean slabs, or directories; found by composition and lattice vectors in the surface."""
-    slab_key: str | None = None
-    """Info key with the name under which a system's clean slab is in the table."""
-    adsorbate: str = ""
-    """Formula of the adsorbate of every system, such as CO; several equal ones on a slab are fine."""
-    adsorbate_key: str | None = None
-    """Info key with each system's adsorbate formula (a * is ignored)."""
-    trust_tags: bool = True
-    """Use the tags in the files: 0 subsurface, 1 surface, 2 adsorbate, or ase.build's numbers of layers."""
-    infer_fixed: bool = False
-    """Without a constraint, take atoms that never move for fixed."""
-    reorder: bool = False
-    """Put atoms that are in another order than in the first frame back, each at the nearest of its element."""
-    rules: Rules = field(default_factory=Rules)
-    split: SplitConfig = field(default_factory=SplitConfig)
-
-    def __post_init__(self) -> None:
-        if not self.files and not self.initial:
-            raise InputError("nothing to import: name trajectories or directories, or give --initial and --relaxed")
-        if self.adsorbate and self.adsorbate_key:
-            raise InputError("give the adsorbate's formula or the key that holds it, not both")
-
-
 def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = False, progress: bool = False) -> Report:
     """Write the data set: ``out/s2ef/<split>``, ``out/is2re/<split>``, subsets of the training data that lie in each
     other under ``out/subsets/<n>``, ``out/dataset.json``, and the report as ``out/import.txt`` and ``out/import.json``.
@@ -104,19 +55,6 @@ def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = F
     references = load_references(config.references, config.slab_table, slab_files, config.energy_key)
     kind = _energy_reference(config, references)
     files, skipped = find_files(config.files)
-    how = Treatment(
-        rules=config.rules,
-        references=references,
-        energy_reference=kind,
-        adsorbate=config.adsorbate.replace("*", ""),
-        adsorbate_key=config.adsorbate_key,
-        slab_key=config.slab_key,
-        split_key=config.split.key,
-        trust_tags=config.trust_tags,
-        infer_fixed=config.infer_fixed,
-        reorder=config.reorder,
-        catalysts=config.split.catalysts,
-    )
     found = chain(
         trajectories(files, config.energy_key, config.sid_key, config.join),
         pairs(config.initial, config.relaxed, config.energy_key, config.sid_key),
@@ -126,7 +64,7 @@ def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = F
 
         def kept_frames() -> Iterator[Structure]:
             for trajectory in tqdm(each_once(found), desc="reading", unit="system", disable=not progress):
-                record, frames = examine(trajectory, how)
+                record, frames = examine(trajectory, config, kind, references)
                 records.append(record)
                 yield from frames
 
@@ -137,7 +75,7 @@ def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = F
         info = _info(config, kind, references, records)
         splits, subsets = _write(temporary, records, scratch, assignment, info)
         shutil.rmtree(temporary / "scratch", ignore_errors=True)
-        report = Report(records, ENERGIES[kind, bool(how.references)], splits, subsets, notes, skipped)
+        report = Report(records, ENERGIES[kind, bool(references)], splits, subsets, notes, skipped)
         report.notes += assignment.notes
         write_json(temporary / "dataset.json", {"format_version": 1, **asdict(info), "splits": splits})
         write_json(temporary / "import.json", report.as_json())

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -9,6 +10,7 @@ from numpy import ndarray
 
 from equicat.adsorbates import formula_of
 from equicat.errors import InputError
+from equicat.importing.config import ImportConfig
 from equicat.importing.references import References
 from equicat.importing.rules import (
     Rules,
@@ -27,23 +29,6 @@ from equicat.structure import Structure
 IN_S2EF = "s2ef"
 ONLY_IN_IS2RE = "is2re only"
 """What becomes of frames that are kept: an initial or relaxed frame may be in the IS2RE data alone."""
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """How relaxations are treated; the options of ``equicat data import`` that concern one of them."""
-
-    rules: Rules
-    references: References
-    energy_reference: str
-    adsorbate: str = ""
-    adsorbate_key: str | None = None
-    slab_key: str | None = None
-    split_key: str | None = None
-    trust_tags: bool = True
-    infer_fixed: bool = False
-    reorder: bool = False
-    catalysts: str = "composition"
 
 
 @dataclass(frozen=True)
@@ -107,53 +92,67 @@ class Record:
         self.initial = None
 
 
-def examine(trajectory: Trajectory, how: Treatment) -> tuple[Record, list[Structure]]:
-    """What becomes of a relaxation, and its frames for S2EF."""
+def examine(
+    trajectory: Trajectory, config: ImportConfig, energy_reference: str, references: References
+) -> tuple[Record, list[Structure]]:
+    """What becomes of a relaxation, and its frames for S2EF.
+
+    Args:
+        trajectory: as it was read.
+        config: how to treat it.
+        energy_reference: what its energies shall be.
+        references: for adsorption energies; empty if the files hold them.
+    """
+    rules = config.rules
     record = Record(trajectory.sid, trajectory.files, len(trajectory.frames) + len(trajectory.unreadable))
     record.fids = [*(frame.fid for frame in trajectory.frames), *(None for _ in trajectory.unreadable)]
-    for text in trajectory.unreadable:
-        record.findings.append(Finding("unreadable", how.rules.unreadable, text))
-    frames = trajectory.frames
-    if not frames:
+    record.findings = [Finding("unreadable", rules.unreadable, text) for text in trajectory.unreadable]
+    if not trajectory.frames:
         record.fates = ["unreadable"] * record.n_frames
         return record, []
+    frames, problem = _in_one_order(record, trajectory, config.reorder)
+    if problem:
+        record.leave_out("different_atoms", rules.different_atoms, problem)
+        return record, []
+    try:
+        frames, tagging = _cleaned(record, frames, config)
+    except InputError as error:
+        record.leave_out("contradiction", rules.contradiction, str(error))
+        return record, []
+    try:
+        if energy_reference == "relative":
+            record.zero = _first_kept_energy(frames, rules)
+        elif references:
+            record.zero = _reference_energy(record, frames[0], tagging, references, config.slab_key)
+    except InputError as error:
+        record.leave_out("no_reference", rules.no_reference, str(error))
+        return record, []
+    frames = [f if f.energy is None else replace(f, energy=f.energy - record.zero) for f in frames]
+    return record, _judged(record, frames, len(trajectory.unreadable), rules)
+
+
+def _in_one_order(record: Record, trajectory: Trajectory, reorder: bool) -> tuple[list[Structure], str]:
+    """The frames, and what is wrong if they do not have the same atoms in one order."""
+    frames = trajectory.frames
     problem = atoms_differ(frames) or (order_differs(frames[0], frames[-1]) if trajectory.is_pair else "")
-    if problem and how.reorder and formula_of(frames[0].numbers.tolist()) == formula_of(frames[-1].numbers.tolist()):
-        frames = [frames[0], *(_reordered(frames[0], frame) for frame in frames[1:])]
-        record.findings.append(Finding("different_atoms", "reordered", problem))
-    elif problem:
-        record.leave_out("different_atoms", how.rules.different_atoms, problem)
-        return record, []
-    try:
-        frames, tagging = _cleaned(record, frames, how)
-    except InputError as error:
-        record.leave_out("contradiction", how.rules.contradiction, str(error))
-        return record, []
-    try:
-        frames = _referenced(record, frames, tagging, how)
-    except InputError as error:
-        record.leave_out("no_reference", how.rules.no_reference, str(error))
-        return record, []
-    return record, _judged(record, frames, len(trajectory.unreadable), how)
+    if not problem or not reorder:
+        return frames, problem
+    record.findings.append(Finding("different_atoms", "reordered", problem))
+    frames = [frames[0], *(_reordered(frames[0], frame) for frame in frames[1:])]
+    return frames, atoms_differ(frames)
 
 
 def _reordered(initial: Structure, frame: Structure) -> Structure:
-    """The frame with its atoms in the order of ``initial``; its fixed atoms and tags become those of ``initial``."""
+    """The frame with its atoms in the order of ``initial``, if it has the same ones."""
     if sorted(frame.numbers.tolist()) != sorted(initial.numbers.tolist()):
         return frame
     order, _ = best_order(initial, frame)
-    forces = None if frame.forces is None else frame.forces[order]
-    return replace(
-        frame,
-        numbers=frame.numbers[order],
-        positions=frame.positions[order],
-        forces=forces,
-        fixed=initial.fixed,
-        tags=initial.tags,
-    )
+    arrays = {name: getattr(frame, name) for name in ("numbers", "positions", "forces", "fixed", "tags")}
+    changes: dict[str, Any] = {name: None if array is None else array[order] for name, array in arrays.items()}
+    return replace(frame, **changes)
 
 
-def _cleaned(record: Record, frames: list[Structure], how: Treatment) -> tuple[list[Structure], Tagging | None]:
+def _cleaned(record: Record, frames: list[Structure], config: ImportConfig) -> tuple[list[Structure], Tagging | None]:
     """Frames without jumps, with fixed atoms and tags; no tagging if the adsorbate is unclear.
 
     Raises:
@@ -165,20 +164,20 @@ def _cleaned(record: Record, frames: list[Structure], how: Treatment) -> tuple[l
     if unwrapped.ambiguous:
         k, atom = unwrapped.ambiguous[0]
         text = f"atom {atom} moves by about half a lattice vector on the way to {frames[k].where}"
-        record.findings.append(Finding("ambiguous_step", how.rules.ambiguous_step, text))
+        record.findings.append(Finding("ambiguous_step", config.rules.ambiguous_step, text))
     frames = _one_for_all(_one_for_all(frames, "fixed"), "tags")
-    fixed, record.fixed_by = fixed_atoms(frames[0], unwrapped.positions, how.infer_fixed)
+    fixed, record.fixed_by = fixed_atoms(frames[0], unwrapped.positions, config.infer_fixed)
     tagging = None
     try:
-        tagging = tag_atoms(frames[0], fixed, _adsorbate_name(frames[0], how), how.trust_tags)
+        tagging = tag_atoms(frames[0], fixed, _adsorbate_name(frames[0], config), config.trust_tags)
         tags, record.tagged_by, record.adsorbate = tagging.tags, tagging.method, tagging.adsorbate
     except UnclearAdsorbate as error:
         tags, record.tagged_by = _no_adsorbate(frames[0], fixed), "no adsorbate found"
-        record.findings.append(Finding("no_adsorbate", how.rules.no_adsorbate, str(error)))
-    record.catalyst = _catalyst(frames[0].numbers[tags < 2], how.catalysts)
+        record.findings.append(Finding("no_adsorbate", config.rules.no_adsorbate, str(error)))
+    record.catalyst = _catalyst(frames[0].numbers[tags < 2], config.split.catalysts)
     record.elements = frozenset(frames[0].numbers.tolist())
-    if how.split_key is not None:
-        record.split = _split_of(frames, how.split_key)
+    if config.split.key is not None:
+        record.split = _split_of(frames, config.split.key)
     return [
         replace(frame, positions=positions, fixed=fixed, tags=tags)
         for frame, positions in zip(frames, unwrapped.positions, strict=True)
@@ -206,13 +205,13 @@ def _no_adsorbate(structure: Structure, fixed: ndarray) -> Int[ndarray, "n_atoms
         return np.zeros(len(structure), np.int64)
 
 
-def _adsorbate_name(structure: Structure, how: Treatment) -> str:
-    if how.adsorbate_key is None:
-        return how.adsorbate
-    name = structure.info.get(how.adsorbate_key)
+def _adsorbate_name(structure: Structure, config: ImportConfig) -> str:
+    if config.adsorbate_key is None:
+        return config.adsorbate.replace("*", "")
+    name = structure.info.get(config.adsorbate_key)
     if not isinstance(name, str):
         raise InputError(
-            f"{structure.where}: no adsorbate formula under {how.adsorbate_key!r}; found "
+            f"{structure.where}: no adsorbate formula under {config.adsorbate_key!r}; found "
             f"{', '.join(structure.info) or 'no keys'}"
         )
     return name.replace("*", "")
@@ -244,32 +243,33 @@ def _split_of(frames: list[Structure], key: str) -> str:
     return names.pop()
 
 
-def _referenced(record: Record, frames: list[Structure], tagging: Tagging | None, how: Treatment) -> list[Structure]:
-    """Frames with energies relative to the zero that was asked for.
+def _first_kept_energy(frames: list[Structure], rules: Rules) -> float:
+    """Energy (eV) of the first frame that is kept (one that exploded would make a poor zero), else of the first."""
+    fates = judge_frames(frames, rules)
+    energies = [frames[i].energy for i in sorted(range(len(frames)), key=lambda i: fates[i] != "")]
+    return next((energy for energy in energies if energy is not None), 0.0)
+
+
+def _reference_energy(
+    record: Record, structure: Structure, tagging: Tagging | None, references: References, slab_key: str | None
+) -> float:
+    """Energy (eV) of the clean slab and the gas molecules.
 
     Raises:
         InputError: if a reference is missing.
     """
-    if how.energy_reference == "relative":
-        # The first frame that is kept: one that exploded would make a poor zero.
-        fates = judge_frames(frames, how.rules)
-        order = sorted(range(len(frames)), key=lambda i: fates[i] != "")
-        energies = [frames[i].energy for i in order]
-        record.zero = next((energy for energy in energies if energy is not None), 0.0)
-    elif how.references:
-        if tagging is None:
-            raise InputError(
-                f"{frames[0].where}: no adsorption energy without knowing which atoms are the adsorbate "
-                f"({record.findings[-1].text.split(': ', 1)[-1]})"
-            )
-        slab = tagging.tags < 2
-        gas = how.references.gas_energy(frames[0].numbers[~slab].tolist())
-        names = [record.sid]
-        if how.slab_key is not None and how.slab_key in frames[0].info:
-            names.append(str(frames[0].info[how.slab_key]))
-        record.slab_energy, record.slab_reference = how.references.slab_energy(names, _part(frames[0], slab))
-        record.zero = gas + record.slab_energy
-    return [f if f.energy is None else replace(f, energy=f.energy - record.zero) for f in frames]
+    if tagging is None:
+        raise InputError(
+            f"{structure.where}: no adsorption energy without knowing which atoms are the adsorbate "
+            f"({record.findings[-1].text.split(': ', 1)[-1]})"
+        )
+    slab = tagging.tags < 2
+    names = [record.sid]
+    if slab_key is not None and slab_key in structure.info:
+        names.append(str(structure.info[slab_key]))
+    gas_energy = references.gas_energy(structure.numbers[~slab].tolist())
+    record.slab_energy, record.slab_reference = references.slab_energy(names, _part(structure, slab))
+    return gas_energy + record.slab_energy
 
 
 def _part(structure: Structure, chosen: ndarray) -> Structure:
@@ -285,12 +285,12 @@ def _part(structure: Structure, chosen: ndarray) -> Structure:
     )
 
 
-def _judged(record: Record, frames: list[Structure], n_unreadable: int, how: Treatment) -> list[Structure]:
+def _judged(record: Record, frames: list[Structure], n_unreadable: int, rules: Rules) -> list[Structure]:
     """The frames for S2EF; ``record`` gets what became of all."""
-    dropped_by = judge_frames(frames, how.rules)
+    dropped_by = judge_frames(frames, rules)
     record.fmax = fmax_of(frames[-1])
-    actions = asdict(how.rules)
-    for rule, text in _anomalies(frames, dropped_by, how.rules):
+    actions = asdict(rules)
+    for rule, text in _anomalies(frames, dropped_by, rules):
         record.findings.append(Finding(rule, actions.get(rule, "frames"), text))
     # What cannot be read costs the frame only; all else is about the system.
     rule_of = {finding.action: finding.rule for finding in reversed(record.findings) if finding.rule != "unreadable"}
