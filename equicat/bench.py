@@ -88,7 +88,7 @@ def slabs() -> list[Atoms]:
 
 def hyperparameters(size: Mapping[str, int], elements: Sequence[str]) -> Results:
     """Of the peer's builder."""
-    mlps = {}
+    mlps: Results = {}
     for name in ("scalar_embed", "allegro", "readout"):
         mlps |= {f"{name}_mlp_hidden_layers_depth": 1, f"{name}_mlp_hidden_layers_width": size["width"]}
     return {
@@ -223,8 +223,8 @@ class Requests:
                 process.ask("export", path=str(self.arrays))
             except Failed as error:
                 raise InputError(
-                    f"nequip-allegro cannot be run ({error}); give --peer_python, an interpreter of an environment that "
-                    "has it, or --peer false to measure ours alone"
+                    f"nequip-allegro cannot be run ({error}); give --peer_python, an interpreter of an environment "
+                    "that has it, or --peer false to measure ours alone"
                 ) from error
 
 

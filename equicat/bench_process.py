@@ -54,10 +54,15 @@ class Process:
         else:
             command = [peer_python or sys.executable, str(PEER_PROGRAM)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        pipes["stderr"] = subprocess.DEVNULL
         try:
-            self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
+            self.process = subprocess.Popen(
+                command,
+                text=True,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         except OSError as error:
             raise InputError(f"--peer_python {peer_python}: {error.strerror}; give a Python interpreter") from error
 

@@ -297,63 +297,29 @@ def _convert(options: Namespace) -> None:
 # ---- bench -------------------------------------------------------------------------------------------------------
 
 
-def _bench_parser(name: str, description: str) -> Parser:
-    from equicat.bench import BenchConfig
-
-    parser = _parser(f"bench {name}", description)
-    parser.add_class_arguments(BenchConfig, as_group=False)
-    parser.add_argument("--json", type=str | None, default=None, help="Write the measurements to this file.")
-    parser.add_argument("--figure", type=str | None, default=None, help="Draw them to this file (.png, .svg or .pdf).")
-    return parser
-
-
 def _bench_speed_parser() -> ArgumentParser:
+    from equicat.bench_commands import speed_options
+
     text = "Training step, inference, first step and memory beside nequip-allegro, with the same weights."
-    parser = _bench_parser("speed", text)
-    parser.add_argument("--sizes", type=tuple[str, ...], default=("small", "paper"), help="Models: small, paper.")
-    return parser
+    return speed_options(_parser("bench speed", text))
 
 
 def _bench_scaling_parser() -> ArgumentParser:
-    parser = _bench_parser("scaling", "Time and memory of an inference against the size of the system.")
-    sizes = (300, 1000, 3000, 10000, 30000, 100000)
-    parser.add_argument("--atoms", type=tuple[int, ...], default=sizes, help="Sizes, about; up to what memory allows.")
-    parser.add_argument("--systems", type=tuple[str, ...], default=("bulk", "slab"), help="Copper: bulk, slab.")
-    return parser
+    from equicat.bench_commands import scaling_options
+
+    return scaling_options(_parser("bench scaling", "Time and memory of an inference against the size of the system."))
 
 
 def _bench_speed(options: Namespace) -> None:
-    from equicat.bench import BenchConfig, speed
-    from equicat.bench_report import speed_figure, speed_text
+    from equicat.bench_commands import run_speed
 
-    values = options.as_dict()
-    json_file, figure, sizes = (values.pop(name) for name in ("json", "figure", "sizes"))
-    results = speed(BenchConfig(**values), sizes)
-    _write_results(results, json_file, speed_text(results))
-    if figure is not None:
-        speed_figure(results, Path(figure))
+    run_speed(options.as_dict())
 
 
 def _bench_scaling(options: Namespace) -> None:
-    from equicat.bench import BenchConfig
-    from equicat.bench_report import scaling_figure, scaling_text
-    from equicat.bench_scaling import scaling
+    from equicat.bench_commands import run_scaling
 
-    values = options.as_dict()
-    json_file, figure, atoms, systems = (values.pop(name) for name in ("json", "figure", "atoms", "systems"))
-    results = scaling(BenchConfig(**values), atoms, systems)
-    _write_results(results, json_file, scaling_text(results))
-    if figure is not None:
-        scaling_figure(results, Path(figure))
-
-
-def _write_results(results: Any, file: str | None, text: str) -> None:
-    from equicat.files import replacing_file, write_json
-
-    print(text)
-    if file is not None:
-        with replacing_file(Path(file)) as temporary:
-            write_json(temporary, results)
+    run_scaling(options.as_dict())
 
 
 COMMANDS = {

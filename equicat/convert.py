@@ -165,7 +165,7 @@ def _by_pair(values: ndarray, order: list[int]) -> ndarray:
 
 def _mlp(about: Mapping[str, Any], arrays: Arrays, name: str) -> list[ndarray]:
     """The matrices of an MLP; without activation they are one."""
-    matrices = []
+    matrices: list[ndarray] = []
     while f"{name}.{len(matrices)}" in arrays:
         matrices.append(arrays[f"{name}.{len(matrices)}"])
     activations = about["activations"][name]

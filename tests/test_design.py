@@ -40,7 +40,7 @@ LAYERS = """
     importing.unwrap importing.tagging importing.references importing.rules
     importing.config importing.trajectories importing.relaxation importing.report importing
     report_data report_figures report_structures report
-    convert bench_process bench bench_scaling bench_report bench_worker
+    convert bench_process bench bench_scaling bench_report bench_commands bench_worker
     demo cli
 """
 ORDER = LAYERS.split()

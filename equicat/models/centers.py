@@ -82,7 +82,8 @@ def chunks(
     counts = torch.bincount(center, minlength=n_atoms)
     order = counts.argsort(stable=True)
     counts_in_order = counts[order]
-    runs = _runs(*(v.tolist() for v in torch.unique_consecutive(counts_in_order, return_counts=True)), budget)
+    occurring, how_often = torch.unique_consecutive(counts_in_order, return_counts=True)
+    runs = _runs(occurring.tolist(), how_often.tolist(), budget)
     edge = torch.arange(n_edges, device=device)
     if len(runs) < 2:
         # Without any edge a chunk has one slot, unused: no operation meets an empty array.

@@ -13,7 +13,7 @@ environments and coupling coefficients, made once per atom. No tensor of an edge
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -221,7 +221,7 @@ class NequipAllegro(nn.Module):
         self.projection = linear_weight(n_scalars, n_scalars + n_weights)
         entering = layer_irreps(config.l_max, config.n_layers, config.parity, vectors)
         leaving = [*entering[1:], [SCALAR, VECTOR] if vectors else [SCALAR]]
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             NequipAllegroLayer(config, k, a, b) for k, (a, b) in enumerate(zip(entering, leaving, strict=True))
         )
         self.readout = linear_weight((config.n_layers + 1) * n_scalars, config.n_features)

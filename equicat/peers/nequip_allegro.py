@@ -23,7 +23,7 @@ def load(path: str) -> torch.nn.Module:
     return load_saved_model(path).eval()
 
 
-def extract(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def extract(model: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What the model is, and its weights in float64, factors that the package applies in passing multiplied in.
 
     Args:
@@ -62,7 +62,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def _mlp(name: str, function: torch.nn.Module, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _mlp(name: str, function: Any, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """The matrices of an MLP as ``name.0``, ``name.1``, … and the names of its activations."""
     about["activations"][name] = []
     if "weights" in dict(function.mlp.named_children()):  # linear maps in a row, one factor for all
@@ -80,7 +80,7 @@ def _mlp(name: str, function: torch.nn.Module, about: dict[str, Any], arrays: di
     arrays |= {f"{name}.{k}": matrix for k, matrix in enumerate(matrices)}
 
 
-def _embedding(parts: dict[str, torch.nn.Module], about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _embedding(parts: dict[str, Any], about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     if "spline" in parts:
         spline = parts["spline"]
         about |= {"radial": "spline", "n_radial": spline.num_splines, "span": spline.spline_span}
@@ -98,7 +98,7 @@ def _embedding(parts: dict[str, torch.nn.Module], about: dict[str, Any], arrays:
     _mlp("radial", types.basis_linear, about, arrays)
 
 
-def _layers(allegro: torch.nn.Module, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _layers(allegro: Any, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     about["n_scalars"], about["channels"] = allegro.num_scalar_features, allegro.num_tensor_features
     about["weights_by_irrep"] = bool(allegro._env_weighter.weight_individual_irreps)
     _mlp("projection", allegro.first_layer_env_embed_projection, about, arrays)
@@ -114,7 +114,7 @@ def _layers(allegro: torch.nn.Module, about: dict[str, Any], arrays: dict[str, n
 def write(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """One ``.npz`` file; ``about`` is JSON in it."""
     with path.open("wb") as file:
-        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+        np.savez_compressed(file, **arrays, about=np.array(json.dumps(about)))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -104,9 +104,9 @@ def _peak(contestant: Any, request: dict[str, Any]) -> dict[str, float]:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the largest size so far
-    before = _resident("VmRSS")
+    resident = _resident("VmRSS")
     function()
-    return {"before_gb": before, "peak_gb": _resident("VmHWM")}
+    return {"before_gb": resident, "peak_gb": _resident("VmHWM")}
 
 
 def _resident(name: str) -> float:
