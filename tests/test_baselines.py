@@ -144,6 +144,17 @@ def test_derivatives_of_forces_by_weights(name):
 
 
 @each
+def test_features_have_the_precision_of_the_weights(name):
+    model = network(name)
+    edge_vec, edge_index, species = graph(testing.example_structures(ELEMENTS))
+    single = model(edge_vec.float(), edge_index, species).scalars
+    assert single.dtype == torch.float32
+    double = model.double()(edge_vec, edge_index, species).scalars
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5 * float(double.detach().abs().max()))
+
+
+@each
 def test_atoms_without_neighbours(name):
     """A batch with no edge at all."""
     lonely = Structure(np.array([1, 8]), np.array([[0.0, 0, 0], [50.0, 0, 0]]))
