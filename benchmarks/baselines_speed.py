@@ -1,7 +1,7 @@
 """Seconds and memory of a training step and of an inference, for one baseline, on 8 slabs of 38 atoms.
 
-The same script runs ours and fairchem's, each in its own environment (see fairchem_reference.py for fairchem's), so that
-both meet the same batch in the same minute:
+The same script runs ours and fairchem's, each in its own environment (see fairchem_reference.py for fairchem's), so
+that both meet the same batch in the same minute:
 
     OMP_NUM_THREADS=2 python benchmarks/baselines_speed.py equicat dimenet++-200k
     OMP_NUM_THREADS=2 PYTHONPATH=OCP FAIRCHEM_ENV/bin/python benchmarks/baselines_speed.py fairchem dimenet++-200k
@@ -108,7 +108,8 @@ def theirs(name: str) -> tuple[Callable[[], tuple[Tensor, Tensor]], torch.nn.Mod
     data = []
     for a in slabs()[: 2 if name == "gemnet-t" else None]:
         item = Data(
-            pos=torch.tensor(a.positions, dtype=torch.float32), cell=torch.tensor(a.cell.array, dtype=torch.float32)[None],
+            pos=torch.tensor(a.positions, dtype=torch.float32),
+            cell=torch.tensor(a.cell.array, dtype=torch.float32)[None],
             atomic_numbers=torch.tensor(a.numbers), natoms=torch.tensor([len(a)]),
             tags=torch.zeros(len(a), dtype=torch.long), pbc=torch.ones(1, 3, dtype=torch.bool),
         )  # fmt: skip

@@ -92,7 +92,9 @@ class SphericalBesselBasis(nn.Module):
         super().__init__()
         self.cutoff, self.envelope_p = cutoff, envelope_p
         rows = bessel_zeros(n_spherical, n_radial)
-        norms = [[math.sqrt(2) / abs(float(spherical_jn(degree + 1, z))) for z in row] for degree, row in enumerate(rows)]
+        norms = [
+            [math.sqrt(2) / abs(float(spherical_jn(degree + 1, z))) for z in row] for degree, row in enumerate(rows)
+        ]
         self.register_buffer("zeros", torch.tensor(rows), persistent=False)
         self.register_buffer("norms", torch.tensor(norms), persistent=False)
 
