@@ -26,7 +26,7 @@ from equicat.datasets import Store, require_labels, splits_of
 from equicat.errors import InputError
 from equicat.importing import ImportConfig, Rules, import_dataset
 from equicat.importing.report import Report
-from equicat.importing.trajectories import file_sids, find_files
+from equicat.importing.trajectories import file_sids, find_files, trajectories
 from equicat.readers import read, write
 from equicat.splits import SplitConfig
 from equicat.structure import Structure
@@ -462,7 +462,9 @@ class TestRulesAreApplied:
         self.spoilt(relaxations, folder, lambda f: [*f[:-1], replace(f[-1], numbers=numbers)])
         with pytest.raises(InputError, match=r"has Cu12N, .*bad.extxyz, frame 0 has Cu12O; frames of one system must"):
             self.outcome(folder, tmp_path / "data")
-        assert set(self.outcome(folder, tmp_path / "d", different_atoms="drop")[1].fates) == {"different_atoms"}
+        report, record = self.outcome(folder, tmp_path / "d", different_atoms="drop")
+        assert set(record.fates) == {"different_atoms"}
+        assert report.as_text().count("bad: ") == 1, "said once, not for its frames again"
 
     def test_an_invalid_frame_is_listed_and_reading_goes_on(self, relaxations, folder, tmp_path):
         self.spoilt(relaxations, folder, lambda frames: frames)
@@ -672,6 +674,12 @@ class TestFiles:
         (s,) = load(tmp_path / "data", "is2re")
         assert s.relaxed_energy == frames[-1].energy
         assert [f.fid for f in load(tmp_path / "data", "s2ef")] == [f.fid for f in frames]
+
+    def test_one_trajectory_at_a_time(self, folder):
+        """The second file is not opened before the second trajectory is asked for."""
+        found = trajectories([folder / "Cu-O.traj", folder / "gone.traj"])
+        assert len(next(found).frames) == 6
+        assert next(found).unreadable[0].startswith(f"{folder / 'gone.traj'}: no such file")
 
     def test_bad_paths(self, tmp_path):
         with pytest.raises(InputError, match="nowhere: no such file or directory"):

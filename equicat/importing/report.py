@@ -163,8 +163,9 @@ def _table(title: str, splits: dict[str, dict[str, int]]) -> list[str]:
 
 def _finding_lines(record: Record) -> list[str]:
     lines = [f"{record.sid}: {f.rule.replace('_', ' ')} ({_done(f.action)}): {f.text}" for f in record.findings]
-    dropped = ", ".join(f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(record.dropped.items()))
-    return [*lines, *([f"{record.sid}: frames dropped: {dropped}"] if dropped else [])]
+    said = {finding.rule for finding in record.findings if finding.action == "drop"}
+    silent = [f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(record.dropped.items()) if rule not in said]
+    return [*lines, *([f"{record.sid}: frames dropped: {', '.join(silent)}"] if silent else [])]
 
 
 def _done(action: str) -> str:
