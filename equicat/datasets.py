@@ -19,7 +19,8 @@ from numpy import ndarray
 from equicat.errors import InputError, nearest
 from equicat.files import read_json
 from equicat.readers import read, stem_of
-from equicat.store import LABELS, PER_ATOM, DatasetInfo, Store, checked_index, column_named, labels_of, write_store
+from equicat.shards import LABELS, PER_ATOM, labels_of
+from equicat.store import DatasetInfo, Store, checked_index, column_named, write_store
 from equicat.structure import Structure
 
 __all__ = [

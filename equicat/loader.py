@@ -17,7 +17,7 @@ from equicat.config import DataConfig
 from equicat.datasets import Dataset, DatasetInfo, MemoryDataset, open_dataset, require_labels, splits_of
 from equicat.errors import InputError
 from equicat.readers import read
-from equicat.store import PER_ATOM
+from equicat.shards import PER_ATOM
 from equicat.structure import Structure
 
 
