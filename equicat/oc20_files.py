@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from equicat.errors import InputError
 from equicat.oc20_lmdb import count_entries, read_ase, read_lmdb
@@ -23,6 +24,15 @@ class Piece:
     count: int
     log_path: Path | None = None
     """The ``N.txt.xz`` of a raw ``N.extxyz.xz``."""
+
+    @property
+    def key(self) -> list[Any]:
+        """Name, size and range, which a resumed conversion compares."""
+        files = [self.path] if self.log_path is None else [self.path, self.log_path]
+        try:
+            return [*([file.name, file.stat().st_size] for file in files), self.start, self.count]
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
     def read(self) -> Iterator[Structure | InputError]:
         """The structures, in order; in the place of a bad one, what is wrong with it.

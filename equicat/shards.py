@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from safetensors.numpy import save_file
 
 from equicat.errors import InputError
 from equicat.structure import Structure
@@ -135,14 +134,12 @@ class ShardBuilder:
         """
         arrays = {"atom_offsets": np.concatenate([[0], np.cumsum(self._n_atoms, dtype=np.int64)])}
         arrays |= {name: self._array(name, values) for name, values in self._values.items()}
-        save_file(arrays, str(path))
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        n_bytes, checksum = _write(path, arrays)
         return {
             "n_structures": len(self),
             "n_atoms": int(arrays["atom_offsets"][-1]),
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
+            "bytes": n_bytes,
+            "sha256": checksum,
             "elements": np.unique(arrays["numbers"]).tolist(),
         }
 
@@ -189,6 +186,31 @@ def sha256(path: Path) -> str:
     """Checksum of a file's content, as ``sha256sum`` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, arrays: Mapping[str, ndarray]) -> tuple[int, str]:
+    """A safetensors file: length of the header, header in JSON, arrays; returns its size and checksum.
+
+    Written here because the library's writer says of a full disk only in words that something went wrong.
+    """
+    names = {np.dtype(dtype): name for name, dtype in _SAFETENSORS_DTYPES.items()}
+    header, end = {}, 0
+    # Wide numbers first, so that every array is aligned.
+    ordered = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    for name in ordered:
+        start, end = end, end + arrays[name].nbytes
+        dtype, shape = names[arrays[name].dtype], list(arrays[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    checksum = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text, *(arrays[name].tobytes() for name in ordered)):
+            file.write(part)
+            checksum.update(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return 8 + len(text) + end, checksum.hexdigest()
 
 
 def _bytes_of(texts: list[str]) -> UInt8[ndarray, "n width"]:

@@ -27,8 +27,8 @@ MAX_ARGUMENTS = 8
 
 LAYERS = """
     errors files tables
-    structure readers pickles oc20_raw oc20_lmdb oc20_files
-    shards store datasets neighbors batch
+    structure readers pickles oc20_raw oc20_lmdb oc20_files oc20_mapping
+    shards store subsets neighbors convert datasets batch
     models models.irreps models.spherical models.centers models.contract models.layers
     models.allegro models.allegro_plain
     potential statistics metrics config tasks loader runs
