@@ -182,7 +182,7 @@ def _emt_parser() -> ArgumentParser:
 
 
 def _emt(options: Namespace) -> None:
-    from equicat.datasets import describe
+    from equicat.describe import describe
     from equicat.emt import EMTConfig, make_emt_dataset
 
     values = options.as_dict()
@@ -194,13 +194,14 @@ def _emt(options: Namespace) -> None:
 def _info_parser() -> ArgumentParser:
     parser = _parser("data info", "Say what is in a data set.")
     parser.add_argument("path", help="Data set directory, store or structure file.")
+    parser.add_argument("--verify", type=bool, default=False, help="Compare every file of a store with its checksum.")
     return parser
 
 
 def _info(options: Namespace) -> None:
-    from equicat.datasets import describe
+    from equicat.describe import describe
 
-    print(describe(options.path))
+    print(describe(options.path, options.verify, progress=True))
 
 
 def _demo_parser() -> ArgumentParser:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import weakref
 
 import numpy as np
@@ -12,12 +13,12 @@ from equicat.datasets import (
     DatasetInfo,
     MemoryDataset,
     Store,
-    describe,
     open_dataset,
     require_labels,
     splits_of,
     write_store,
 )
+from equicat.describe import describe
 from equicat.errors import InputError
 from equicat.readers import write
 from equicat.structure import Structure
@@ -367,6 +368,37 @@ class TestDescribe:
         text = describe(tmp_path / "a.extxyz")
         assert text.startswith("a: 1 structures, 2 atoms")
         assert "energies are       total" in text
+
+    def test_neighbours_of_a_sample(self, tmp_path):
+        cube = np.array([[x, y, z] for x in (0.0, 3.0) for y in (0.0, 3.0) for z in (0.0, 3.0)])
+        changes = {"positions": cube, "cell": 6.0 * np.eye(3), "pbc": np.ones(3, bool), "numbers": np.full(8, 29)}
+        bare = {"forces": None, "relaxed_positions": None, "fixed": None, "tags": None}
+        write_store(tmp_path / "s", [structure(8, **changes, **bare)], INFO)
+        # Simple cubic, 3 Å: 6 + 12 + 8 + 6 (at 6 Å, not nearer) neighbours.
+        assert "within 6 Å of an atom: 26 to 26, mean 26.0\n" in describe(tmp_path / "s") + "\n"
+
+    def test_neighbours_that_cannot_be_counted(self, tmp_path):
+        write_store(tmp_path / "s", [structure(2, positions=np.zeros((2, 3)))], INFO)
+        assert re.search(
+            r"neighbours +not counted: .*structure 0: atoms 0 and 1 are 0.0000 Å", describe(tmp_path / "s")
+        )
+
+    def test_columns_bad_structures_and_checksums(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("equicat.store.SHARD_SIZE", 2)
+        rows = [structure(4, seed=i, info={"anomaly": i % 2}) for i in range(5)]
+        write_store(tmp_path / "s", rows, INFO, columns=["anomaly"])
+        (tmp_path / "s" / "refused.txt").write_text("a\nb\n")
+        text = describe(tmp_path / "s", verify=True)
+        assert re.search(r"columns +anomaly\n", text)
+        assert re.search(r"anomaly +0: 3, 1: 2\n", text)
+        assert re.search(r"left out +2 bad structures, listed in .*refused.txt\n", text)
+        assert re.search(r"checksums +all 4 files are as they were written\n", text)
+        energies = np.array([s.energy for s in rows])
+        assert f"mean {energies.mean():.3f}, standard deviation {energies.std():.3f}" in text
+        shard = tmp_path / "s" / "00001.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+        with pytest.raises(InputError, match=r"00001.safetensors: damaged"):
+            describe(tmp_path / "s", verify=True)
 
     def test_no_data(self, tmp_path):
         with pytest.raises(InputError, match="found nothing"):

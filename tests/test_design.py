@@ -28,7 +28,7 @@ MAX_ARGUMENTS = 8
 LAYERS = """
     errors files tables
     structure readers pickles oc20_raw oc20_lmdb oc20_files oc20_mapping
-    shards store subsets neighbors convert datasets batch
+    shards store subsets neighbors convert datasets describe batch
     models models.irreps models.spherical models.centers models.contract models.layers
     models.allegro models.allegro_plain
     potential statistics metrics config tasks loader runs
