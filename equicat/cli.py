@@ -36,6 +36,17 @@ def _parser(name: str, description: str) -> Parser:
     return Parser(prog=f"equicat {name}", description=description, exit_on_error=True)
 
 
+def _with_bare(*flags: str) -> Callable[[list[str]], list[str]]:
+    """Lets these options stand without ``true``."""
+
+    def prepare(arguments: list[str]) -> list[str]:
+        after = [*arguments[1:], "--"]
+        pairs = zip(arguments, after, strict=True)
+        return [word for a, b in pairs for word in ([a, "true"] if a in flags and b.startswith("--") else [a])]
+
+    return prepare
+
+
 def _run_and(parser: Parser, *names: str) -> None:
     help_texts = {
         "run": "Run directory that `equicat train` wrote.",
@@ -191,6 +202,44 @@ def _emt(options: Namespace) -> None:
     print(describe(out))
 
 
+def _oc20_parser() -> ArgumentParser:
+    from equicat.oc20 import OC20Config
+
+    parser = _parser("data oc20", "Download OC20, or take it from a disk, and make the stores that training reads.")
+    parser.add_argument("out", help="Data set directory to write; splits that it has already are left.")
+    source = "Directory that holds OC20 already: raw files, LMDBs, ASE-LMDBs or ASE databases. Default: download."
+    parser.add_argument("--from", type=str | None, default=None, help=source)
+    parser.add_class_arguments(OC20Config, as_group=False, skip={"source"})
+    return parser
+
+
+def _oc20(options: Namespace) -> None:
+    from equicat.oc20 import OC20Config, make_oc20
+
+    values = options.as_dict()
+    out, source = Path(values.pop("out")), values.pop("from")
+    for line in make_oc20(out, OC20Config(source=source, **values)):
+        print(line)
+
+
+def _subset_parser() -> ArgumentParser:
+    parser = _parser("data subset", "Draw structures of a store; with one seed, a smaller subset is in a larger one.")
+    parser.add_argument("store", help="Store to draw from.")
+    parser.add_argument("out", help="Store to write.")
+    parser.add_argument("--size", type=str, required=True, help="Number of structures, or 10k, 100k, 200k, 2M.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the draw.")
+    parser.add_argument("--workers", type=int, default=1, help="Processes.")
+    parser.add_argument("--progress", type=bool, default=True, help="Show a progress bar.")
+    return parser
+
+
+def _subset(options: Namespace) -> None:
+    from equicat.convert import write_subset
+
+    how = {"seed": options.seed, "workers": options.workers, "progress": options.progress}
+    print(f"{write_subset(options.store, options.out, options.size, **how):,} structures: {options.out}")
+
+
 def _info_parser() -> ArgumentParser:
     parser = _parser("data info", "Say what is in a data set.")
     parser.add_argument("path", help="Data set directory, store or structure file.")
@@ -220,7 +269,9 @@ def _demo(options: Namespace) -> None:
 COMMANDS = {
     "demo": Command("the whole main job on an embedded data set", _demo_parser, _demo),
     "data emt": Command("make a physical toy data set", _emt_parser, _emt),
-    "data info": Command("say what is in a data set", _info_parser, _info),
+    "data oc20": Command("download or convert OC20", _oc20_parser, _oc20, _with_bare("--strict", "--keep")),
+    "data subset": Command("draw some structures of a store", _subset_parser, _subset),
+    "data info": Command("say what is in a data set", _info_parser, _info, _with_bare("--verify")),
     "train": Command("train a model", _train_parser, _train, _train_arguments),
     "evaluate": Command("OC20 metrics per split", _evaluate_parser, _evaluate),
     "predict": Command("energies and forces of structures", _predict_parser, _predict),
@@ -230,7 +281,7 @@ COMMANDS = {
 
 def _usage() -> str:
     lines = [f"equicat {__version__}: catalysis simulations with strictly local equivariant models", ""]
-    lines += [f"  equicat {name:<10} {command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  equicat {name:<11} {command.help}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "`equicat COMMAND --help` tells the options, units and defaults of a command."])
 
 

@@ -26,9 +26,9 @@ from equicat.neighbors import neighbor_list
 from equicat.oc20_files import Piece
 from equicat.oc20_mapping import MappingTable
 from equicat.shards import Schema, ShardBuilder
-from equicat.store import DatasetInfo, shard_name, write_index
+from equicat.store import SHARD_SIZE, DatasetInfo, Store, shard_name, write_index
 from equicat.structure import Structure
-from equicat.subsets import StoreRows
+from equicat.subsets import StoreRows, size_of, subset_pieces
 
 Pieces = Sequence[Piece | StoreRows]
 """What goes into one shard."""
@@ -98,6 +98,30 @@ def convert(
             result = _finish(work, len(shards), job.schema, info, out)
         shutil.rmtree(work)
     return result
+
+
+def write_subset(
+    store: str | Path, out: str | Path, size: str | int, *, seed: int = 0, workers: int = 1, progress: bool = True
+) -> int:
+    """Write some structures of a store as a store of their own, and return their number.
+
+    Args:
+        store: to draw from.
+        out: directory to create.
+        size: how many, or one of :data:`~equicat.subsets.NAMED_SIZES`.
+        seed: of the draw; with the same one, a smaller subset is in a larger one.
+        workers: processes.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: as :func:`convert`, or if the store has not so many structures.
+    """
+    source, n = Store(store), size_of(size)
+    pieces = subset_pieces(source.path, n, seed, SHARD_SIZE)
+    drawn = {"subset_of": source.path.name, "n_total": len(source), "seed": seed}
+    info = replace(source.info, provenance=source.info.provenance | drawn)
+    options = ConvertOptions(source.precision, tuple(source.columns), workers=workers, progress=progress)
+    return convert(out, pieces, info, options).n_structures
 
 
 @dataclass(frozen=True)

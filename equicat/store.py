@@ -68,6 +68,7 @@ class Store(Sequence[Structure]):
         elements: atomic numbers that occur, ascending.
         fields: names of the arrays, labels included.
         columns: names of the entries of ``Structure.info`` that were kept; they are arrays as well.
+        precision: of positions, cells and forces as they are kept.
         shard_starts: number of the first structure of each shard, and of all, [n_shards + 1].
 
     Raises:
@@ -89,6 +90,7 @@ class Store(Sequence[Structure]):
         self.elements: list[int] = index["elements"]
         self.fields: list[str] = index["fields"]
         self.columns: list[str] = index["columns"]
+        self.precision: str = index["precision"]
         self.shards: list[dict[str, Any]] = index["shards"]
         self.shard_starts = list(accumulate((shard["n_structures"] for shard in self.shards), initial=0))
         self._open: OrderedDict[int, dict[str, ndarray]] = OrderedDict()

@@ -36,6 +36,7 @@ LAYERS = """
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
     report_data report_figures report
+    download oc20_catalogue oc20
     demo cli
 """
 ORDER = LAYERS.split()
