@@ -100,6 +100,8 @@ class RunConfig:
     """Of weights and of the order of batches."""
     batch_size: int = 16
     """Structures per step and device."""
+    edge_budget: int | None = None
+    """Fill batches up to so many edges within the cutoff instead of batch_size structures; null counts structures."""
     val_batch_size: int | None = None
     """Structures per validation batch; null takes batch_size."""
     max_epochs: int = 30

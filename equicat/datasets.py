@@ -46,6 +46,7 @@ class MemoryDataset(Sequence[Structure]):
     def __init__(self, structures: Iterable[Structure], info: DatasetInfo | None = None, path: str | Path = "") -> None:
         self.path = Path(path)
         self.info = info or DatasetInfo()
+        self.columns: list[str] = []
         self._structures = list(structures)
         if not self._structures:
             raise InputError(f"{path or 'data set'}: no structures")

@@ -26,7 +26,7 @@ from equicat.structure import Structure
 FORMAT_VERSION = 2
 SHARD_SIZE = 10_000
 """Structures in a shard; some 20 to 40 MB of OC20."""
-OPEN_SHARDS = 64
+OPEN_SHARDS = 32
 """Shards that one process keeps mapped; the pages of one that it lets go no longer count as its memory."""
 ENERGY_REFERENCES = ("adsorption", "total", "relative")
 

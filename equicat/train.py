@@ -26,6 +26,7 @@ from equicat.config import NormalizationConfig, RunConfig, TrainConfig
 from equicat.errors import InputError, nearest
 from equicat.files import replacing_file, write_json
 from equicat.loader import AnyDataset, batches, training_data
+from equicat.sampler import edge_costs
 from equicat.tasks import LABELS
 from equicat.training import MinuteLimit, RunWriter, TrainingModule
 
@@ -55,7 +56,16 @@ def train(config: TrainConfig) -> TrainResult:
     writer = RunWriter(run)
     dtype = getattr(torch, options.dtype)
     train_loader, val_loader = (
-        batches(data, config.model.cutoff, size, dtype=dtype, shuffle=shuffle, num_workers=options.num_workers)
+        batches(
+            data,
+            config.model.cutoff,
+            options.edge_budget or size,
+            dtype=dtype,
+            shuffle=shuffle,
+            num_workers=options.num_workers,
+            costs=edge_costs(data, config.model.cutoff) if options.edge_budget else None,
+            seed=options.seed,
+        )
         for data, size, shuffle in (
             (train_set, options.batch_size, True),
             (val_set, options.val_batch_size or options.batch_size, False),
@@ -99,6 +109,7 @@ def _trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Trainer:
         gradient_clip_val=config.optimizer.gradient_clip,
         check_val_every_n_epoch=options.val_every,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # ours repeats no structure
         inference_mode=False,  # forces are derivatives
         logger=_loggers(config, run),
         callbacks=callbacks,

@@ -31,7 +31,7 @@ LAYERS = """
     shards store subsets neighbors convert datasets describe batch
     models models.irreps models.spherical models.centers models.contract models.layers
     models.allegro models.allegro_plain
-    potential statistics metrics config tasks loader runs
+    potential statistics metrics config tasks sampler loader runs
     training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
