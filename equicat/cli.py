@@ -242,7 +242,7 @@ def _subset(options: Namespace) -> None:
 
 def _info_parser() -> ArgumentParser:
     parser = _parser("data info", "Say what is in a data set.")
-    parser.add_argument("path", help="Data set directory, store or structure file.")
+    parser.add_argument("path", help="Data set directory, store, structure file, or leaderboard file.")
     parser.add_argument("--verify", type=bool, default=False, help="Compare every file of a store with its checksum.")
     return parser
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from equicat.datasets import Dataset, is_store, open_dataset, stores_below
 from equicat.errors import InputError
 from equicat.files import read_json
+from equicat.leaderboard import check_submission
 from equicat.neighbors import neighbor_list
 from equicat.readers import stem_of
 from equicat.shards import LABELS
@@ -27,7 +28,8 @@ def describe(path: str | Path, verify: bool = False, progress: bool = False) -> 
     """What is in a data set, as text: counts, elements, ranges, energy reference, labels, sizes, neighbours of splits.
 
     Args:
-        path: the root of a data set, a directory of splits, one split, or a structure file.
+        path: the root of a data set, a directory of splits, one split, or a structure file; a leaderboard's ``.npz``
+            file is checked.
         verify: compare every file of the stores with its checksum.
         progress: show a progress bar of that.
 
@@ -35,6 +37,8 @@ def describe(path: str | Path, verify: bool = False, progress: bool = False) -> 
         InputError: if there is no data set at ``path``, or a file of it has changed.
     """
     path = Path(path)
+    if path.suffix == ".npz":
+        return check_submission(path)
     if not path.is_dir() or is_store(path):
         return _describe_split(stem_of(path), open_dataset(path), verify, progress)
     stores = sorted((index.parent for index in path.glob("**/index.json")), key=_training_first)

@@ -26,7 +26,7 @@ MAX_ARGUMENTS = 8
 """self and cls not counted; more belong in a dataclass."""
 
 LAYERS = """
-    errors files tables
+    errors files tables leaderboard
     structure readers pickles oc20_raw oc20_lmdb oc20_files oc20_mapping
     shards store subsets neighbors convert datasets describe batch
     models models.irreps models.spherical models.centers models.contract models.layers
