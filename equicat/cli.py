@@ -253,6 +253,29 @@ def _info(options: Namespace) -> None:
     print(describe(options.path, options.verify, progress=True))
 
 
+def _bench_data_parser() -> ArgumentParser:
+    from equicat.bench_data import DataBenchConfig
+
+    parser = _parser("bench data", "Structures a second and memory of reading a store, against fairchem's LMDB.")
+    parser.add_argument("store", help="Store with energies and forces.")
+    parser.add_class_arguments(DataBenchConfig, as_group=False)
+    parser.add_argument("--json", type=str | None, default=None, help="Write the measurements to this file as well.")
+    return parser
+
+
+def _bench_data(options: Namespace) -> None:
+    from equicat.bench_data import DataBenchConfig, as_text, bench_data
+    from equicat.files import replacing_file, write_json
+
+    values = options.as_dict()
+    store, path = values.pop("store"), values.pop("json")
+    result = bench_data(store, DataBenchConfig(**values))
+    print(as_text(result))
+    if path is not None:
+        with replacing_file(Path(path)) as temporary:
+            write_json(temporary, result)
+
+
 def _demo_parser() -> ArgumentParser:
     parser = _parser("demo", "The whole main job in minutes: make data, train, evaluate on four splits, report.")
     parser.add_argument("--out", default="demo", help="Directory for data and run.")
@@ -272,6 +295,7 @@ COMMANDS = {
     "data oc20": Command("download or convert OC20", _oc20_parser, _oc20, _with_bare("--strict", "--keep")),
     "data subset": Command("draw some structures of a store", _subset_parser, _subset),
     "data info": Command("say what is in a data set", _info_parser, _info, _with_bare("--verify")),
+    "bench data": Command("how fast data are read", _bench_data_parser, _bench_data),
     "train": Command("train a model", _train_parser, _train, _train_arguments),
     "evaluate": Command("OC20 metrics per split", _evaluate_parser, _evaluate),
     "predict": Command("energies and forces of structures", _predict_parser, _predict),
@@ -300,7 +324,7 @@ def _dispatch(arguments: list[str]) -> None:
             help_wanted = any(a in ("-h", "--help") for a in rest)
             command.run(command.build().parse_args(rest if help_wanted else command.prepare(rest)))
             return
-    name = " ".join(arguments[:2] if arguments[0] == "data" else arguments[:1])
+    name = " ".join(arguments[:2] if arguments[0] in ("data", "bench") else arguments[:1])
     raise InputError(f"no command {name!r}{nearest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")
 
 

@@ -1,8 +1,8 @@
 """Files for OC20's leaderboards: the arrays of a submission, and a checker that reads one as the leaderboard would.
 
-A file of one split has ``ids``, ``energy`` and, for S2EF, ``forces`` and ``chunk_idx``. A submission has them of all four
-splits, under names that begin with ``id_``, ``ood_ads_``, ``ood_cat_`` and ``ood_both_``. There are two variants of the
-forces: EvalAI's file holds those of free atoms, that of the present leaderboard those of all atoms.
+A file of one split has ``ids``, ``energy`` and, for S2EF, ``forces`` and ``chunk_idx``. A submission has them of all
+four splits, under names that begin with ``id_``, ``ood_ads_``, ``ood_cat_`` and ``ood_both_``. There are two variants
+of the forces: EvalAI's file holds those of free atoms, that of the present leaderboard those of all atoms.
 """
 
 import re

@@ -36,7 +36,7 @@ LAYERS = """
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
     report_data report_figures report
-    download oc20_catalogue oc20
+    download oc20_catalogue oc20 bench_peer bench_data
     demo cli
 """
 ORDER = LAYERS.split()
