@@ -57,7 +57,7 @@ def ours(name: str, max_neighbors: int | None) -> tuple[Callable[[], tuple[Tenso
         "cgcnn-200k": CGCNNConfig(),
         "cgcnn-2M": CGCNNConfig(atom_embedding_size=384, n_graph_conv_layers=3),
         "dimenet++-200k": DimeNetPlusPlusConfig(),
-        "gemnet-dt": GemNetConfig(direct_forces=True),
+        "gemnet-dt": GemNetConfig(),
         "gemnet-t": GemNetConfig(),
     }
     structures = [Structure(a.numbers, a.positions, a.cell.array, np.ones(3, bool)) for a in slabs()]
@@ -65,7 +65,7 @@ def ours(name: str, max_neighbors: int | None) -> tuple[Callable[[], tuple[Tenso
         structures = structures[:2]
     batch = Batch.from_structures(structures, CUTOFF, max_neighbors=max_neighbors)
     elements = tuple(range(1, 84))
-    network = NETWORKS[configs[name].name].build(configs[name], elements, False)
+    network = NETWORKS[configs[name].name].build(configs[name], elements, name == "gemnet-dt")
     model = torch.nn.ModuleDict({"network": network, "energy": torch.nn.Linear(network.n_features, 1, bias=False)})
 
     def predict() -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from equicat.structure import Structure
 class Calculator(AseCalculator):
     """Energies (eV), forces (eV/Å) and, for cells with volume, stress (eV/Å³) of a run's model.
 
-    Which energy it is, adsorption, total or relative, stands in ``calculator.energy_reference``.
+    A model with direct forces has no stress. Which energy it is, adsorption, total or relative, stands in
+    ``calculator.energy_reference``.
 
     Args:
         run: run directory.
@@ -55,9 +56,9 @@ class Calculator(AseCalculator):
         structure = Structure.from_ase(bare, source="atoms")
         batch = Batch.from_structures([structure], self.potential.cutoff, dtype=self.potential.dtype)
         batch = batch.to(self.potential.scale.device)
-        periodic = bool(self.atoms.pbc.all())
+        with_stress = bool(self.atoms.pbc.all()) and self.potential.direct_forces is None
         with torch.no_grad():
-            prediction = self.potential(batch, virial=periodic)
+            prediction = self.potential(batch, virial=with_stress)
         energy = float(prediction.energy)
         references = self.potential.reference_energies[self.potential.species(batch)]
         self.results = {
@@ -66,6 +67,6 @@ class Calculator(AseCalculator):
             "energies": (prediction.atom_energies.double() + references).cpu().numpy(),
             "forces": prediction.forces.double().cpu().numpy(),
         }
-        if periodic:
+        if with_stress:
             stress = prediction.virial[0].double().cpu().numpy() / self.atoms.get_volume()
             self.results["stress"] = full_3x3_to_voigt_6_stress(0.5 * (stress + stress.T))

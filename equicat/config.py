@@ -143,6 +143,8 @@ class RunConfig:
     """Of weights and of the order of batches."""
     batch_size: int = 16
     """Structures per step and device."""
+    edge_budget: int | None = None
+    """Fill batches up to so many edges within the cutoff instead of batch_size structures; null counts structures."""
     val_batch_size: int | None = None
     """Structures per validation batch; null takes batch_size."""
     max_epochs: int = 30
@@ -188,6 +190,9 @@ class TrainConfig:
     model: NetworkConfig = field(default_factory=AllegroConfig)
     output_mlp: tuple[int, ...] = (128,)
     """Hidden widths of the maps from features to what is predicted."""
+    force_head: DisplacementHead = "gradient"
+    """S2EF: gradient, F = -dE/dr; any other makes direct forces, which are faster and not conservative: vector, pair,
+    sum (GemNet-dT), magnitude-direction."""
     displacement_head: DisplacementHead = "vector"
     """How displacements are predicted: gradient, magnitude-direction, vector or pair (see equicat.heads)."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)

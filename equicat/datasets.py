@@ -8,18 +8,17 @@ A data set directory looks like this; each split is a store::
     is2re/train/ ...
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from ase.data import chemical_symbols
 from numpy import ndarray
 
 from equicat.errors import InputError, nearest
-from equicat.files import read_json
 from equicat.readers import read, stem_of
-from equicat.store import LABELS, PER_ATOM, DatasetInfo, Store, checked_index, column_named, labels_of, write_store
+from equicat.shards import LABELS, PER_ATOM, labels_of
+from equicat.store import DatasetInfo, Store, checked_index, column_named, write_store
 from equicat.structure import Structure
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "DatasetInfo",
     "MemoryDataset",
     "Store",
-    "describe",
     "open_dataset",
     "require_labels",
     "splits_of",
@@ -48,6 +46,7 @@ class MemoryDataset(Sequence[Structure]):
     def __init__(self, structures: Iterable[Structure], info: DatasetInfo | None = None, path: str | Path = "") -> None:
         self.path = Path(path)
         self.info = info or DatasetInfo()
+        self.columns: list[str] = []
         self._structures = list(structures)
         if not self._structures:
             raise InputError(f"{path or 'data set'}: no structures")
@@ -74,6 +73,10 @@ class MemoryDataset(Sequence[Structure]):
         """A field of all structures at once, as :meth:`Store.array`."""
         return column_named(name, self._arrays, self.path)
 
+    def chunks(self, *names: str) -> Iterator[list[ndarray]]:
+        """The named fields of all structures, as :meth:`Store.chunks`; here in one piece."""
+        yield [self.array(name) for name in names]
+
 
 Dataset = Store | MemoryDataset
 
@@ -95,7 +98,7 @@ def open_dataset(path: str | Path, energy_key: str | None = None, energy_referen
         info = DatasetInfo(energy_reference or "total", provenance={"file": path.name, "energy_key": energy_key})
         return MemoryDataset(read(path, energy_key), info, path)
     if not is_store(path):
-        raise InputError(f"{path}: holds several splits or no store; name one of: {_stores_below(path)}")
+        raise InputError(f"{path}: holds several splits or no store; name one of: {stores_below(path)}")
     store = Store(path)
     if energy_key is not None:
         raise InputError(f"{path}: a store has its energies already; an energy key applies to structure files only")
@@ -135,11 +138,12 @@ def splits_of(path: str | Path, task: str) -> dict[str, Path]:
     task_path = path / TASK_DIRECTORIES[task] if (path / TASK_DIRECTORIES[task]).is_dir() else path
     names = sorted((p.name for p in task_path.iterdir() if is_store(p)), key=lambda name: (name != "train", name))
     if not names:
-        raise InputError(f"{path}: no splits for task {task!r}; found {_stores_below(path)}")
+        raise InputError(f"{path}: no splits for task {task!r}; found {stores_below(path)}")
     return {name: task_path / name for name in names}
 
 
-def _stores_below(path: Path) -> str:
+def stores_below(path: Path) -> str:
+    """What a directory holds, for messages: its stores, or else its entries."""
     found = sorted(index.parent.relative_to(path).as_posix() for index in path.glob("*/**/index.json"))
     entries = sorted(entry.name for entry in path.iterdir())
     return ", ".join(found or entries) or "nothing"
@@ -157,82 +161,3 @@ def require_labels(dataset: Dataset, names: Iterable[str]) -> None:
             found = [*labels_of(first), *sorted(first.info)]
             advice = "; if one of them is the energy, name it as the energy key" if name == "energy" else ""
             raise InputError(f"{first.where}: no label {name!r}; found {', '.join(found) or 'no labels'}{advice}")
-
-
-DESCRIBE_CHUNK = 1_000_000
-"""Atoms whose forces are in memory at a time while a data set is described."""
-HISTOGRAM_BINS = 8
-
-
-def describe(path: str | Path) -> str:
-    """What is in a data set, as text: counts, elements, ranges, energy reference, labels and sizes of every split.
-
-    Args:
-        path: the root of a data set, a directory of splits, one split, or a structure file.
-
-    Raises:
-        InputError: if there is no data set at ``path``.
-    """
-    path = Path(path)
-    if not path.is_dir() or is_store(path):
-        return _describe_split(stem_of(path), open_dataset(path))
-    stores = sorted((index.parent for index in path.glob("**/index.json")), key=_training_first)
-    if not stores:
-        raise InputError(f"{path}: no data set; found {_stores_below(path)}")
-    head = [f"{path}"]
-    if (path / "dataset.json").is_file():
-        head += [f"  {line}" for line in read_json(path / "dataset.json").get("description", "").splitlines()]
-    parts = [_describe_split(store.relative_to(path).as_posix(), Store(store)) for store in stores]
-    return "\n\n".join(["\n".join(head), *parts])
-
-
-def _training_first(store: Path) -> tuple[str, bool, str]:
-    return (store.parent.as_posix(), store.name != "train", store.name)
-
-
-def _describe_split(name: str, dataset: Dataset) -> str:
-    n_atoms, labels = dataset.n_atoms, [label for label in LABELS if label in dataset.fields]
-    systems = f"{len(np.unique(dataset.array('sid'))):,} systems, " if "sid" in labels else ""
-    references = ", ".join(f"{key} {value:.4f}" for key, value in dataset.info.reference_energies.items())
-    lines = {
-        "elements": " ".join(chemical_symbols[z] for z in dataset.elements),
-        "labels": " ".join(labels) or "none",
-        "energies are": dataset.info.energy_reference + (f"; references (eV): {references}" if references else ""),
-    }
-    for label in ("energy", "relaxed_energy"):
-        if label in labels:
-            e = dataset.array(label)
-            lines[label] = f"{e.min():.3f} to {e.max():.3f} eV, mean {e.mean():.3f}, standard deviation {e.std():.3f}"
-    if "forces" in labels:
-        rms, largest = _free_force_statistics(dataset)
-        lines["forces"] = f"of free atoms: RMS component {rms:.3f}, largest {largest:.3f} eV/Å"
-    lines["fixed atoms"] = f"{dataset.array('fixed').mean():.0%}"
-    lines["atoms a structure"] = f"{n_atoms.min()} to {n_atoms.max()}, mean {n_atoms.mean():.1f}"
-    text = [f"{name}: {systems}{len(dataset):,} structures, {n_atoms.sum(dtype=np.int64):,} atoms"]
-    return "\n".join([*text, *(f"  {key:<18} {value}" for key, value in lines.items()), *_histogram(n_atoms)])
-
-
-def _free_force_statistics(dataset: Dataset) -> tuple[float, float]:
-    """Root mean square and largest magnitude of the force components of free atoms; zeros if no atom is free."""
-    forces, fixed = dataset.array("forces"), dataset.array("fixed")
-    square_sum, n_components, largest = 0.0, 0, 0.0
-    for start in range(0, len(fixed), DESCRIBE_CHUNK):
-        atoms = slice(start, start + DESCRIBE_CHUNK)
-        free = np.abs(forces[atoms][~fixed[atoms]], dtype=np.float64)
-        square_sum += float((free**2).sum())
-        n_components += free.size
-        largest = max(largest, float(free.max(initial=0.0)))
-    return (square_sum / max(n_components, 1)) ** 0.5, largest
-
-
-def _histogram(n_atoms: ndarray) -> list[str]:
-    """Structures by size, a bar a line."""
-    width = max(1, -(-int(n_atoms.max() - n_atoms.min() + 1) // HISTOGRAM_BINS))
-    lower = n_atoms.min() + width * np.arange(HISTOGRAM_BINS + 1)
-    counts, _ = np.histogram(n_atoms, lower)
-    bars = [
-        f"    {low:>5} to {low + width - 1:<5} {count:>9,} {'#' * round(40 * count / counts.max())}"
-        for low, count in zip(lower[:-1], counts, strict=True)
-        if count
-    ]
-    return bars if len(bars) > 1 else []

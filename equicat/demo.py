@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from equicat.config import TrainConfig, from_mapping
-from equicat.datasets import describe
+from equicat.describe import describe
 from equicat.emt import EMTConfig, make_emt_dataset, summary_text
 from equicat.evaluate import as_text, evaluate
 from equicat.report import write_report

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equicat.batch import Batch
-from equicat.heads import NEEDS_VECTORS, VECTOR_HEADS, DisplacementHead, ScalarHead, check_feeds
+from equicat.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
 from equicat.models.networks import NetworkConfig
 from equicat.potential import AtomisticModel, minus_gradient
 
@@ -65,9 +65,9 @@ class DirectModel(AtomisticModel):
         if displacement_head == "gradient":
             self.potential = ScalarHead(n_features, output_mlp, self.avg_num_neighbors)
         elif displacement_head is not None:
-            check_feeds(config.name, displacement_head, self.model)
-            head = VECTOR_HEADS[displacement_head]
-            self.displacement = head(n_features, self.model.n_vectors, output_mlp, self.avg_num_neighbors)
+            self.displacement = vector_head(
+                config.name, displacement_head, self.model, output_mlp, self.avg_num_neighbors
+            )
 
     def forward(self, batch: Batch) -> RelaxedPrediction:
         """Relaxed energies and displacements, differentiable while training.

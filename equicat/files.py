@@ -1,5 +1,6 @@
 """Files and directories that appear under their final name only when they are complete."""
 
+import errno
 import json
 import os
 import shutil
@@ -50,6 +51,32 @@ def replacing_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Says in one line what keeps long work from writing to ``path``.
+
+    Raises:
+        InputError: if the disk is full, or the place cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise InputError(
+                f"{path}: the disk is full ({error.strerror}); free some space and run the command again, "
+                "it goes on where it stopped"
+            ) from error
+        if error.errno in _NOT_ALLOWED:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); choose another place, or change its permissions"
+            ) from error
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,9 +9,13 @@ it turns and reflects with the system, and moving the system does not change it.
 - ``vector``: vectors weighted by scalars and summed, r_d = Σ_j Σ_u w_u(x^ij) V_u^ij. Where an atom hardly moves the
   sum is small and smooth, while a direction is then undefined: nothing has to be learned about it.
 - ``pair``: r_d = Σ_j f(x^ij) r̂_ij, central like a pair force, for any network with features of edges.
+- ``sum``: the plain sum of the network's vectors, for networks whose vectors are pair forces already (GemNet-dT).
+
+The same heads give direct forces, which are not the derivative of an energy: faster, and not conservative.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -22,7 +26,7 @@ from equicat.errors import InputError
 from equicat.models.features import Features
 from equicat.models.layers import MLP
 
-DisplacementHead = Literal["gradient", "magnitude-direction", "vector", "pair"]
+DisplacementHead = Literal["gradient", "magnitude-direction", "vector", "pair", "sum"]
 
 INITIAL_GAIN = 0.1
 """Of the last weights: an untrained model starts near zero, not with forces many times those of the data."""
@@ -115,12 +119,27 @@ class PairVectors(nn.Module):
         return self.sum(self.mlp(features.scalars) * unit, features, center, n_atoms)
 
 
-VECTOR_HEADS: dict[str, type[MagnitudeDirection] | type[WeightedVectors] | type[PairVectors]] = {
+class SummedVectors(nn.Module):
+    """r_d = Σ_j Σ_u V_u^ij / sqrt(n̄)."""
+
+    def __init__(self, n_features: int, n_vectors: int, hidden: tuple[int, ...], avg_num_neighbors: float):
+        super().__init__()
+        self.sum = AtomSum(avg_num_neighbors)
+
+    def forward(
+        self, features: Features, center: Int[Tensor, "n_edges"], unit: Float[Tensor, "n_edges 3"], n_atoms: int
+    ) -> Float[Tensor, "n_atoms 3"]:
+        assert features.vectors is not None
+        return self.sum(features.vectors.sum(2), features, center, n_atoms)
+
+
+VECTOR_HEADS: dict[str, Callable[..., nn.Module]] = {
     "magnitude-direction": MagnitudeDirection,
     "vector": WeightedVectors,
     "pair": PairVectors,
+    "sum": SummedVectors,
 }
-NEEDS_VECTORS = ("magnitude-direction", "vector")
+NEEDS_VECTORS = ("magnitude-direction", "vector", "sum")
 
 
 @runtime_checkable
@@ -134,11 +153,20 @@ class Network(Protocol):
     def per(self) -> Literal["edge", "atom"]: ...
 
 
-def check_feeds(name: str, head: DisplacementHead, network: Network) -> None:
-    """Make sure that a network can feed a displacement head.
+def vector_head(
+    name: str, head: DisplacementHead, network: Network, hidden: tuple[int, ...], avg_num_neighbors: float
+) -> nn.Module:
+    """The head of that name, any but ``gradient``, for a network.
+
+    Args:
+        name: of the network, for the message.
+        head: which.
+        network: what feeds it.
+        hidden: widths of hidden layers.
+        avg_num_neighbors: n̄.
 
     Raises:
-        InputError: naming the heads that it can feed.
+        InputError: if the network cannot feed it; names the heads that it can feed.
     """
     possible: list[str] = ["gradient"]
     if network.per == "edge":
@@ -146,4 +174,5 @@ def check_feeds(name: str, head: DisplacementHead, network: Network) -> None:
     if network.n_vectors:
         possible += NEEDS_VECTORS
     if head not in possible:
-        raise InputError(f"{name} cannot feed the displacement head {head!r}; it can feed {', '.join(possible)}")
+        raise InputError(f"{name} cannot feed the head {head!r}; it can feed {', '.join(possible)}")
+    return VECTOR_HEADS[head](network.n_features, network.n_vectors, hidden, avg_num_neighbors)

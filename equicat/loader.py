@@ -3,7 +3,6 @@
 import dataclasses
 import glob
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -11,14 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from numpy import ndarray
-from torch.utils.data import DataLoader
 
-from equicat.batch import Batch
 from equicat.config import DataConfig, NoiseConfig
 from equicat.datasets import Dataset, DatasetInfo, MemoryDataset, open_dataset, require_labels, splits_of
 from equicat.errors import InputError
 from equicat.readers import read
-from equicat.store import PER_ATOM
+from equicat.sampler import BatchReader, BatchSampler, ResumableLoader
+from equicat.shards import PER_ATOM
 from equicat.structure import Structure
 
 
@@ -26,9 +24,10 @@ class Subset(Sequence[Structure]):
     """Some structures of a data set, with its attributes."""
 
     def __init__(self, dataset: Dataset, indices: Int[ndarray, "n"]):
-        self.dataset, self.indices = dataset, indices
-        self.info, self.path, self.fields = dataset.info, dataset.path, dataset.fields
-        self.n_atoms = np.asarray(dataset.n_atoms)[indices]
+        # In the order of the files: neighbours are then in the same shard.
+        self.dataset, self.indices = dataset, np.sort(indices)
+        self.info, self.path, self.fields, self.columns = dataset.info, dataset.path, dataset.fields, dataset.columns
+        self.n_atoms = np.asarray(dataset.n_atoms)[self.indices]
         self.elements = np.unique(self.array("numbers")).tolist()
 
     def __len__(self) -> int:
@@ -158,14 +157,20 @@ def batches(
     dtype: torch.dtype = torch.float32,
     shuffle: bool = False,
     num_workers: int = 0,
-) -> DataLoader:
-    """Batches with neighbour lists within ``cutoff`` (Å); positions and forces in ``dtype``."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # a Sequence is all it needs
-        batch_size=batch_size,
-        shuffle=shuffle,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        collate_fn=partial(Batch.from_structures, cutoff=cutoff, dtype=dtype),
-        pin_memory=torch.cuda.is_available(),
-    )
+    costs: Int[ndarray, "n"] | None = None,
+    seed: int = 0,
+) -> ResumableLoader:
+    """Batches with neighbour lists within ``cutoff`` (Å); positions and forces in ``dtype``.
+
+    Args:
+        dataset: the structures.
+        cutoff: Å.
+        batch_size: largest number of structures of a batch, or with ``costs`` largest sum of them.
+        dtype: of positions, cells and forces.
+        shuffle: in another order each epoch.
+        num_workers: processes; the order does not depend on them.
+        costs: of each structure (:func:`~equicat.sampler.edge_costs`).
+        seed: of the order.
+    """
+    sampler = BatchSampler(len(dataset), batch_size, costs, shuffle=shuffle, seed=seed)
+    return ResumableLoader(BatchReader(dataset, cutoff, dtype), sampler, num_workers)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from equicat.batch import Batch
 from equicat.errors import InputError
-from equicat.heads import ScalarHead
+from equicat.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
+from equicat.models.features import Features
 from equicat.models.networks import NetworkConfig, architecture, avg_num_neighbors
 from equicat.models.zbl import ZBL, Repulsion
 
@@ -189,6 +190,11 @@ class Potential(AtomisticModel):
         scale: s, eV; the root mean square force of the training data is a good choice.
         reference_energies: ε by element, eV, in the order of ``elements``.
         terms: f and the repulsion; neither by default.
+        force_head: ``gradient``, or another head of :mod:`equicat.heads` for direct forces, which are faster and not
+            the derivative of the energy.
+
+    Raises:
+        InputError: if the network cannot feed the head.
     """
 
     factors: Tensor | None
@@ -203,12 +209,16 @@ class Potential(AtomisticModel):
         scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
         terms: EnergyTerms = EnergyTerms(),
+        force_head: DisplacementHead = "gradient",
     ):
-        super().__init__(config, elements, scale, reference_energies)
+        super().__init__(config, elements, scale, reference_energies, vectors=force_head in NEEDS_VECTORS)
         self.head = ScalarHead(self.model.n_features, output_mlp, self.avg_num_neighbors)
         factors = None if terms.factors is None else torch.tensor(terms.factors, dtype=torch.float64)
         self.register_buffer("factors", factors, persistent=False)
         self.repulsion = None if terms.repulsion is None else ZBL(terms.repulsion, elements)
+        self.direct_forces = None
+        if force_head != "gradient":
+            self.direct_forces = vector_head(config.name, force_head, self.model, output_mlp, self.avg_num_neighbors)
 
     def forward(self, batch: Batch, forces: bool = True, virial: bool = False) -> Prediction:
         """Energies, and forces that stay differentiable while training.
@@ -219,10 +229,14 @@ class Potential(AtomisticModel):
             virial: also compute dE/dε.
 
         Raises:
-            InputError: for an element that the model was not trained on.
+            InputError: for an element that the model was not trained on, or for the virial of direct forces.
         """
         species = self.species(batch)
         training = self.training and torch.is_grad_enabled()
+        if self.direct_forces is not None:
+            if virial:
+                raise InputError("a model with direct forces has no virial: they are not the derivative of its energy")
+            return self.direct(batch, species, forces)
         if not (forces or virial):
             atom_energies = self.atom_energies(batch.edge_vec(), batch.edge_index, species)
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
@@ -248,6 +262,19 @@ class Potential(AtomisticModel):
         energy = self.system_energies(atom_energies, species, batch)
         return Prediction(energy, atom_energies, total if forces else None, strain if virial else None)
 
+    def direct(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool = True) -> Prediction:
+        """Energies, and forces from a head of their own."""
+        assert self.direct_forces is not None
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            edge_vec, (center, n_atoms) = batch.edge_vec(), (batch.edge_index[0], len(species))
+            features = self.model(edge_vec, batch.edge_index, species)
+            atom_energies = self.of_atoms(features, edge_vec, batch.edge_index, species)
+            found = None
+            if forces:
+                unit = torch.nn.functional.normalize(edge_vec, dim=1)
+                found = self.direct_forces(features, center, unit, n_atoms) * self.scale
+        return Prediction(self.system_energies(atom_energies, species, batch), atom_energies, found)
+
     def energies_and_gradient(
         self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece, create_graph: bool
     ) -> tuple[Float[Tensor, "n_own"], Float[Tensor, "n_edges 3"]]:
@@ -265,7 +292,16 @@ class Potential(AtomisticModel):
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
         """All but ε for every centre, eV; the pure part, for compilers and exports."""
-        features = self.model(edge_vec, edge_index, species)
+        return self.of_atoms(self.model(edge_vec, edge_index, species), edge_vec, edge_index, species)
+
+    def of_atoms(
+        self,
+        features: Features,
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+    ) -> Float[Tensor, "n_atoms"]:
+        """The same, from the features of the network."""
         energies = self.head(features, edge_index[0], len(species)) * self.scale
         if self.factors is not None:
             energies = energies * self.factors[species].to(energies)

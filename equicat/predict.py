@@ -1,7 +1,7 @@
 """`equicat predict`: what a model says about structures, as extxyz or as OC20's leaderboard file."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from equicat import runs
-from equicat.datasets import Dataset, open_dataset
+from equicat.datasets import Dataset, open_dataset, splits_of
 from equicat.direct import DirectModel, RelaxedPrediction
 from equicat.errors import InputError
 from equicat.evaluate import predictions
-from equicat.files import replacing_file
+from equicat.leaderboard import SPLITS, is2re_arrays, is2rs_arrays, s2ef_arrays, write_submission
 from equicat.potential import Potential, Prediction
 from equicat.readers import write
 from equicat.structure import Structure
@@ -25,30 +25,62 @@ def predict(
     structures: str | Path,
     out: str | Path,
     *,
+    submission: str | None = None,
+    forces_of: str = "free",
     batch_size: int = 16,
     device: str = "cpu",
     progress: bool = True,
 ) -> int:
-    """Predict every structure of a file or store.
+    """Predict every structure of a file or store, or of the four splits of a data set.
 
     ``out`` ending in ``.npz`` gets the arrays of OC20's leaderboard for the model's task (:func:`leaderboard_arrays`);
     any other name becomes extxyz: energies and forces of all atoms, or relaxed energies (``relaxed_energy``) and
     relaxed positions (``relaxed_positions``).
 
+    Args:
+        run: what made the model.
+        structures: file or store; with ``submission``, the directory of a data set.
+        out: file to write.
+        submission: ``test`` or ``val``: one ``.npz`` of its four splits, as the leaderboard takes it.
+        forces_of: ``free`` atoms (EvalAI) or ``all`` (the present leaderboard); ``.npz`` only.
+        batch_size: structures computed together.
+        device: cpu, cuda or cuda:0.
+        progress: show a progress bar.
+
     Returns:
         The number of structures.
 
     Raises:
-        InputError: for a missing file, an unknown element, or, for the leaderboard, missing or repeated ids.
+        InputError: for a missing file or split, an unknown element, or, for the leaderboard, missing or repeated ids.
     """
-    model, dataset, out = runs.load(run, device), open_dataset(structures), Path(out)
-    predicted = _predicted(model, dataset, batch_size, progress)
+    model, out = runs.load(run, device), Path(out)
     if out.suffix != ".npz":
-        return write(out, predicted)
-    arrays = leaderboard_arrays(list(predicted), model.info.outputs)
-    with replacing_file(out) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    return len(dataset)
+        if submission is not None:
+            raise InputError(f"{out}: a submission is an .npz file")
+        return write(out, _predicted(model, open_dataset(structures), batch_size, progress))
+    datasets = {name: open_dataset(path) for name, path in _parts(model, structures, submission).items()}
+    arrays = {
+        name: leaderboard_arrays(
+            list(_predicted(model, dataset, batch_size, progress)), model.info.outputs, forces_of=forces_of
+        )
+        for name, dataset in datasets.items()
+    }
+    write_submission(out, arrays)
+    return sum(map(len, datasets.values()))
+
+
+def _parts(model: Potential | DirectModel, structures: str | Path, submission: str | None) -> dict[str, Path]:
+    """What goes into a leaderboard file: parts by the name that their arrays begin with."""
+    if submission is None:
+        return {"": Path(structures)}
+    found = splits_of(structures, model.info.task)
+    wanted = {name: f"{submission}_{name}" for name in SPLITS}
+    missing = [split for split in wanted.values() if split not in found]
+    if missing:
+        raise InputError(
+            f"{structures}: no split {', '.join(missing)}, which a submission needs; found {', '.join(found)}"
+        )
+    return {name: found[split] for name, split in wanted.items()}
 
 
 def _predicted(
@@ -84,30 +116,25 @@ def _labels(prediction: Prediction | RelaxedPrediction, ends: ndarray, n_systems
         yield dict(zip(names, values, strict=True))
 
 
-def leaderboard_arrays(structures: list[Structure], outputs: tuple[str, ...]) -> dict[str, ndarray]:
-    """The arrays of a submission (OC20, EvalAI's form), rows in the string order of ids.
+def leaderboard_arrays(
+    structures: Sequence[Structure], outputs: tuple[str, ...], *, forces_of: str = "free"
+) -> dict[str, ndarray]:
+    """The arrays of :mod:`equicat.leaderboard` for structures that carry a model's predictions as labels.
 
-    S2EF: ``ids``, ``energy`` and ``forces`` of free atoms (float16), ``chunk_idx``, where each next structure's forces
-    begin. IS2RE: ``ids`` and ``energy`` [n, 1] (float16). IS2RS: ``ids``, ``pos`` of all atoms (float64) and
-    ``chunk_idx``. A model of relaxed energies and structures writes the arrays of both.
+    A model of relaxed energies and structures gives the arrays of both.
 
     Raises:
-        InputError: if ids are missing or repeated.
+        InputError: if ids are missing or repeated, or a prediction is not finite.
     """
-    ids = np.array([s.id for s in structures])
-    order = np.argsort(ids)
-    if "" in ids or len(np.unique(ids)) < len(ids):
-        raise InputError("the leaderboard needs a different id for every structure: info keys sid and fid")
-    arrays, ordered = {"ids": ids[order]}, [structures[i] for i in order]
+    ids, n_atoms = np.array([s.id for s in structures]), np.array([len(s.numbers) for s in structures])
+    arrays: dict[str, ndarray] = {}
     if "energy" in outputs:
-        arrays["energy"] = np.array([s.energy for s in ordered], dtype=np.float16)
+        energy, fixed = np.array([s.energy for s in structures]), np.concatenate([s.fixed for s in structures])
+        forces = np.concatenate([s.forces for s in structures])
+        arrays = s2ef_arrays(ids, energy, forces, n_atoms, fixed, atoms=forces_of)
     if "relaxed_energy" in outputs:
-        arrays["energy"] = np.array([[s.relaxed_energy] for s in ordered], dtype=np.float16)
-    for output, name, rows, dtype in (
-        ("forces", "forces", [s.forces[~s.fixed] for s in ordered if s.forces is not None], np.float16),
-        ("displacements", "pos", [s.relaxed_positions for s in ordered if s.relaxed_positions is not None], np.float64),
-    ):
-        if output in outputs:
-            arrays[name] = np.concatenate(rows).astype(dtype)
-            arrays["chunk_idx"] = np.cumsum([len(r) for r in rows])[:-1]
+        arrays = is2re_arrays(ids, np.array([s.relaxed_energy for s in structures]))
+    if "displacements" in outputs:
+        positions = np.concatenate([s.relaxed_positions for s in structures])
+        arrays |= is2rs_arrays(ids, positions, n_atoms)
     return arrays

@@ -41,6 +41,7 @@ class ModelInfo:
     outputs: tuple[str, ...] = ("energy", "forces")
     """What it predicts: energy and forces, or relaxed_energy, displacements or both."""
     displacement_head: DisplacementHead | None = None
+    force_head: DisplacementHead = "gradient"
     dataset_references: dict[str, float] = field(default_factory=dict)
     """Energies (eV) that the data set had subtracted, by what they belong to."""
     terms: EnergyTerms = field(default_factory=EnergyTerms)
@@ -57,7 +58,7 @@ def build(
     config, elements = with_neighbors(info.model, info.statistics.avg_num_neighbors), info.statistics.elements
     model: Potential | DirectModel
     if "forces" in info.outputs:
-        model = Potential(config, elements, info.output_mlp, scale, references, info.terms)
+        model = Potential(config, elements, info.output_mlp, scale, references, info.terms, info.force_head)
     else:
         model = DirectModel(
             config,

@@ -1,39 +1,34 @@
-"""A store: structures in one directory of flat arrays that are memory-mapped, written as a stream.
+"""A store: structures in one directory of memory-mapped shards, written as a stream or in parallel.
 
-Per-structure arrays (``n_atoms``, ``cell``, ``energy`` ...) have a row for each structure, per-atom arrays
-(``positions``, ``forces`` ...) those of all structures one after the other; ``index.json`` says what there is.
+``index.json`` says what there is: what the energies mean, the fields, and each shard with its size and checksum.
+``n_atoms.npy`` has the size of every structure, so that batches can be planned without opening a shard.
 """
 
-import sys
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from jaxtyping import Int
 from numpy import ndarray
 
 from equicat.errors import InputError, nearest
 from equicat.files import read_json, replacing_directory, write_json
+from equicat.shards import BASIC, PER_ATOM, Schema, ShardBuilder, open_shard, sha256
 from equicat.structure import Structure
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SHARD_SIZE = 10_000
+"""Structures in a shard; some 20 to 40 MB of OC20."""
+OPEN_SHARDS = 32
+"""Shards that one process keeps mapped; the pages of one that it lets go no longer count as its memory."""
 ENERGY_REFERENCES = ("adsorption", "total", "relative")
-LABELS = ("energy", "forces", "relaxed_energy", "relaxed_positions", "sid", "fid")
-"""Fields a store holds only if every structure has them."""
-PER_ATOM = {"positions", "numbers", "fixed", "tags", "forces", "relaxed_positions"}
-
-_TRAILING_SHAPE: dict[str, tuple[int, ...]] = {
-    "positions": (3,),
-    "cell": (3, 3),
-    "pbc": (3,),
-    "forces": (3,),
-    "relaxed_positions": (3,),
-}
-_DTYPES = {"numbers": "uint8", "pbc": "bool", "fixed": "bool", "tags": "int16", "fid": "int64"}
-_DTYPES |= {"energy": "float64", "relaxed_energy": "float64"}
-"""Of every other numeric field: the precision asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,70 +57,135 @@ class DatasetInfo:
 
 
 class Store(Sequence[Structure]):
-    """Structures in a directory of flat arrays, memory-mapped: opening costs nothing, reading touches one structure.
+    """Structures in a directory of shards: opening reads the index, reading a structure touches its own bytes.
 
-    Pickles as its path, so workers of a ``DataLoader`` map the files themselves.
+    Pickles as its path, so workers of a ``DataLoader`` map the files themselves. Structures are not checked again:
+    they were when the store was written, and :meth:`verify` finds what has changed since.
 
     Attributes:
         path: the directory.
         info: what the energies mean and where the data come from.
         elements: atomic numbers that occur, ascending.
-        n_atoms: atoms of each structure, [n_structures].
         fields: names of the arrays, labels included.
+        columns: names of the entries of ``Structure.info`` that were kept; they are arrays as well.
+        precision: of positions, cells and forces as they are kept.
+        shard_starts: number of the first structure of each shard, and of all, [n_shards + 1].
 
     Raises:
-        InputError: if ``path`` is not a store, is of a newer format, or is damaged (the file is named).
+        InputError: if ``path`` is not a store, is of another format version, or is damaged (the file is named).
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         index = read_json(self.path / "index.json")
-        if index.get("format_version") != FORMAT_VERSION:
+        version = index.get("format_version")
+        if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
             raise InputError(
-                f"{self.path}: store of format version {index.get('format_version')}, this equicat reads "
-                f"{FORMAT_VERSION}; update equicat or write the store again"
+                f"{self.path}: store of format version {version}, this equicat reads {FORMAT_VERSION}; "
+                f"{'update equicat' if newer else 'write the store again'}"
             )
         self.info = DatasetInfo(**{name: index[name] for name in DatasetInfo.__dataclass_fields__})
+        self._index = index
         self.elements: list[int] = index["elements"]
         self.fields: list[str] = index["fields"]
-        self._arrays = {name: self._map(name, index) for name in self.fields}
-        self.n_atoms = self._map("n_atoms", index)
-        self._starts = np.concatenate([[0], np.cumsum(self.n_atoms, dtype=np.int64)])
-
-    def _map(self, name: str, index: dict[str, Any]) -> ndarray:
-        path = self.path / f"{name}.npy"
-        try:
-            # np.asarray: a view without the overhead of the memmap class on every slice.
-            values = np.asarray(np.load(path, mmap_mode="r"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: missing or damaged ({error}); write the store again") from error
-        expected = index["n_atoms_total"] if name in PER_ATOM else index["n_structures"]
-        if len(values) != expected:
-            raise InputError(f"{path}: {len(values)} rows, index.json says {expected}; write the store again")
-        return values
+        self.columns: list[str] = index["columns"]
+        self.precision: str = index["precision"]
+        self.shards: list[dict[str, Any]] = index["shards"]
+        self.shard_starts = list(accumulate((shard["n_structures"] for shard in self.shards), initial=0))
+        self._open: OrderedDict[int, dict[str, ndarray]] = OrderedDict()
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Store, (self.path,)
 
     def __len__(self) -> int:
-        return len(self.n_atoms)
+        return self.shard_starts[-1]
 
     def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
         i = checked_index(i, len(self))
-        atoms = slice(self._starts[i], self._starts[i + 1])
-        row = {name: values[atoms] if name in PER_ATOM else values[i] for name, values in self._arrays.items()}
-        fields: dict[str, Any] = {name: _in_memory(name, value) for name, value in row.items()}
-        return Structure(**fields, source=f"{self.path}, structure {i}")
+        k = bisect_right(self.shard_starts, i) - 1
+        arrays, row = self.shard(k), i - self.shard_starts[k]
+        offsets = arrays["atom_offsets"]
+        atoms = slice(offsets[row], offsets[row + 1])
+        fields = {
+            name: _in_memory(name, arrays[name][atoms] if name in PER_ATOM else arrays[name][row])
+            for name in self.fields
+        }
+        info = {name: _in_memory(name, arrays[name][row]) for name in self.columns}
+        return Structure.unchecked(**fields, info=info, source=f"{self.path}, structure {i}")
+
+    @cached_property
+    def n_atoms(self) -> Int[ndarray, "n_structures"]:
+        """Atoms of each structure, memory-mapped."""
+        path = self.path / "n_atoms.npy"
+        try:
+            values = np.asarray(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: missing or damaged ({error}); write the store again") from error
+        if len(values) != len(self):
+            raise InputError(f"{path}: {len(values)} rows, index.json says {len(self)}; write the store again")
+        return values
+
+    def shard(self, k: int) -> dict[str, ndarray]:
+        """The arrays of a shard, memory-mapped.
+
+        Raises:
+            InputError: if its file is missing or damaged.
+        """
+        if k in self._open:
+            self._open.move_to_end(k)
+            return self._open[k]
+        entry = self.shards[k]
+        arrays = open_shard(self.path / entry["name"], entry["bytes"])
+        expected = {*self.fields, *self.columns, "atom_offsets"}
+        if set(arrays) != expected or len(arrays["atom_offsets"]) != entry["n_structures"] + 1:
+            raise InputError(f"{self.path / entry['name']}: not what index.json says; write the store again")
+        self._open[k] = arrays
+        if len(self._open) > OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return arrays
+
+    def chunks(self, *names: str) -> Iterator[list[ndarray]]:
+        """The named fields of all structures, shard by shard, memory-mapped.
+
+        Raises:
+            InputError: if the store does not have one.
+        """
+        for k in range(len(self.shards)):
+            arrays = self.shard(k)
+            yield [column_named(name, arrays, self.path) for name in names]
 
     def array(self, name: str) -> ndarray:
-        """A field of all structures at once, memory-mapped: [total_atoms, ...] or [n_structures, ...].
+        """A field of all structures at once: [total_atoms, ...] or [n_structures, ...]; texts are bytes.
 
-        ``sid`` is an array of bytes.
+        Memory-mapped if the store has one shard, else copied into memory: :meth:`chunks` is for what is large.
 
         Raises:
             InputError: if the store does not have it.
         """
-        return column_named(name, self._arrays | {"n_atoms": self.n_atoms}, self.path)
+        if name == "n_atoms":
+            return self.n_atoms
+        parts = [values for (values,) in self.chunks(name)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def verify(self) -> Iterator[str]:
+        """Compare every file with its checksum; yields the names of the files, one by one, as they prove right.
+
+        Raises:
+            InputError: naming the first file that is missing or has changed.
+        """
+        files = [(shard["name"], shard["sha256"]) for shard in self.shards]
+        for name, expected in [*files, ("n_atoms.npy", self._index["n_atoms_sha256"])]:
+            try:
+                found = sha256(self.path / name)
+            except OSError as error:
+                raise InputError(f"{self.path / name}: cannot be read ({error.strerror})") from error
+            if found != expected:
+                raise InputError(
+                    f"{self.path / name}: damaged, its SHA-256 is {found}, index.json says {expected}; "
+                    "write the store again"
+                )
+            yield name
 
 
 def checked_index(i: int, length: int) -> int:
@@ -152,19 +212,11 @@ def column_named(name: str, columns: dict[str, ndarray], path: Path) -> ndarray:
 
 def _in_memory(name: str, value: Any) -> Any:
     """A row of a store as :class:`Structure` wants it: copied out of the file, in double precision."""
-    if name == "sid":
-        return value.decode()
-    if name in ("energy", "relaxed_energy", "fid"):
-        return value.item()
+    if not isinstance(value, ndarray):
+        return value.decode() if isinstance(value, bytes) else value.item()
     if name in ("pbc", "fixed"):
         return np.array(value)
     return value.astype(np.int64 if name in ("numbers", "tags") else np.float64)
-
-
-def labels_of(structure: Structure) -> list[str]:
-    """Names of the labels the structure has."""
-    values = {name: getattr(structure, name) for name in LABELS}
-    return [name for name, value in values.items() if value is not None and not (name == "sid" and value == "")]
 
 
 def write_store(
@@ -172,17 +224,19 @@ def write_store(
     structures: Iterable[Structure],
     info: DatasetInfo,
     *,
+    columns: Sequence[str] = (),
     precision: str = "float64",
     overwrite: bool = False,
 ) -> int:
-    """Write structures as a store, one at a time, and return their number.
+    """Write structures as a store, a shard at a time, and return their number.
 
-    The store appears under its name when it is complete. ``Structure.info`` and ``source`` are not kept.
+    The store appears under its name when it is complete. ``Structure.source`` is not kept.
 
     Args:
         path: directory to create.
         structures: any stream of them; all must have the same labels.
         info: what the energies mean.
+        columns: entries of ``Structure.info`` to keep; every structure must have them.
         precision: of positions, cells and forces, ``float64`` or ``float32``; energies are always float64.
         overwrite: replace an existing directory; without it that is an error.
 
@@ -190,111 +244,54 @@ def write_store(
         InputError: if ``path`` exists, if there are no structures, or if a label is missing from some of them (the
             first such frame is named).
     """
-    if precision not in ("float64", "float32"):
-        raise InputError(f"precision is {precision!r}; it must be float64 or float32")
-    path = Path(path)
+    path, stream = Path(path), iter(structures)
     with replacing_directory(path, overwrite) as temporary:
-        writer = _StoreWriter(temporary, precision)
-        try:
-            for structure in structures:
-                writer.append(structure)
-        finally:
-            writer.close()
-        if writer.n_structures == 0:
+        first = next(stream, None)
+        if first is None:
             raise InputError(f"{path}: no structures to write")
-        write_json(temporary / "index.json", writer.index() | asdict(info))
-    return writer.n_structures
+        schema = Schema.of(first, columns, precision)
+        builder, first_where = ShardBuilder(schema, first.where), first.where
+        builder.append(first)
+        del first  # a stream: nothing is held once it is in the builder
+        entries: list[dict[str, Any]] = []
+        for structure in stream:
+            if len(builder) == SHARD_SIZE:
+                entries.append(write_shard(temporary, len(entries), builder))
+                builder = ShardBuilder(schema, first_where)
+            builder.append(structure)
+            del structure
+        entries.append(write_shard(temporary, len(entries), builder))
+        return write_index(temporary, entries, schema, info)
 
 
-class _StoreWriter:
-    """Appends structures to the arrays of a store; memory grows by a system id and nothing else."""
-
-    def __init__(self, path: Path, precision: str) -> None:
-        self.path = path
-        self.precision = precision
-        self.columns: dict[str, _Column] = {}
-        self.sids: list[str] = []
-        self.first = ""
-        self.labels: list[str] = []
-        self.elements: set[int] = set()
-        self.n_structures = 0
-
-    def append(self, structure: Structure) -> None:
-        labels = labels_of(structure)
-        if self.n_structures == 0:
-            self._open(labels, structure.where)
-        elif labels != self.labels:
-            self._refuse(labels, structure.where)
-        for name, column in self.columns.items():
-            value: Any = len(structure) if name == "n_atoms" else getattr(structure, name)
-            column.append(value if name in PER_ATOM else [value])
-        if "sid" in labels:
-            # Frames of one system share the text.
-            self.sids.append(sys.intern(structure.sid))
-        self.elements.update(structure.numbers.tolist())
-        self.n_structures += 1
-
-    def _open(self, labels: list[str], where: str) -> None:
-        self.labels, self.first = labels, where
-        self.columns["n_atoms"] = _Column(self.path / "n_atoms.npy", "int32", ())
-        names = ["positions", "numbers", "cell", "pbc", "fixed", "tags", *(name for name in labels if name != "sid")]
-        for name in names:
-            dtype = _DTYPES.get(name, self.precision)
-            self.columns[name] = _Column(self.path / f"{name}.npy", dtype, _TRAILING_SHAPE.get(name, ()))
-
-    def _refuse(self, labels: list[str], where: str) -> None:
-        missing = [name for name in self.labels if name not in labels]
-        if missing:
-            raise InputError(
-                f"{where}: no {missing[0]}, which earlier frames have; found {', '.join(labels) or 'no labels'}"
-            )
-        extra = next(name for name in labels if name not in self.labels)
-        raise InputError(f"{self.first}: no {extra}, which {where} has; found {', '.join(self.labels) or 'no labels'}")
-
-    def close(self) -> None:
-        for column in self.columns.values():
-            column.close()
-        if self.sids:
-            np.save(self.path / "sid.npy", np.array([sid.encode() for sid in self.sids]))
-
-    def index(self) -> dict[str, Any]:
-        fields = [name for name in self.columns if name != "n_atoms"] + (["sid"] if self.sids else [])
-        return {
-            "format_version": FORMAT_VERSION,
-            "n_structures": self.n_structures,
-            "n_systems": len(set(self.sids)) or None,
-            "n_atoms_total": self.columns["numbers"].n_rows,
-            "elements": sorted(self.elements),
-            "symbols": [chemical_symbols[z] for z in sorted(self.elements)],
-            "fields": fields,
-            "dtypes": {name: str(np.load(self.path / f"{name}.npy", mmap_mode="r").dtype) for name in fields},
-        }
+def shard_name(k: int) -> str:
+    """File name of shard ``k``."""
+    return f"{k:05d}.safetensors"
 
 
-class _Column:
-    """An ``.npy`` file that grows along its first axis.
+def write_shard(folder: Path, k: int, builder: ShardBuilder) -> dict[str, Any]:
+    """Write shard ``k`` of a store and return its entry of the index."""
+    return {"name": shard_name(k), **builder.write(folder / shard_name(k))}
 
-    NumPy pads the header for just this: with the final number of rows it has the same length as with none.
-    """
 
-    def __init__(self, path: Path, dtype: str, trailing_shape: tuple[int, ...]) -> None:
-        self.dtype = np.dtype(dtype)
-        self.trailing_shape = trailing_shape
-        self.n_rows = 0
-        self.file: BinaryIO = open(path, "wb")  # noqa: SIM115 - open as long as the column is
-        self._write_header()
-
-    def append(self, rows: ndarray | list) -> None:
-        values = np.asarray(rows, dtype=self.dtype)
-        self.file.write(values.tobytes())
-        self.n_rows += len(values)
-
-    def close(self) -> None:
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
-
-    def _write_header(self) -> None:
-        shape = (self.n_rows, *self.trailing_shape)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
+def write_index(folder: Path, entries: Sequence[dict[str, Any]], schema: Schema, info: DatasetInfo) -> int:
+    """Make a store of a directory that holds its shards; returns the number of structures."""
+    sizes = [np.diff(open_shard(folder / e["name"], e["bytes"])["atom_offsets"]).astype(np.int32) for e in entries]
+    np.save(folder / "n_atoms.npy", np.concatenate(sizes))
+    elements = sorted(set().union(*(e["elements"] for e in entries)))
+    n_structures = sum(e["n_structures"] for e in entries)
+    index = {
+        "format_version": FORMAT_VERSION,
+        "n_structures": n_structures,
+        "n_atoms_total": sum(e["n_atoms"] for e in entries),
+        "elements": elements,
+        "symbols": [chemical_symbols[z] for z in elements],
+        "fields": [*BASIC, *schema.labels],
+        "columns": list(schema.columns),
+        "precision": schema.precision,
+        **asdict(info),
+        "n_atoms_sha256": sha256(folder / "n_atoms.npy"),
+        "shards": [{name: value for name, value in e.items() if name != "elements"} for e in entries],
+    }
+    write_json(folder / "index.json", index)
+    return n_structures

@@ -84,6 +84,13 @@ class Structure:
                 "volume; give a cell or set pbc to False"
             )
 
+    @classmethod
+    def unchecked(cls, **fields: Any) -> "Structure":
+        """From fields that were checked before, as those of a store were when it was written; none is checked again."""
+        structure = object.__new__(cls)
+        structure.__dict__.update(_UNLABELLED, **fields)
+        return structure
+
     @property
     def where(self) -> str:
         """How messages name this structure."""
@@ -200,6 +207,9 @@ def minimum_image(
     if far.any():
         result[far] = find_mic(vectors[far], cell, pbc)[0]
     return result
+
+
+_UNLABELLED = dict.fromkeys(("energy", "forces", "relaxed_energy", "relaxed_positions", "fid")) | {"sid": ""}
 
 
 def _number(kind: type, value: Any, name: str, source: str) -> Any:

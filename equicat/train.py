@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,14 @@ from equicat.direct import DirectModel
 from equicat.errors import InputError, nearest
 from equicat.files import replacing_file, write_json
 from equicat.loader import AnyDataset, Corrupted, batches, training_data
+from equicat.models.networks import architecture
 from equicat.potential import AtomisticModel, Potential
+from equicat.sampler import edge_costs
 from equicat.tasks import Task, outputs_of, resolved, task_of
 from equicat.training import MinuteLimit, RunWriter, TrainingModule
+
+PREPARING_BATCHES = 16
+"""Of the training data, to which an architecture's constants are fitted."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,19 @@ def train(config: TrainConfig) -> TrainResult:
     writer = RunWriter(run)
     dtype = getattr(torch, options.dtype)
     train_loader, val_loader = (
-        batches(data, config.model.cutoff, size, dtype=dtype, shuffle=shuffle, num_workers=options.num_workers)
-        for data, size, shuffle in (
-            (corrupted, options.batch_size, True),
-            (val_set, options.val_batch_size or options.batch_size, False),
+        batches(
+            data,
+            config.model.cutoff,
+            options.edge_budget or size,
+            dtype=dtype,
+            shuffle=shuffle,
+            num_workers=options.num_workers,
+            costs=edge_costs(clean, config.model.cutoff) if options.edge_budget else None,
+            seed=options.seed,
+        )
+        for data, clean, size, shuffle in (
+            (corrupted, train_set, options.batch_size, True),
+            (val_set, val_set, options.val_batch_size or options.batch_size, False),
         )
     )
     with _quiet_lightning():
@@ -108,6 +123,7 @@ def _trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Trainer:
         gradient_clip_val=config.optimizer.gradient_clip,
         check_val_every_n_epoch=options.val_every,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # ours repeats no structure
         inference_mode=False,  # forces are derivatives
         logger=_loggers(config, run),
         callbacks=callbacks,
@@ -147,12 +163,24 @@ def _initial_model(config: TrainConfig, task: Task, data: AnyDataset) -> Potenti
         fitted,
         outputs,
         config.displacement_head if "displacements" in outputs else None,
+        config.force_head,
         data.info.reference_energies,
     )
     norm = config.normalization
     scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else fitted.energy_residual_rms)
     displacement_scale = norm.displacement_scale or fitted.displacements_rms
-    return runs.build(info, scale, displacement_scale, _references(norm, fitted))
+    model = runs.build(info, scale, displacement_scale, _references(norm, fitted))
+    _prepare_network(model, data, config.run)
+    return model
+
+
+def _prepare_network(model: AtomisticModel, data: AnyDataset, options: RunConfig) -> None:
+    """Fit what an architecture wants fitted before training (GemNet: scale factors) to batches of the training data."""
+    prepare = architecture(model.config.name).prepare
+    if prepare is not None:
+        loader = batches(data, model.cutoff, options.batch_size, dtype=model.dtype, shuffle=True, seed=options.seed)
+        graphs = ((b.edge_vec(), b.edge_index, model.species(b)) for b in islice(loader, PREPARING_BATCHES))
+        prepare(model.model, graphs)
 
 
 def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str) -> Potential | DirectModel:
@@ -175,7 +203,7 @@ def check_same_model(config: TrainConfig, info: runs.ModelInfo, run: str | Path)
         InputError: naming the first hyperparameter that differs, with both values.
     """
     outputs = outputs_of(config.task, resolved(config.task, config.loss))
-    ours: dict[str, Any] = {"output_mlp": config.output_mlp, "outputs": outputs}
+    ours: dict[str, Any] = {"output_mlp": config.output_mlp, "outputs": outputs, "force_head": config.force_head}
     if "displacements" in outputs:
         ours["displacement_head"] = config.displacement_head
     theirs = {name: getattr(info, name) for name in ours} | asdict(info.model)

@@ -55,23 +55,26 @@ CONFIGS = {
 }
 
 
-def network(name: str, elements: tuple[int, ...] = ELEMENTS, **changes: object) -> torch.nn.Module:
+def network(
+    name: str, elements: tuple[int, ...] = ELEMENTS, vectors: bool = False, **changes: object
+) -> torch.nn.Module:
     """A small network, its weights drawn with a fixed seed."""
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIGS[name], **changes)
-    return build(config, elements)
+    return build(config, elements, vectors)
 
 
-def build(config: object, elements: tuple[int, ...]) -> torch.nn.Module:
+def build(config: object, elements: tuple[int, ...], vectors: bool = False) -> torch.nn.Module:
     """The network of a configuration, in evaluation mode."""
     classes = {
         SchNetConfig: SchNet,
         DimeNetConfig: DimeNet,
         DimeNetPlusPlusConfig: DimeNetPlusPlus,
-        GemNetConfig: GemNet,
     }
     if isinstance(config, CGCNNConfig):
         return CGCNN(config, len(elements), elements).eval()
+    if isinstance(config, GemNetConfig):
+        return GemNet(config, len(elements), vectors).eval()
     return classes[type(config)](config, len(elements)).eval()
 
 
@@ -164,7 +167,7 @@ def test_atoms_without_neighbours(name):
 
 
 def test_vectors_of_gemnet_dt_turn_and_reflect():
-    model = network("gemnet", direct_forces=True).double()
+    model = network("gemnet", vectors=True).double()
     edge_vec, edge_index, species = graph(testing.example_structures(ELEMENTS))
     before = model(edge_vec, edge_index, species)
     assert before.vectors.shape == (len(species), 3, model.n_vectors)
@@ -404,7 +407,7 @@ def test_without_pytorch_geometric(name, monkeypatch):
 
 
 def test_scales_equalise_variances():
-    model = network("gemnet", direct_forces=True).double()
+    model = network("gemnet", vectors=True).double()
     graphs = [graph(testing.example_structures(ELEMENTS, seed)) for seed in range(3)]
     before = {name: float(m.factor) for name, m in model.named_modules() if isinstance(m, Scale)}
     assert set(before.values()) == {1.0}

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from ase.build import fcc111
 
-from equicat import bench, bench_process
-from equicat.bench import AGREEMENT, BenchConfig, _compare, ratios, speed
-from equicat.bench_process import Contestant, Failed, Process
-from equicat.bench_report import scaling_text, speed_figure, speed_text
-from equicat.bench_scaling import copper, fit, scaling
+from equicat.bench import process as bench_process
+from equicat.bench import speed as bench
+from equicat.bench.process import Contestant, Failed, Process
+from equicat.bench.report import scaling_text, speed_figure, speed_text
+from equicat.bench.scaling import copper, fit, scaling
+from equicat.bench.speed import AGREEMENT, BenchConfig, _compare, ratios, speed
 from equicat.cli import main
 from equicat.errors import InputError
 from equicat.peers import worker
@@ -29,7 +30,7 @@ def tiny(monkeypatch):
         atoms.pbc = True
     monkeypatch.setattr(bench, "SIZES", {"small": TINY})
     monkeypatch.setattr(bench, "slabs", lambda: slabs)
-    monkeypatch.setattr("equicat.bench_scaling.SIZES", {"small": TINY})
+    monkeypatch.setattr("equicat.bench.scaling.SIZES", {"small": TINY})
     return slabs
 
 
@@ -70,8 +71,8 @@ def test_scaling_alone(tiny, tmp_path, capsys):
 
 
 def test_a_size_that_memory_would_not_hold_is_not_tried(tiny, monkeypatch):
-    monkeypatch.setattr("equicat.bench_scaling.available_gb", lambda device: 0.0)
-    monkeypatch.setattr("equicat.bench_scaling._expected_gb", lambda points, n: 3.0 * len(points))
+    monkeypatch.setattr("equicat.bench.scaling.available_gb", lambda device: 0.0)
+    monkeypatch.setattr("equicat.bench.scaling._expected_gb", lambda points, n: 3.0 * len(points))
     (series,) = scaling(BenchConfig(threads=1, repeats=1, peer=False, progress=False), [30, 120], ["bulk"])["series"]
     assert "inference_s" in series["points"][0]
     assert series["points"][1]["failed"] == "would take about 3 GB"

@@ -12,8 +12,9 @@ import equicat
 from equicat import Structure
 from equicat.cli import COMMANDS, main
 from equicat.config import from_mapping, read_yaml
-from equicat.datasets import open_dataset
+from equicat.datasets import DatasetInfo, open_dataset, write_store
 from equicat.emt import EMTConfig
+from equicat.leaderboard import SPLITS
 from equicat.readers import read, write
 from equicat.tasks import outputs_of, resolved, task_of
 
@@ -119,6 +120,22 @@ def test_predict_writes_the_leaderboard_file(capsys, run, tmp_path):
         free = [int((~f.fixed).sum()) for f in frames]
         assert len(arrays["forces"]) == sum(free)
         assert arrays["chunk_idx"].tolist() == [free[0]]
+
+
+def test_predict_writes_a_submission_of_four_splits(capsys, run, tmp_path):
+    for k, split in enumerate(SPLITS):
+        frames = [Structure(**{**vars(labelled(k)), "sid": str(k), "fid": fid}) for fid in range(k + 1)]
+        write_store(tmp_path / "data" / "s2ef" / f"val_{split}", frames, DatasetInfo("adsorption"))
+    arguments = ("predict", run, tmp_path / "data", "--submission", "val", "--progress", "false")
+    printed = succeed(capsys, *arguments, "--forces_of", "all", "--out", tmp_path / "all.npz")
+    assert "10 structures" in printed
+    described = succeed(capsys, "data", "info", tmp_path / "all.npz")
+    for k, split in enumerate(SPLITS):
+        n_forces = (k + 1) * len(labelled(k))
+        assert f"{split}: S2EF, {k + 1} structures, forces of {n_forces} atoms, float16" in described
+    error = fail(capsys, *arguments, "--submission", "test", "--out", tmp_path / "test.npz")
+    assert "no split test_id, test_ood_ads, test_ood_cat, test_ood_both, which a submission needs" in error
+    assert "a submission is an .npz file" in fail(capsys, *arguments, "--out", tmp_path / "x.extxyz")
 
 
 def test_calculator_agrees_with_finite_differences(run):

@@ -2,21 +2,23 @@
 
 import json
 import pickle
+import re
 import weakref
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from equicat.datasets import (
     DatasetInfo,
     MemoryDataset,
     Store,
-    describe,
     open_dataset,
     require_labels,
     splits_of,
     write_store,
 )
+from equicat.describe import describe
 from equicat.errors import InputError
 from equicat.readers import write
 from equicat.structure import Structure
@@ -105,25 +107,88 @@ class TestStore:
         store = Store(tmp_path / "s")
         assert "energy" in store.fields
         assert "forces" not in store.fields
-        assert not (tmp_path / "s" / "forces.npy").exists()
+        assert "forces" not in load_file(tmp_path / "s" / "00000.safetensors")
         assert store[0].forces is None
         assert store[0].sid == ""
         with pytest.raises(InputError, match=r"no field 'forces'.*energy"):
             store.array("forces")
 
     def test_damage_is_named(self, store):
-        (store.path / "forces.npy").write_bytes((store.path / "forces.npy").read_bytes()[:-8])
-        with pytest.raises(InputError, match=r"forces.npy: missing or damaged"):
-            Store(store.path)
-        (store.path / "forces.npy").unlink()
-        with pytest.raises(InputError, match=r"forces.npy: missing or damaged"):
-            Store(store.path)
+        shard = store.path / "00000.safetensors"
+        data = shard.read_bytes()
+        shard.write_bytes(data[:-8])
+        with pytest.raises(InputError, match=rf"00000.safetensors: damaged, {len(data) - 8:,} bytes, .* {len(data):,}"):
+            Store(store.path)[0]
+        shard.write_bytes(b"\xff" * len(data))
+        with pytest.raises(InputError, match=r"00000.safetensors: missing or damaged"):
+            Store(store.path)[0]
+        shard.unlink()
+        with pytest.raises(InputError, match=r"00000.safetensors: missing or damaged"):
+            Store(store.path)[0]
+        (store.path / "n_atoms.npy").unlink()
+        with pytest.raises(InputError, match=r"n_atoms.npy: missing or damaged"):
+            _ = Store(store.path).n_atoms
+
+    def test_verify_finds_one_changed_bit(self, store):
+        assert list(store.verify()) == ["00000.safetensors", "n_atoms.npy"]
+        shard = store.path / "00000.safetensors"
+        data = bytearray(shard.read_bytes())
+        data[-5] ^= 1
+        shard.write_bytes(data)
+        with pytest.raises(InputError, match=r"00000.safetensors: damaged, its SHA-256 is .* write the store again"):
+            list(store.verify())
+        shard.unlink()
+        with pytest.raises(InputError, match=r"00000.safetensors: cannot be read"):
+            list(store.verify())
 
     def test_newer_format(self, store):
         index = json.loads((store.path / "index.json").read_text())
         (store.path / "index.json").write_text(json.dumps(index | {"format_version": 99}))
-        with pytest.raises(InputError, match="format version 99"):
+        with pytest.raises(InputError, match=r"format version 99, this equicat reads 2; update equicat"):
             Store(store.path)
+
+    def test_older_format(self, store):
+        index = json.loads((store.path / "index.json").read_text())
+        (store.path / "index.json").write_text(json.dumps(index | {"format_version": 1}))
+        with pytest.raises(InputError, match=r"format version 1, this equicat reads 2; write the store again"):
+            Store(store.path)
+
+    def test_shards(self, tmp_path, monkeypatch):
+        """Many small shards hold what one holds, also when few may be open at a time."""
+        monkeypatch.setattr("equicat.store.SHARD_SIZE", 3)
+        monkeypatch.setattr("equicat.store.OPEN_SHARDS", 2)
+        structures = [structure(1 + seed % 4, seed=seed) for seed in range(10)]
+        assert write_store(tmp_path / "s", iter(structures), INFO) == 10
+        store = Store(tmp_path / "s")
+        assert store.shard_starts == [0, 3, 6, 9, 10]
+        for i in (9, 0, 4, 8, 1, -1):
+            assert_same(structures[i], store[i])
+        memory = MemoryDataset(structures, INFO)
+        for name in [*store.fields, "n_atoms"]:
+            np.testing.assert_array_equal(store.array(name), memory.array(name), err_msg=name)
+        assert sum(len(fixed) for fixed, _ in store.chunks("fixed", "energy")) == store.n_atoms.sum()
+        assert len(store._open) == 2
+
+    def test_shards_are_safetensors(self, store):
+        arrays = load_file(store.path / "00000.safetensors")
+        np.testing.assert_array_equal(arrays["forces"], store.array("forces"))
+        assert arrays["atom_offsets"].tolist() == [0, 3, 4, 9]
+
+    def test_columns_of_info(self, tmp_path):
+        rows = [{"anomaly": i, "shift": 0.5 * i, "top": i > 0, "bulk": "Cu" * i, "other": 1} for i in range(3)]
+        structures = [structure(2, seed=i, info=row) for i, row in enumerate(rows)]
+        write_store(tmp_path / "s", structures, INFO, columns=["anomaly", "shift", "top", "bulk"])
+        store = Store(tmp_path / "s")
+        for row, back in zip(rows, store, strict=True):
+            del row["other"]
+            assert back.info == row
+        assert store.array("anomaly").tolist() == [0, 1, 2]
+        assert store.array("bulk").tolist() == [b"", b"Cu", b"CuCu"]
+        late = structure(2, seed=4, info={}, source="run.traj, frame 3")
+        with pytest.raises(InputError, match=r"run.traj, frame 3: info has no 'anomaly', which earlier frames have"):
+            write_store(tmp_path / "t", [structures[0], late], INFO, columns=["anomaly"])
+        with pytest.raises(InputError, match=r"info has no text or number 'none'; found None"):
+            write_store(tmp_path / "t", structures, INFO, columns=["none"])
 
 
 class TestWriteStore:
@@ -303,6 +368,37 @@ class TestDescribe:
         text = describe(tmp_path / "a.extxyz")
         assert text.startswith("a: 1 structures, 2 atoms")
         assert "energies are       total" in text
+
+    def test_neighbours_of_a_sample(self, tmp_path):
+        cube = np.array([[x, y, z] for x in (0.0, 3.0) for y in (0.0, 3.0) for z in (0.0, 3.0)])
+        changes = {"positions": cube, "cell": 6.0 * np.eye(3), "pbc": np.ones(3, bool), "numbers": np.full(8, 29)}
+        bare = {"forces": None, "relaxed_positions": None, "fixed": None, "tags": None}
+        write_store(tmp_path / "s", [structure(8, **changes, **bare)], INFO)
+        # Simple cubic, 3 Å: 6 + 12 + 8 + 6 (at 6 Å, not nearer) neighbours.
+        assert "within 6 Å of an atom: 26 to 26, mean 26.0\n" in describe(tmp_path / "s") + "\n"
+
+    def test_neighbours_that_cannot_be_counted(self, tmp_path):
+        write_store(tmp_path / "s", [structure(2, positions=np.zeros((2, 3)))], INFO)
+        assert re.search(
+            r"neighbours +not counted: .*structure 0: atoms 0 and 1 are 0.0000 Å", describe(tmp_path / "s")
+        )
+
+    def test_columns_bad_structures_and_checksums(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("equicat.store.SHARD_SIZE", 2)
+        rows = [structure(4, seed=i, info={"anomaly": i % 2}) for i in range(5)]
+        write_store(tmp_path / "s", rows, INFO, columns=["anomaly"])
+        (tmp_path / "s" / "refused.txt").write_text("a\nb\n")
+        text = describe(tmp_path / "s", verify=True)
+        assert re.search(r"columns +anomaly\n", text)
+        assert re.search(r"anomaly +0: 3, 1: 2\n", text)
+        assert re.search(r"left out +2 bad structures, listed in .*refused.txt\n", text)
+        assert re.search(r"checksums +all 4 files are as they were written\n", text)
+        energies = np.array([s.energy for s in rows])
+        assert f"mean {energies.mean():.3f}, standard deviation {energies.std():.3f}" in text
+        shard = tmp_path / "s" / "00001.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+        with pytest.raises(InputError, match=r"00001.safetensors: damaged"):
+            describe(tmp_path / "s", verify=True)
 
     def test_no_data(self, tmp_path):
         with pytest.raises(InputError, match="found nothing"):

@@ -26,22 +26,25 @@ MAX_ARGUMENTS = 8
 """self and cls not counted; more belong in a dataclass."""
 
 LAYERS = """
-    errors files tables
-    structure readers adsorbates store splits datasets neighbors batch
+    errors files tables leaderboard
+    structure readers adsorbates
+    oc20 oc20.pickles oc20.raw oc20.lmdb oc20.files oc20.mapping
+    shards store subsets splits neighbors packing datasets describe batch
     models models.irreps models.spherical models.centers models.contract models.layers models.features
     models.allegro models.allegro_plain models.extras models.memory models.bessel models.angles
     models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.nequip_allegro
     models.nequip_allegro_plain models.zbl models.networks
-    peers peers.nequip_allegro peers.worker peers.bench_nequip_allegro
-    heads potential direct statistics metrics config tasks loader runs
+    peers peers.nequip_allegro peers.worker peers.bench_nequip_allegro peers.bench_fairchem
+    heads potential direct statistics metrics config tasks sampler loader runs
     optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing
     emt_chemistry emt
     importing.unwrap importing.tagging importing.references importing.rules
     importing.config importing.trajectories importing.relaxation importing.report importing
     report_data report_figures report_structures report
-    convert bench_process bench bench_scaling bench_report bench_commands bench_worker
-    demo cli
+    oc20.download oc20.catalogue oc20.dataset
+    convert bench bench.process bench.speed bench.scaling bench.report bench.worker bench.data
+    demo commands commands.runs commands.data commands.bench cli
 """
 ORDER = LAYERS.split()
 """A module imports only from those before it."""

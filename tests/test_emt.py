@@ -13,7 +13,8 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.geometry import get_distances
 from ase.optimize import BFGS
 
-from equicat.datasets import Store, describe, require_labels, splits_of
+from equicat.datasets import Store, require_labels, splits_of
+from equicat.describe import describe
 from equicat.emt import SPLITS, EMTConfig, Frame, make_emt_dataset, spaced_frames, summary_text, why_dropped
 from equicat.emt_chemistry import (
     ADSORBATES,

@@ -111,10 +111,8 @@ def predict(model: str, edge_vec: torch.Tensor, edge_index: torch.Tensor, specie
         network = load(DimeNetPlusPlus(DimeNetPlusPlusConfig("dimenet++", CUTOFF, 8, 7, 2, 6, 4, 4, 3), n), found)
         readout = torch.cat([found[f"output_blocks.{k}.lin.weight"][0] for k in range(3)]).double()
         return (network(*inputs).scalars @ readout).sum(), None
-    config = GemNetConfig(
-        "gemnet", CUTOFF, model == "gemnet-dt", 2, 10, 12, 6, 5, 4, 3, 12, 5, n_before_skip=1, n_after_skip=2, n_atom=2
-    )
-    network = load(GemNet(config, n), gemnet_weights(model))
+    config = GemNetConfig("gemnet", CUTOFF, 2, 10, 12, 6, 5, 4, 3, 12, 5, n_before_skip=1, n_after_skip=2, n_atom=2)
+    network = load(GemNet(config, n, model == "gemnet-dt"), gemnet_weights(model))
     readout = torch.cat([found[f"out_blocks.{k}.out_energy.linear.weight"][0] for k in range(3)]).double()
     features = network(*inputs)
     return (features.scalars @ readout).sum(), None if features.vectors is None else features.vectors.sum(2)

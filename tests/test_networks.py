@@ -3,15 +3,17 @@
 import csv
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from conftest import configuration, relaxing
 
 import equicat
-from equicat import InputError, cli
+from equicat import InputError, cli, testing
 from equicat.batch import Batch
 from equicat.config import from_mapping
 from equicat.evaluate import evaluate
+from equicat.models.gemnet_layers import Scale
 from equicat.models.networks import NETWORKS
 from equicat.train import train
 
@@ -25,6 +27,14 @@ SMALL = {
         "n_graph_conv_layers": 1,
         "n_gaussians": 10,
     },
+    "gemnet": {
+        "n_blocks": 1,
+        "atom_features": 16,
+        "edge_features": 16,
+        "triplet_features": 8,
+        "bilinear_features": 8,
+        "n_radial": 16,
+    },
 }
 """Those that need nothing but PyTorch Geometric; the others have tests of their own."""
 
@@ -35,7 +45,7 @@ def values_of(name: str, data, out, **parts):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_trains_for_energies_and_forces(name, data, tmp_path):
-    if name != "allegro":
+    if name in ("schnet", "cgcnn"):
         pytest.importorskip("torch_geometric", reason="baselines need the extra [baselines]")
     run = train(from_mapping(values_of(name, data, tmp_path / "run", run={"max_epochs": 8}))).run
     with (run / "metrics.csv").open() as file:
@@ -48,10 +58,45 @@ def test_every_network_trains_for_energies_and_forces(name, data, tmp_path):
     assert torch.isfinite(torch.tensor(list(rows[name].values()))).all()
 
 
+@pytest.mark.parametrize(("name", "head"), [("gemnet", "sum"), ("allegro", "vector"), ("allegro", "pair")])
+def test_direct_forces(name, head, data, tmp_path):
+    values = values_of(name, data, tmp_path / "run", run={"max_epochs": 8}) | {"force_head": head}
+    run = train(from_mapping(values)).run
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
+    model = equicat.load(run).double()
+    assert model.info.force_head == head
+    testing.check_rotation(model)
+    testing.check_translation(model)
+    testing.check_permutation(model)
+    with pytest.raises(AssertionError, match=r"^finite-difference forces"):
+        testing.check_finite_difference_forces(model)
+    batch = Batch.from_structures([relaxing(0)], model.cutoff, dtype=model.dtype)
+    assert not model(batch).forces.requires_grad
+    with pytest.raises(InputError, match="a model with direct forces has no virial"):
+        model(batch, virial=True)
+    atoms = relaxing(0).to_ase()
+    atoms.calc = equicat.Calculator(run)
+    assert np.isfinite(atoms.get_forces()).all()
+    changed = from_mapping(values | {"force_head": "gradient", "run": values["run"] | {"resume": True}})
+    with pytest.raises(InputError, match=f"force_head is gradient in the configuration but {head} in the checkpoint"):
+        train(changed)
+
+
+def test_training_fits_the_scale_factors_of_gemnet(data, tmp_path):
+    run = train(from_mapping(values_of("gemnet", data, tmp_path / "run", run={"max_epochs": 1}))).run
+    network = equicat.load(run).model
+    assert network.scales_fitted
+    factors = [float(m.factor) for m in network.modules() if isinstance(m, Scale)]
+    assert factors
+    assert all(f != 1.0 for f in factors)
+
+
 def test_networks_of_atoms_move_atoms_by_a_gradient(data, tmp_path):
     pytest.importorskip("torch_geometric", reason="SchNet needs the extra [baselines]")
     values = values_of("schnet", data, tmp_path / "run", run={"max_epochs": 1}) | {"task": "is2rs"}
-    with pytest.raises(InputError, match="schnet cannot feed the displacement head 'vector'; it can feed gradient"):
+    with pytest.raises(InputError, match="schnet cannot feed the head 'vector'; it can feed gradient"):
         train(from_mapping(values))
     run = train(from_mapping(values | {"displacement_head": "gradient"})).run
     model = equicat.load(run)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from equicat.config import from_mapping, read_yaml
+from equicat.heads import NEEDS_VECTORS
 from equicat.models.networks import NETWORKS, with_neighbors
 
 pytest.importorskip("torch_geometric", reason="the baselines need torch_geometric (extra: baselines)")
@@ -34,8 +35,9 @@ PUBLISHED_SIZES = {
 
 def n_weights(path: Path, elements: tuple[int, ...]) -> tuple[int, int]:
     """Weights of the network that a configuration describes, and its scalar features."""
-    config = with_neighbors(from_mapping(read_yaml(path)).model, 20.0)
-    network = NETWORKS[config.name].build(config, elements, False)
+    values = from_mapping(read_yaml(path))
+    config = with_neighbors(values.model, 20.0)
+    network = NETWORKS[config.name].build(config, elements, values.force_head in NEEDS_VECTORS)
     return sum(p.numel() for p in network.parameters()), network.n_features
 
 

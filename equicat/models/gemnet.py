@@ -4,7 +4,8 @@ Every directed edge c → a carries an embedding m_ca and every atom one, h_a. A
 of the other edges b → a that end at a, weighted by a basis in the length d_ca and the angle ∠cab; adds the same for
 the reverse edge ("symmetric message passing"); then updates the atoms from their edges and the edges from their two
 atoms. All maps are without bias, so what has passed the radial basis vanishes at the cutoff. GemNet-T's forces are
-−dE/dr; GemNet-dT also makes the pairwise forces F_a = Σ_c f_ca r̂_ca, faster and not the derivative of an energy.
+−dE/dr; GemNet-dT makes the pairwise forces F_a = Σ_c f_ca r̂_ca, faster and not the derivative of an energy
+(``force_head: sum``).
 
 The sum over triplets b → a ← c is never a sum over a list (:mod:`equicat.models.angles`), and the factors of the basis
 meet it one after the other, the paper's efficient order: angle, then radius, then the bilinear weights.
@@ -45,8 +46,6 @@ class GemNetConfig:
     """Which architecture."""
     cutoff: float = 6.0
     """Å."""
-    direct_forces: bool = False
-    """GemNet-dT: also make pairwise forces, as the network's vectors. Otherwise GemNet-T."""
     n_blocks: int = 3
     """Interaction blocks."""
     atom_features: int = 512
@@ -78,12 +77,12 @@ class GemNetConfig:
 
 
 class GemNet(nn.Module):
-    """Edge vectors and species in, scalar features of every atom out; with direct forces also one vector a block.
+    """Edge vectors and species in, scalar features of every atom out; for heads that need them also one vector a block.
 
     Args:
         config: hyperparameters.
         n_species: number of elements.
-        vectors: make vectors although the configuration does not ask for direct forces, for heads that need them.
+        vectors: make the vectors: GemNet-dT, whose forces are their sum. Otherwise GemNet-T.
     """
 
     per: Literal["edge", "atom"] = "atom"
@@ -93,7 +92,7 @@ class GemNet(nn.Module):
         super().__init__()
         c = self.config = config
         self.n_features = (c.n_blocks + 1) * c.atom_features
-        self.n_vectors = c.n_blocks + 1 if c.direct_forces or vectors else 0
+        self.n_vectors = c.n_blocks + 1 if vectors else 0
         self.radial = GaussianBasis(c)
         self.rbf_triplet, self.rbf_atom, self.rbf_out = (Dense(c.n_radial, c.rbf_features) for _ in range(3))
         self.cbf = nn.Parameter(orthogonal(torch.empty(c.n_spherical, c.n_radial, c.cbf_features)))
@@ -151,7 +150,7 @@ class GemNet(nn.Module):
             if self.n_training_steps > UNFITTED_STEPS and not self.scales_fitted:
                 raise InputError(
                     f"GemNet has trained for {UNFITTED_STEPS} steps without fitted scale factors, and learns badly so; "
-                    "fit them to the training data before training (equicat.models.gemnet.fit_scales)"
+                    "`equicat train` fits them to the training data; otherwise call equicat.models.gemnet.fit_scales"
                 )
 
 

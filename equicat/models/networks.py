@@ -1,7 +1,8 @@
 """Every architecture by name: its hyperparameters and how to build it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from equicat.errors import InputError, nearest
 from equicat.models.allegro import Allegro, AllegroConfig
 from equicat.models.cgcnn import CGCNN, CGCNNConfig
 from equicat.models.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, DimeNetPlusPlusConfig
-from equicat.models.gemnet import GemNet, GemNetConfig
+from equicat.models.gemnet import GemNet, GemNetConfig, Graph, fit_scales
 from equicat.models.nequip import NequIP, NequIPConfig
 from equicat.models.nequip_allegro import NequipAllegro, NequipAllegroConfig
 from equicat.models.schnet import SchNet, SchNetConfig
@@ -35,6 +36,8 @@ class Architecture:
     build: Callable[..., nn.Module]
     strictly_local: bool = False
     """Whether a centre's features depend on its own edges alone, and on its neighbours' species: no message passing."""
+    prepare: Callable[[Any, Iterable[Graph]], Any] | None = None
+    """Fits constants of an untrained network to a few batches of the training data."""
 
 
 NETWORKS = {
@@ -42,7 +45,9 @@ NETWORKS = {
     "cgcnn": Architecture(CGCNNConfig, lambda c, elements, vectors: CGCNN(c, len(elements), elements)),
     "dimenet": Architecture(DimeNetConfig, lambda c, elements, vectors: DimeNet(c, len(elements))),
     "dimenet++": Architecture(DimeNetPlusPlusConfig, lambda c, elements, vectors: DimeNetPlusPlus(c, len(elements))),
-    "gemnet": Architecture(GemNetConfig, lambda c, elements, vectors: GemNet(c, len(elements), vectors)),
+    "gemnet": Architecture(
+        GemNetConfig, lambda c, elements, vectors: GemNet(c, len(elements), vectors), prepare=fit_scales
+    ),
     "nequip": Architecture(NequIPConfig, lambda c, elements, vectors: NequIP(c, len(elements), vectors)),
     "nequip-allegro": Architecture(
         NequipAllegroConfig, lambda c, elements, vectors: NequipAllegro(c, len(elements), vectors), True

@@ -6,7 +6,7 @@ A repetition of one contestant follows one of the other, so that whatever else t
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from equicat import runs
-from equicat.bench_process import Contestant, Failed, Process
+from equicat.bench.process import Contestant, Failed, Process
 from equicat.errors import InputError
 
 Results = dict[str, Any]
@@ -50,12 +50,16 @@ class BenchConfig:
     """Interleaved repetitions, of which the median is taken."""
     peer: bool = True
     """Measure nequip-allegro as well; otherwise ours alone, with random weights."""
+    modes: tuple[str, ...] = ("eager", "compile", "aotinductor")
+    """Ways to run the peer; starting the last one takes minutes."""
     progress: bool = True
     """Show what is being measured."""
 
 
-def contestants(device: str, peer: bool) -> list[Contestant]:
-    """Ours, and the peer as it can be run on that device."""
+def contestants(
+    device: str, peer: bool, modes: Sequence[str] = ("eager", "compile", "aotinductor")
+) -> list[Contestant]:
+    """Ours, and the peer as it can be run on that device, in these modes."""
     ours = [Contestant("equicat", ours=True), Contestant("equicat, recomputing", ours=True, recompute=True)]
     if not peer:
         return ours
@@ -71,7 +75,7 @@ def contestants(device: str, peer: bool) -> list[Contestant]:
             Contestant("nequip-allegro, compiled, cuEquivariance", mode="compile", modifier=cue),
             Contestant("nequip-allegro, AOTInductor, Triton", mode="aotinductor", modifier=triton),
         ]
-    return ours + theirs
+    return ours + [way for way in theirs if way.mode in modes]
 
 
 def slabs() -> list[Atoms]:
@@ -130,12 +134,22 @@ def write_systems(path: Path, frames: Sequence[Atoms]) -> None:
 # ---- speed -------------------------------------------------------------------------------------------------------
 
 
-def speed(config: BenchConfig, sizes: Sequence[str] = ("small", "paper")) -> Results:
+def speed(
+    config: BenchConfig, sizes: Sequence[str] = ("small", "paper"), each: Callable[[Results], None] = lambda _: None
+) -> Results:
     """Training step, inference, first step and memory of all contestants on eight slabs.
 
+    Args:
+        config: how to measure.
+        sizes: names of :data:`SIZES`.
+        each: called after every size with the results so far, for they take long.
+
     Raises:
-        InputError: for an unknown size, a peer that cannot be run, or contestants whose numbers differ.
+        InputError: for an unknown size or mode, a peer that cannot be run, or contestants whose numbers differ.
     """
+    unknown = set(config.modes) - {way.mode for way in contestants("cuda", peer=True)}
+    if unknown:
+        raise InputError(f"no mode {', '.join(sorted(unknown))}; there are eager, compile, aotinductor")
     for size in sizes:
         if size not in SIZES:
             raise InputError(f"no model size {size!r}; there are {', '.join(SIZES)}")
@@ -146,6 +160,7 @@ def speed(config: BenchConfig, sizes: Sequence[str] = ("small", "paper")) -> Res
         write_systems(folder / "systems.npz", frames)
         for size in sizes:
             out["sizes"][size] = _speed_of(size, config, folder, frames)
+            each(out)
     return out
 
 
@@ -159,7 +174,7 @@ def _speed_of(size: str, config: BenchConfig, folder: Path, frames: Sequence[Ato
     with ExitStack() as stack:
         running: dict[str, Process] = {}
         for contestant in tqdm(
-            contestants(config.device, config.peer), desc=f"{size}: start", disable=not config.progress
+            contestants(config.device, config.peer, config.modes), desc=f"{size}: start", disable=not config.progress
         ):
             process = stack.enter_context(Process(contestant, config.threads, config.peer_python))
             rows[contestant.name] = _first_calls(process, requests, folder / f"{contestant.name}.npz")

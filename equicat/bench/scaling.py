@@ -12,8 +12,8 @@ from ase.build import bulk, fcc111
 from tqdm import tqdm
 
 from equicat import runs
-from equicat.bench import SIZES, BenchConfig, Requests, Results, write_systems
-from equicat.bench_process import Contestant, Failed, Process
+from equicat.bench.process import Contestant, Failed, Process
+from equicat.bench.speed import SIZES, BenchConfig, Requests, Results, write_systems
 from equicat.errors import InputError
 
 MARGIN = 1.2

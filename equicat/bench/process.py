@@ -50,7 +50,7 @@ class Process:
     def __init__(self, contestant: Contestant, threads: int, peer_python: str | None):
         self.contestant, self.threads = contestant, threads
         if contestant.ours:
-            command = [sys.executable, "-m", "equicat.bench_worker"]
+            command = [sys.executable, "-m", "equicat.bench.worker"]
         else:
             command = [peer_python or sys.executable, str(PEER_PROGRAM)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

@@ -1,0 +1,151 @@
+"""Every network trained alike, several seeds, side by side; one JSON line a run, a table at the end.
+
+    python benchmarks/baselines_trained.py DATA OUT.jsonl --task s2ef --minutes 2
+    python benchmarks/baselines_trained.py DATA OUT.jsonl --task is2re --epochs 15
+
+The small presets (`configs/small`, about 21,000 weights each, and the demo's Allegro), one optimiser, batch size and
+cutoff for all, one thread. ``is2re`` is trained together with displacements (gradient head, which all can feed). The
+budget is one of time, or one of epochs. Each run has a process of its own, so that its memory can be told; runs already
+in OUT are not repeated.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from equicat import runs
+from equicat.config import from_mapping, read_yaml
+from equicat.evaluate import evaluate
+from equicat.train import train
+
+ROOT = Path(__file__).parents[1]
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "allegro": ("equicat/demo.yaml", {}),
+    "nequip": ("configs/small/nequip.yaml", {}),
+    "gemnet-t": ("configs/small/gemnet.yaml", {}),
+    "gemnet-dt": ("configs/small/gemnet.yaml", {"force_head": "sum", "displacement_head": "sum"}),
+    "dimenet++": ("configs/small/dimenet_plus_plus.yaml", {}),
+    "dimenet": ("configs/small/dimenet.yaml", {}),
+    "schnet": ("configs/small/schnet.yaml", {}),
+    "cgcnn": ("configs/small/cgcnn.yaml", {}),
+}
+OPTIMIZER = {
+    "name": "muon", "matrix_lr": 0.01, "lr": 2.0e-3, "schedule": "cosine", "warmup_steps": 20, "ema_decay": 0.99
+}  # fmt: skip
+LOSSES: dict[str, dict[str, Any]] = {
+    "s2ef": {"energy": "mae", "forces": "l2", "energy_weight": 0.1, "forces_weight": 1.0},
+    "is2re": {"displacement_weight": 1.0},
+}
+SHOWN = {"s2ef": ("energy_mae", "forces_mae", "forces_cosine_similarity"), "is2re": ("energy_mae", "positions_mae")}
+
+
+def configuration(name: str, seed: int, out: str, options: argparse.Namespace) -> dict[str, Any]:
+    file, extra = PRESETS[name]
+    values = read_yaml(ROOT / file)
+    budget = (
+        {"max_minutes": options.minutes, "max_epochs": 100_000} if options.minutes else {"max_epochs": options.epochs}
+    )
+    return {
+        "task": options.task,
+        "data": {"train": [options.data], "val": [options.data]},
+        "model": values["model"] | {"cutoff": options.cutoff},
+        "output_mlp": [32],
+        "displacement_head": "gradient",
+        "loss": LOSSES[options.task],
+        "optimizer": OPTIMIZER,
+        "run": budget
+        | {"out": out, "seed": seed, "batch_size": options.batch_size, "val_batch_size": 16, "progress": False}
+        | {"val_every": options.epochs if options.epochs else 100_000},  # the last weights count
+    } | extra
+
+
+def run_one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train, evaluate, and tell what it took; in a process of its own."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(from_mapping(configuration(name, seed, f"{folder}/run", options)))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        last = torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=False)
+        model = runs.load(result.run)
+        splits = evaluate(result.run, options.data, progress=False)["splits"]
+    rows = {split: found["rows"] for split, found in splits.items() if split != "train"}
+    return {
+        "network": name,
+        "seed": seed,
+        "budget": f"{options.minutes:g} min" if options.minutes else f"{options.epochs} epochs",
+        "seconds": result.seconds,
+        "steps": last["global_step"],
+        "epochs": last["epoch"] + 1,
+        "memory_mb": memory,
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "splits": {
+            split: {("network" if k == 0 else title): row for k, (title, row) in enumerate(found.items())}
+            for split, found in rows.items()
+        },
+    }
+
+
+def table(results: list[dict[str, Any]], task: str) -> str:
+    """Mean ± standard deviation over seeds; one row a network, columns by split; trivial baselines below."""
+    splits = list(results[0]["splits"])
+    lines = [f"| | parameters | s/step | epochs | MB | {' | '.join(f'{s} {n}' for s in splits for n in SHOWN[task])} |"]
+    lines.append("|---" * (5 + len(splits) * len(SHOWN[task])) + "|")
+
+    def cell(found: list[float]) -> str:
+        return f"{np.mean(found):.4f}" + (f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else "")
+
+    for network in dict.fromkeys(r["network"] for r in results):
+        mine = [r for r in results if r["network"] == network]
+        cost = [np.mean([r["seconds"] / r["steps"] for r in mine]), np.mean([r["epochs"] for r in mine])]
+        cells = [f"{mine[0]['n_parameters']:,}", f"{cost[0]:.3f}", f"{cost[1]:.1f}"]
+        cells.append(f"{max(r['memory_mb'] for r in mine):.0f}")
+        cells += [cell([r["splits"][s]["network"][n] for r in mine]) for s in splits for n in SHOWN[task]]
+        lines.append(f"| {network} ({len(mine)}) | " + " | ".join(cells) + " |")
+    for title in [t for t in results[0]["splits"][splits[0]] if t != "network"]:
+        rows = [results[0]["splits"][s][title] for s in splits]
+        cells = [f"{row[n]:.4f}" if n in row else "–" for row in rows for n in SHOWN[task]]
+        lines.append(f"| ({title}) | | | | | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="data set directory")
+    parser.add_argument("out", type=Path, help="JSON lines")
+    parser.add_argument("--task", choices=SHOWN, default="s2ef")
+    parser.add_argument("--networks", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, help="budget of time")
+    parser.add_argument("--epochs", type=int, help="budget of epochs")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--cutoff", type=float, default=5.0)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if bool(options.minutes) == bool(options.epochs):
+        parser.error("give one of --minutes and --epochs")
+    if options.one:
+        print(json.dumps(run_one(options.one[0], int(options.one[1]), options)))
+        return
+    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    for seed in options.seeds:
+        for network in options.networks:
+            if any(r["network"] == network and r["seed"] == seed for r in done):
+                continue
+            command = [sys.executable, *sys.argv, "--one", network, str(seed)]
+            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            done.append(json.loads(line))
+            with options.out.open("a") as file:
+                file.write(line + "\n")
+    print(table([r for r in done if r["network"] in options.networks], options.task))
+
+
+if __name__ == "__main__":
+    main()

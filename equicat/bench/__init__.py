@@ -1,0 +1,1 @@
+"""`equicat bench`: measurements beside other packages, in one run."""
