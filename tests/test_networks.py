@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import configuration, relaxing
+from conftest import configuration, labelled, relaxing
 
 import equicat
 from equicat import InputError, cli, testing
@@ -15,6 +15,7 @@ from equicat.config import from_mapping
 from equicat.evaluate import evaluate
 from equicat.models.gemnet_layers import Scale
 from equicat.models.networks import NETWORKS
+from equicat.potential import Potential
 from equicat.train import train
 
 SMALL = {
@@ -27,6 +28,7 @@ SMALL = {
         "n_graph_conv_layers": 1,
         "n_gaussians": 10,
     },
+    "nequip": {"n_layers": 1, "l_max": 1, "n_channels": 4},
     "gemnet": {
         "n_blocks": 1,
         "atom_features": 16,
@@ -36,15 +38,32 @@ SMALL = {
         "n_radial": 16,
     },
 }
-"""Those that need nothing but PyTorch Geometric; the others have tests of their own."""
+"""The others have tests of their own."""
 
 
 def values_of(name: str, data, out, **parts):
     return configuration(data, out, **parts) | {"model": {"name": name, "cutoff": 4.0} | SMALL[name]}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["allegro", "nequip-allegro", "nequip"])
+def test_constants_keep_their_dtype_when_only_the_device_changes(name, dtype):
+    """As Lightning moves a model: ``.to(device)``, without a dtype."""
+    if name == "nequip":
+        pytest.importorskip("nequip", reason="NequIP needs the extra [nequip]")
+    config = NETWORKS[name].config(cutoff=4.0, n_layers=2, avg_num_neighbors=10.0)
+    potential = Potential(config, (1, 6, 8, 29)).to(dtype)
+    batch = Batch.from_structures([labelled(0)], 4.0, dtype=dtype)
+    before = potential(batch).forces
+    after = potential.to("cpu")(batch).forces
+    assert after.dtype == dtype
+    assert torch.equal(before, after)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_trains_for_energies_and_forces(name, data, tmp_path):
+    if name == "nequip":
+        pytest.importorskip("nequip", reason="NequIP needs the extra [nequip]")
     if name in ("schnet", "cgcnn"):
         pytest.importorskip("torch_geometric", reason="baselines need the extra [baselines]")
     run = train(from_mapping(values_of(name, data, tmp_path / "run", run={"max_epochs": 8}))).run

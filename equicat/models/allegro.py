@@ -120,7 +120,6 @@ class AllegroLayer(nn.Module):
         channels, features = config.tensor_channels, config.n_features
         # Scalars of every path enter the latent MLP, whether or not scalars are among the tensors passed on.
         self.paths = {ir: Paths.build(irreps_in, config.l_max, ir) for ir in dict.fromkeys([SCALAR, *irreps_out])}
-        self._apply(lambda tensor: tensor)
         # C = sign / sqrt(2l+1) for (l) ⊗ (l) → scalar, by degree: what a layer needs that yields scalars alone.
         to_scalar = Paths.build(harmonics(config.l_max), config.l_max, SCALAR).coefficients
         self.scalar_norms = [to_scalar[d * d, 0, d, d * d].item() for d in range(config.l_max + 1)]
@@ -130,11 +129,12 @@ class AllegroLayer(nn.Module):
         self.latent_mlp = MLP([features + len(self.paths[SCALAR].pairs) * channels, *config.latent_mlp])
         n_paths = [len(self.paths[ir].pairs) for ir in irreps_out]
         self.mix = nn.ParameterList(linear_weight(n * channels, channels) for n in n_paths)
+        self._apply(lambda tensor: tensor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AllegroLayer":
         """Coupling coefficients follow device and dtype, from float64 each time: float().double() must not round."""
         super()._apply(fn, recurse)
-        like = fn(torch.empty(0))
+        like = next(self.parameters())  # a change of device alone keeps the dtype
         self.coefficients = [paths.coefficients.to(like) for paths in self.paths.values()]
         return self
 

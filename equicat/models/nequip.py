@@ -91,7 +91,7 @@ class NequIP(nn.Module):
         super()._apply(fn, recurse)
         buffers = dict(self.layers.named_buffers())
         for name, exact in self._exact.items():
-            buffers[name].data = fn(exact)
+            buffers[name].data = exact.to(self.embedding.weight)
         return self
 
     def forward(

@@ -146,8 +146,7 @@ class TensorProduct(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TensorProduct":
         """Coupling coefficients follow device and dtype, from float64 each time: float().double() must not round."""
         super()._apply(fn, recurse)
-        like = fn(torch.empty(0))
-        self.coefficients = [paths.coefficients.to(like) for paths in self.paths.values()]
+        self.coefficients = [paths.coefficients.to(self.weight) for paths in self.paths.values()]
         return self
 
     def weighted(self) -> Float[Tensor, "n_weights dim_env dim_in dim_out"]:
