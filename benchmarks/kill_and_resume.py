@@ -1,6 +1,6 @@
 """Kill a conversion ten times at random moments, let it finish, and compare it with an undisturbed one, byte for byte.
 
-    python benchmarks/kill_and_resume.py RAW WORK --kills 10 --longest 20
+python benchmarks/kill_and_resume.py RAW WORK --kills 10 --longest 20
 """
 
 import argparse
