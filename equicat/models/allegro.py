@@ -166,9 +166,13 @@ class AllegroLayer(nn.Module):
         return torch.add(update, x, alpha=2 / math.sqrt(5)), v
 
     def environment(self, weights: Sequence[Tensor], sh: list[Tensor]) -> list[Tensor]:
-        """Σ_k w^ik_l Y_l(r_ik) / sqrt(avg_num_neighbors), the bracket of eq. 9: [n_atoms, 2l+1, channels] by degree."""
+        """Σ_k w^ik_l Y_l(r_ik) / sqrt(avg_num_neighbors), the bracket of eq. 9: [n_atoms, 2l+1, channels] by degree.
+
+        Y_00 is 1, and unused slots have no weight: the first is a plain sum.
+        """
         norm = 1 / math.sqrt(self.avg_num_neighbors)
-        return [(y.transpose(1, 2) * norm) @ w for y, w in zip(sh, weights, strict=True)]
+        products = [(y.transpose(1, 2) * norm) @ w for y, w in zip(sh[1:], weights[1:], strict=True)]
+        return [weights[0].sum(1, keepdim=True) * norm, *products]
 
     def scalar_products(
         self, v: list[Tensor], w0: Sequence[Tensor], sh: list[Tensor], env: list[Tensor]
@@ -176,7 +180,8 @@ class AllegroLayer(nn.Module):
         """The paths (l) ⊗ (l) → scalar alone: Σ_m V_lm A_lm / sqrt(2l+1), the sign that of the Wigner 3j symbol."""
         env = [a * norm for a, norm in zip(env, self.scalar_norms, strict=True)]
         if self.first:
-            return torch.cat([w * (y @ a) for w, y, a in zip(w0, sh, env, strict=True)], dim=2)
+            rest = [w * (y @ a) for w, y, a in zip(w0[1:], sh[1:], env[1:], strict=True)]
+            return torch.cat([w0[0] * env[0], *rest], dim=2)
         return torch.cat([(t * a[:, None]).sum(2) for t, a in zip(v, env, strict=True)], dim=2)
 
     def tensor_products(

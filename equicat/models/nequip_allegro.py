@@ -318,9 +318,13 @@ class NequipAllegro(nn.Module):
         sh: Float[Tensor, "n_atoms n_max dim_env"],
         norm: Tensor,
     ) -> Float[Tensor, "n_atoms dim_env channels"]:
-        """Σ_j w^ij_l Y_lm(r_ij) / sqrt(n̄), n̄ that of the centre's element."""
-        by_degree = zip(sh.split(self.dims, dim=2), weights.split(self.config.tensor_channels, dim=2), strict=True)
-        return torch.cat([y.transpose(1, 2) @ w for y, w in by_degree], dim=1) * norm[:, None, None]
+        """Σ_j w^ij_l Y_lm(r_ij) / sqrt(n̄), n̄ that of the centre's element.
+
+        Y_00 is 1, and unused slots have no weight: the first is a plain sum.
+        """
+        (_, *harmonics), (w00, *rest) = self.by_degree(sh, weights)
+        sums = [y.transpose(1, 2) @ w for y, w in zip(harmonics, rest, strict=True)]
+        return torch.cat([w00.sum(1, keepdim=True), *sums], dim=1) * norm[:, None, None]
 
     def read_out(
         self,
@@ -329,12 +333,17 @@ class NequipAllegro(nn.Module):
         g: Float[Tensor, "channels n_atoms dim_env dim_out"],
     ) -> list[Float[Tensor, "n_atoms n_max channels"]]:
         """Components of V^ij after a layer, Σ_l w⁰_l Σ_m Y_lm G[lm], for each column of G."""
-        weights, harmonics = w0.split(self.config.tensor_channels, dim=2), sh.split(self.dims, dim=2)
+        (_, *harmonics), (w00, *weights) = self.by_degree(sh, w0)
         out = []
         for column in g.permute(3, 1, 2, 0).contiguous().unbind(0):
-            terms = [w * (y @ c) for w, y, c in zip(weights, harmonics, column.split(self.dims, dim=1), strict=True)]
-            out.append(sum(terms[1:], start=terms[0]))
+            c00, *columns = column.split(self.dims, dim=1)
+            terms = [w * (y @ c) for w, y, c in zip(weights, harmonics, columns, strict=True)]
+            out.append(sum(terms, start=w00 * c00))
         return out
+
+    def by_degree(self, sh: Tensor, weights: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Harmonics and their weights, cut along the last axis."""
+        return sh.split(self.dims, dim=2), weights.split(self.config.tensor_channels, dim=2)
 
     @property
     def dims(self) -> list[int]:
