@@ -107,11 +107,17 @@ class Store(Sequence[Structure]):
         arrays, row = self.shard(k), i - self.shard_starts[k]
         offsets = arrays["atom_offsets"]
         atoms = slice(offsets[row], offsets[row + 1])
-        fields = {
-            name: _in_memory(name, arrays[name][atoms] if name in PER_ATOM else arrays[name][row])
-            for name in self.fields
-        }
-        info = {name: _in_memory(name, arrays[name][row]) for name in self.columns}
+        try:
+            fields = {
+                name: _in_memory(name, arrays[name][atoms] if name in PER_ATOM else arrays[name][row])
+                for name in self.fields
+            }
+            info = {name: _in_memory(name, arrays[name][row]) for name in self.columns}
+        except UnicodeDecodeError as error:
+            file = self.path / self.shards[k]["name"]
+            raise InputError(
+                f"{file}: damaged at structure {row}; `equicat data info --verify` checks it all"
+            ) from error
         return Structure.unchecked(**fields, info=info, source=f"{self.path}, structure {i}")
 
     @cached_property

@@ -396,9 +396,18 @@ class TestDescribe:
         energies = np.array([s.energy for s in rows])
         assert f"mean {energies.mean():.3f}, standard deviation {energies.std():.3f}" in text
         shard = tmp_path / "s" / "00001.safetensors"
-        shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+        shard.write_bytes(shard.read_bytes()[:-1] + b"~")  # of the last sid: still a text
         with pytest.raises(InputError, match=r"00001.safetensors: damaged"):
             describe(tmp_path / "s", verify=True)
+
+    def test_a_text_that_is_none(self, tmp_path):
+        write_store(tmp_path / "s", [structure(4, seed=i) for i in range(3)], INFO)
+        shard = tmp_path / "s" / "00000.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+        with pytest.raises(
+            InputError, match=r"00000.safetensors: damaged at structure 2; `equicat data info --verify`"
+        ):
+            Store(tmp_path / "s")[2]
 
     def test_no_data(self, tmp_path):
         with pytest.raises(InputError, match="found nothing"):
