@@ -16,6 +16,7 @@ from equicat.neighbors import neighbor_list
 from equicat.readers import stem_of
 from equicat.shards import LABELS
 from equicat.store import Store
+from equicat.subsets import evenly_spread
 
 HISTOGRAM_BINS = 8
 NEIGHBOR_SAMPLE = 200
@@ -129,7 +130,7 @@ def _free_force_statistics(dataset: Dataset) -> tuple[float, float]:
 
 def _neighbors(dataset: Dataset) -> Iterator[str]:
     """Neighbours of the atoms of some structures, spread evenly."""
-    sample = np.unique(np.linspace(0, len(dataset) - 1, NEIGHBOR_SAMPLE).round().astype(np.int64))
+    sample = evenly_spread(len(dataset), NEIGHBOR_SAMPLE)
     try:
         graphs = [(len(s), neighbor_list(s, NEIGHBOR_CUTOFF)[0][0]) for s in (dataset[int(i)] for i in sample)]
     except InputError as error:

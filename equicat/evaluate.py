@@ -16,7 +16,7 @@ from equicat.batch import Batch
 from equicat.config import from_mapping, read_yaml
 from equicat.datasets import open_dataset, require_labels, splits_of
 from equicat.direct import DirectModel, RelaxedPrediction
-from equicat.files import replacing_file, write_json
+from equicat.files import replace_json, replacing_file
 from equicat.loader import AnyDataset, batches, training_data
 from equicat.metrics import MetricSums
 from equicat.potential import Potential, Prediction
@@ -171,8 +171,7 @@ def write_results(run: Path, info: runs.ModelInfo, data: str, results: dict[str,
             for name, r in results.items()
         },
     }
-    with replacing_file(run / "evaluation.json") as temporary:
-        write_json(temporary, summary)
+    replace_json(run / "evaluation.json", summary)
     return summary
 
 

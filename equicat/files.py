@@ -84,6 +84,12 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def replace_json(path: Path, value: Any) -> None:
+    """``value`` as indented JSON, under its name when it is complete; raises as :func:`replacing_file`."""
+    with replacing_file(path) as temporary:
+        write_json(temporary, value)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

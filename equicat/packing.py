@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from equicat.errors import InputError
-from equicat.files import read_json, replacing_file, write_json, writing_to
+from equicat.files import read_json, replace_json, writing_to
 from equicat.neighbors import neighbor_list
 from equicat.oc20.files import Piece
 from equicat.oc20.mapping import MappingTable
@@ -161,8 +161,7 @@ class _Job:
             temporary = self.work / f"{k:05d}.{os.getpid()}.temporary"
             note |= {"name": shard_name(k), **builder.write(temporary)}
             os.replace(temporary, self.work / "store" / shard_name(k))
-        with replacing_file(self.work / f"{k:05d}.json") as path:
-            write_json(path, note)
+        replace_json(self.work / f"{k:05d}.json", note)
         return len(builder) + len(refused)
 
 
@@ -201,8 +200,7 @@ def _planned(
         raise InputError(
             f"{work}: an interrupted conversion with other input or options; repeat that one, or remove the directory"
         )
-    with replacing_file(work / "plan.json") as path:
-        write_json(path, plan)
+    replace_json(work / "plan.json", plan)
     for leftover in work.glob("*.temporary"):
         leftover.unlink()
     return replace(job, schema=schema, first=first.where)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from equicat.direct import DirectModel
 from equicat.errors import InputError
-from equicat.files import read_json, replacing_file, write_json
+from equicat.files import read_json, replace_json, replacing_file
 from equicat.heads import DisplacementHead
 from equicat.models.networks import NetworkConfig, architecture, with_neighbors
 from equicat.models.zbl import Repulsion
@@ -86,8 +86,7 @@ def save(run: str | Path, model: AtomisticModel, state: dict[str, torch.Tensor] 
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in (state or model.state_dict()).items()}
     with replacing_file(Path(run) / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "equicat"})
-    with replacing_file(Path(run) / DESCRIPTION) as temporary:
-        write_json(temporary, {"format_version": FORMAT_VERSION, **asdict(model.info)})
+    replace_json(Path(run) / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(model.info)})
 
 
 def load_info(run: str | Path) -> ModelInfo:

@@ -20,6 +20,7 @@ from equicat.batch import Batch
 from equicat.errors import InputError
 from equicat.neighbors import neighbor_list
 from equicat.structure import Structure
+from equicat.subsets import evenly_spread
 
 BLOCK = 10_000
 """Neighbouring structures that stay together while shuffling: a shard of a store."""
@@ -210,7 +211,7 @@ def edge_costs(dataset: Any, cutoff: float) -> Int[ndarray, "n"]:
     """
     if "n_edges" in dataset.columns and dataset.info.provenance.get("edges_within") == cutoff:
         return np.asarray(dataset.array("n_edges"))
-    sample = np.unique(np.linspace(0, len(dataset) - 1, EDGE_SAMPLE).round().astype(np.int64))
+    sample = evenly_spread(len(dataset), EDGE_SAMPLE)
     n_edges = [neighbor_list(dataset[int(i)], cutoff)[0].shape[1] for i in sample]
     per_atom = sum(n_edges) / int(np.asarray(dataset.n_atoms)[sample].sum())
     return np.ceil(np.asarray(dataset.n_atoms) * max(per_atom, 1.0)).astype(np.int64)

@@ -42,6 +42,11 @@ def nested_subset(n_total: int, size: int, seed: int) -> Int[ndarray, "size"]:
     return np.sort(np.random.default_rng(seed).permutation(n_total)[:size])
 
 
+def evenly_spread(n_total: int, n: int) -> Int[ndarray, "n_drawn"]:
+    """Numbers, ascending, of ``n`` of ``n_total`` structures at equal distances, the ends among them; all if fewer."""
+    return np.unique(np.linspace(0, n_total - 1, n).round().astype(np.int64))
+
+
 @dataclass(frozen=True, eq=False)
 class StoreRows:
     """Some structures of a store, as a piece of a conversion."""

@@ -25,7 +25,7 @@ from equicat import runs, statistics
 from equicat.config import NormalizationConfig, RunConfig, TrainConfig
 from equicat.direct import DirectModel
 from equicat.errors import InputError, nearest
-from equicat.files import replacing_file, write_json
+from equicat.files import replace_json, replacing_file
 from equicat.loader import AnyDataset, Corrupted, batches, training_data
 from equicat.models.networks import architecture
 from equicat.potential import AtomisticModel, Potential
@@ -177,7 +177,7 @@ def _initial_model(config: TrainConfig, task: Task, data: AnyDataset) -> Potenti
 def _prepare_network(model: AtomisticModel, data: AnyDataset, options: RunConfig) -> None:
     """Fit what an architecture wants fitted before training (GemNet: scale factors) to batches of the training data."""
     prepare = architecture(model.config.name).prepare
-    if prepare is not None:
+    if prepare is not None and not options.resume:  # a checkpoint has them
         loader = batches(data, model.cutoff, options.batch_size, dtype=model.dtype, shuffle=True, seed=options.seed)
         graphs = ((b.edge_vec(), b.edge_index, model.species(b)) for b in islice(loader, PREPARING_BATCHES))
         prepare(model.model, graphs)
@@ -263,8 +263,7 @@ def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, model
         values = asdict(config)
         values["model"] = asdict(model.config)
         temporary.write_text(yaml.safe_dump(_plain(values), sort_keys=False), encoding="utf-8")
-    with replacing_file(run / "environment.json") as temporary:
-        write_json(temporary, runs.environment())
+    replace_json(run / "environment.json", runs.environment())
 
 
 def _plain(value: Any) -> Any:

@@ -32,6 +32,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Models; ``width`` is that of all hidden layers."""
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au", "Cu")
+MODES = ("eager", "compile", "aotinductor")
+"""Ways to run the peer."""
 AGREEMENT = 1e-4
 """Relative; contestants that differ by more do not compute the same thing."""
 
@@ -50,15 +52,13 @@ class BenchConfig:
     """Interleaved repetitions, of which the median is taken."""
     peer: bool = True
     """Measure nequip-allegro as well; otherwise ours alone, with random weights."""
-    modes: tuple[str, ...] = ("eager", "compile", "aotinductor")
+    modes: tuple[str, ...] = MODES
     """Ways to run the peer; starting the last one takes minutes."""
     progress: bool = True
     """Show what is being measured."""
 
 
-def contestants(
-    device: str, peer: bool, modes: Sequence[str] = ("eager", "compile", "aotinductor")
-) -> list[Contestant]:
+def contestants(device: str, peer: bool, modes: Sequence[str] = MODES) -> list[Contestant]:
     """Ours, and the peer as it can be run on that device, in these modes."""
     ours = [Contestant("equicat", ours=True), Contestant("equicat, recomputing", ours=True, recompute=True)]
     if not peer:
@@ -147,9 +147,9 @@ def speed(
     Raises:
         InputError: for an unknown size or mode, a peer that cannot be run, or contestants whose numbers differ.
     """
-    unknown = set(config.modes) - {way.mode for way in contestants("cuda", peer=True)}
+    unknown = sorted(set(config.modes) - set(MODES))
     if unknown:
-        raise InputError(f"no mode {', '.join(sorted(unknown))}; there are eager, compile, aotinductor")
+        raise InputError(f"no mode {', '.join(unknown)}; there are {', '.join(MODES)}")
     for size in sizes:
         if size not in SIZES:
             raise InputError(f"no model size {size!r}; there are {', '.join(SIZES)}")

@@ -1,7 +1,9 @@
 """What every command of the command line is made of; heavy modules are imported by the command that needs them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
@@ -54,3 +56,11 @@ def add_run_and(parser: Parser, *names: str) -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="Structures computed together.")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0.")
     parser.add_argument("--progress", type=bool, default=True, help="Show a progress bar.")
+
+
+def write_results(json_file: str | None, results: Mapping[str, Any]) -> None:
+    """Write what a command found to the file of its option ``--json``, if that was given."""
+    from equicat.files import replace_json
+
+    if json_file is not None:
+        replace_json(Path(json_file), results)

@@ -1,12 +1,13 @@
 """`equicat bench …`: what is measured is printed, and written as JSON and as a figure."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from equicat.commands import Command, parser_for
+from equicat.commands import Command, parser_for, write_results
 
 ATOMS = (300, 1000, 3000, 10000, 30000, 100000)
 
@@ -33,7 +34,13 @@ def _speed(options: Namespace) -> None:
 
     values = options.as_dict()
     json_file, figure, sizes = (values.pop(name) for name in ("json", "figure", "sizes"))
-    _show(speed(BenchConfig(**values), sizes, _writer(json_file)), speed_text, json_file, figure, speed_figure)
+    _show(
+        speed(BenchConfig(**values), sizes, partial(write_results, json_file)),
+        speed_text,
+        json_file,
+        figure,
+        speed_figure,
+    )
 
 
 def _scaling_parser() -> ArgumentParser:
@@ -72,18 +79,6 @@ def _data(options: Namespace) -> None:
     _show(bench_data(store, DataBenchConfig(**values)), as_text, json_file)
 
 
-def _writer(json_file: str | None) -> Callable[[Mapping[str, Any]], None]:
-    """Writes results to the file, if there is to be one."""
-    from equicat.files import replacing_file, write_json
-
-    def write(results: Mapping[str, Any]) -> None:
-        if json_file is not None:
-            with replacing_file(Path(json_file)) as temporary:
-                write_json(temporary, results)
-
-    return write
-
-
 def _show(
     results: Mapping[str, Any],
     text: Callable[[Mapping[str, Any]], str],
@@ -92,7 +87,7 @@ def _show(
     draw: Callable[[Mapping[str, Any], Path], None] | None = None,
 ) -> None:
     print(text(results))
-    _writer(json_file)(results)
+    write_results(json_file, results)
     if figure is not None and draw is not None:
         draw(results, Path(figure))
 

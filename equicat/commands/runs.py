@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from equicat.commands import Command, add_run_and, parser_for
+from equicat.commands import Command, add_run_and, parser_for, write_results
 from equicat.errors import InputError
 
 
@@ -106,7 +106,6 @@ def _evaluate_parser() -> ArgumentParser:
 
 def _evaluate(options: Namespace) -> None:
     from equicat.evaluate import as_text, evaluate, evaluate_validation
-    from equicat.files import replacing_file, write_json
 
     how = {"batch_size": options.batch_size, "device": options.device, "progress": options.progress}
     if options.data is None:
@@ -115,9 +114,7 @@ def _evaluate(options: Namespace) -> None:
         which = {"energy_key": options.energy_key, "energy_reference": options.energy_reference}
         summary = evaluate(options.run, options.data, **which, **how)
     print(as_text(summary))
-    if options.json is not None:
-        with replacing_file(Path(options.json)) as temporary:
-            write_json(temporary, summary)
+    write_results(options.json, summary)
 
 
 def _predict_parser() -> ArgumentParser:

@@ -9,7 +9,7 @@ from typing import Any
 
 from equicat import __version__
 from equicat.errors import InputError
-from equicat.files import read_json, replacing_file, write_json, writing_to
+from equicat.files import read_json, replace_json, writing_to
 from equicat.oc20.catalogue import MAPPING, MIRROR, Split, splits_named
 from equicat.oc20.download import download, require_space, unpack
 from equicat.oc20.files import DATABASES, RAW, grouped, pieces_of
@@ -240,5 +240,5 @@ def _describe(out: Path, splits: list[Split]) -> None:
     path = out / "dataset.json"
     known = read_json(path).get("splits", {}) if path.is_file() else {}
     known |= {f"{s.task}/{s.name}": f"OC20 {s.task} {s.published}" for s in splits}
-    with writing_to(path), replacing_file(path) as temporary:
-        write_json(temporary, {"description": ATTRIBUTION, "splits": dict(sorted(known.items()))})
+    with writing_to(path):
+        replace_json(path, {"description": ATTRIBUTION, "splits": dict(sorted(known.items()))})
