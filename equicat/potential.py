@@ -176,7 +176,8 @@ class _Recomputed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, to_energy: Tensor, to_gradient: Tensor) -> tuple[Tensor | None, ...]:
         edge_vec, *parameters = ctx.saved_tensors
-        found = ctx.function(edge_vec, ctx.piece, create_graph=True)
+        with torch.enable_grad():
+            found = ctx.function(edge_vec, ctx.piece, create_graph=True)
         return None, None, None, *torch.autograd.grad(found, parameters, (to_energy, to_gradient), allow_unused=True)
 
 
@@ -278,12 +279,41 @@ class Potential(AtomisticModel):
     def energies_and_gradient(
         self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece, create_graph: bool
     ) -> tuple[Float[Tensor, "n_own"], Float[Tensor, "n_edges 3"]]:
-        """Of the centres of a piece, and the derivative of their sum with respect to the pair vectors."""
+        """Of the centres of a piece, and the derivative of their sum with respect to the pair vectors.
+
+        By the network's kernel where it has one, else by autograd.
+        """
+        kernel, index = architecture(self.config.name).kernel, piece.edge_index
+        readout = list(self.head.mlp.weights)
+        if kernel and (found := kernel(self.model, readout, edge_vec, index, piece.species, create_graph)):
+            sums, gradient = found
+            factor = self.factor(piece.species) * self.head.sum.norm
+            energy = sums * factor
+            gradient = gradient * (factor[index[0]][:, None] if factor.ndim else factor)
+            if self.repulsion is not None:
+                repulsion, slope = self.repulsion_and_gradient(edge_vec, piece)
+                energy, gradient = energy + repulsion, gradient + slope
+            return energy[piece.own], gradient
         with torch.enable_grad():
             edge_vec = edge_vec.detach().requires_grad_()
             energy = self.atom_energies(edge_vec, piece.edge_index, piece.species)[piece.own]
             (gradient,) = torch.autograd.grad(energy.sum(), edge_vec, create_graph=create_graph)
         return (energy if create_graph else energy.detach()), gradient
+
+    def repulsion_and_gradient(
+        self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece
+    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
+        """The same of the repulsion of the nuclei alone, which has no weights."""
+        assert self.repulsion is not None
+        with torch.enable_grad():
+            edge_vec = edge_vec.detach().requires_grad_()
+            energy = self.repulsion(edge_vec, piece.edge_index, piece.species, len(self.elements))
+            (gradient,) = torch.autograd.grad(energy.sum(), edge_vec)
+        return energy.detach(), gradient
+
+    def factor(self, species: Int[Tensor, "n_atoms"]) -> Tensor:
+        """s f of every atom, eV; without f one number."""
+        return self.scale if self.factors is None else self.scale * self.factors[species].to(self.scale)
 
     def atom_energies(
         self,
@@ -302,9 +332,7 @@ class Potential(AtomisticModel):
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
         """The same, from the features of the network."""
-        energies = self.head(features, edge_index[0], len(species)) * self.scale
-        if self.factors is not None:
-            energies = energies * self.factors[species].to(energies)
+        energies = self.head(features, edge_index[0], len(species)) * self.factor(species)
         if self.repulsion is not None:
             energies = energies + self.repulsion(edge_vec, edge_index, species, len(self.elements))
         return energies

@@ -248,6 +248,22 @@ class NequipAllegro(nn.Module):
             out.append(torch.cat([last[:, n:], last[:, :n] @ share], dim=1))
         return out
 
+    def geometry(
+        self,
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+    ) -> tuple[Int[Tensor, "n_edges"], Float[Tensor, "n_edges n_radial"], Float[Tensor, "n_edges dim_env"]]:
+        """What the network sees of edges: ordered pairs of elements, radial basis, and spherical harmonics."""
+        config, (center, neighbor) = self.config, edge_index
+        pair = species[center] * self.n_species + species[neighbor]
+        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
+        x = r * self.inverse_cutoff[pair][:, None].to(r)
+        basis = self.basis(x)
+        if config.radial == "bessel":
+            basis = basis * polynomial_envelope(x, config.envelope_p)
+        return pair, basis, spherical_harmonics(config.l_max, edge_vec / r)
+
     def forward(
         self,
         edge_vec: Float[Tensor, "n_edges 3"],
@@ -255,18 +271,11 @@ class NequipAllegro(nn.Module):
         species: Int[Tensor, "n_atoms"],
     ) -> Features:
         """Features by edge."""
-        config = self.config
-        center, neighbor = edge_index
-        pair = species[center] * self.n_species + species[neighbor]
-        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
-        x = r * self.inverse_cutoff[pair][:, None].to(r)
-        basis = self.basis(x)
-        if config.radial == "bessel":
-            basis = basis * polynomial_envelope(x, config.envelope_p)
+        pair, basis, sh = self.geometry(edge_vec, edge_index, species)
         # All about an edge's geometry as one array, so that cutting it into chunks is one operation.
-        geometry = torch.cat([basis, spherical_harmonics(config.l_max, edge_vec / r)], dim=1)
+        geometry = torch.cat([basis, sh], dim=1)
         maps, products = self.composed(), [layer.product.weighted() for layer in self.layers]
-        pieces, position = chunks(center, len(species), self.floats_per_edge)
+        pieces, position = chunks(edge_index[0], len(species), self.floats_per_edge)
         found = [self.pair_features(geometry[c.edges], pair[c.edges], c, maps, products) for c in pieces]
         scalars, vectors = (join(parts, position) for parts in zip(*found, strict=True))
         return Features(scalars, "edge", vectors if self.n_vectors else None)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from equicat.errors import InputError, nearest
 from equicat.models.allegro import Allegro, AllegroConfig
@@ -13,6 +13,7 @@ from equicat.models.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, Dime
 from equicat.models.gemnet import GemNet, GemNetConfig, Graph, fit_scales
 from equicat.models.nequip import NequIP, NequIPConfig
 from equicat.models.nequip_allegro import NequipAllegro, NequipAllegroConfig
+from equicat.models.nequip_allegro_native import energies_and_gradient
 from equicat.models.schnet import SchNet, SchNetConfig
 
 NetworkConfig = (
@@ -38,6 +39,9 @@ class Architecture:
     """Whether a centre's features depend on its own edges alone, and on its neighbours' species: no message passing."""
     prepare: Callable[[Any, Iterable[Graph]], Any] | None = None
     """Fits constants of an untrained network to a few batches of the training data."""
+    kernel: Callable[..., tuple[Tensor, Tensor] | None] | None = None
+    """Energies of centres and their gradient by pair vectors, all in one; None where it cannot be used. Takes the
+    network, the weights of the readout, pair vectors, edge_index, species, and whether to stay differentiable."""
 
 
 NETWORKS = {
@@ -50,7 +54,10 @@ NETWORKS = {
     ),
     "nequip": Architecture(NequIPConfig, lambda c, elements, vectors: NequIP(c, len(elements), vectors)),
     "nequip-allegro": Architecture(
-        NequipAllegroConfig, lambda c, elements, vectors: NequipAllegro(c, len(elements), vectors), True
+        NequipAllegroConfig,
+        lambda c, elements, vectors: NequipAllegro(c, len(elements), vectors),
+        strictly_local=True,
+        kernel=energies_and_gradient,
     ),
     "schnet": Architecture(SchNetConfig, lambda c, elements, vectors: SchNet(c, len(elements))),
 }

@@ -1,0 +1,117 @@
+// Vectors of the processor, dual numbers made of them, and the functions that a network needs of both.
+//
+// A dual number a + ε b with ε² = 0 carries a value and its derivative in one direction. A gradient that is computed
+// with dual numbers yields, in its ε part, the derivative of the gradient in that direction: what training on forces
+// needs. So the code of a gradient, written once for Num<D>, serves inference (D = 1) and training (D = 2).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifndef REAL
+#define REAL float
+#endif
+using real = REAL;
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, MICRO_ROWS = 12;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MICRO_ROWS = 6;
+#else
+constexpr int VECTOR_BYTES = 16, MICRO_ROWS = 6;
+#endif
+constexpr int LANES = VECTOR_BYTES / sizeof(real);
+constexpr int BLOCK = 64 / sizeof(real);  // columns of matrices come in multiples of this
+constexpr int BLOCK_VECTORS = BLOCK / LANES;
+
+typedef real Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+inline Vector load(const real* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void store(real* p, Vector x) { *reinterpret_cast<Vector*>(p) = x; }
+inline real sum(Vector x) {
+    real total = 0;
+    for (int k = 0; k < LANES; k++) total += x[k];
+    return total;
+}
+
+// Integers as wide as `real`, to build powers of two from.
+template <class T> struct Bits;
+template <> struct Bits<float> {
+    using type = int32_t;
+    static constexpr int mantissa = 23, bias = 127, terms = 7;
+    static constexpr float limit = 87, magic = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+};
+template <> struct Bits<double> {
+    using type = int64_t;
+    static constexpr int mantissa = 52, bias = 1023, terms = 13;
+    static constexpr double limit = 708, magic = 6755399441055744.0, ln2_high = 0.693145751953125,
+                            ln2_low = 1.42860682030941723212e-6;
+};
+
+// eˣ = 2ⁿ eʳ with |r| ≤ ln 2 / 2 and the power series of eʳ, to rounding; x is kept within the range of `real`.
+inline Vector exponential(Vector x) {
+    using B = Bits<real>;
+    typedef B::type Integers __attribute__((vector_size(VECTOR_BYTES)));
+    x = x < -B::limit ? Vector{} - B::limit : (x > B::limit ? Vector{} + B::limit : x);
+    const Vector n = (x * real(1.44269504088896340736) + B::magic) - B::magic;
+    const Vector r = (x - n * B::ln2_high) - n * B::ln2_low;
+    Vector total = Vector{} + 1;
+    for (int k = B::terms; k > 0; k--) total = total * r * real(1.0 / k) + 1;
+    const Integers power = (__builtin_convertvector(n, Integers) + B::bias) << B::mantissa;
+    return total * (Vector)power;
+}
+
+template <int D> struct Num {
+    Vector v[D];
+};
+using Value = Num<1>;
+using Dual = Num<2>;
+
+inline Value operator*(Value a, Value b) { return {a.v[0] * b.v[0]}; }
+inline Dual operator*(Dual a, Dual b) { return {a.v[0] * b.v[0], a.v[0] * b.v[1] + a.v[1] * b.v[0]}; }
+template <int D> inline Num<D> operator*(Num<D> a, Vector b) {
+    for (int d = 0; d < D; d++) a.v[d] *= b;
+    return a;
+}
+template <int D> inline Num<D> operator+(Num<D> a, Num<D> b) {
+    for (int d = 0; d < D; d++) a.v[d] += b.v[d];
+    return a;
+}
+template <int D> inline Num<D>& operator+=(Num<D>& a, Num<D> b) { return a = a + b; }
+
+// Values lie in one plane of memory, their ε parts in the next, `plane` further.
+template <int D> inline Num<D> load(const real* p, long plane) {
+    Num<D> out;
+    for (int d = 0; d < D; d++) out.v[d] = load(p + d * plane);
+    return out;
+}
+template <int D> inline void store(real* p, long plane, Num<D> x) {
+    for (int d = 0; d < D; d++) store(p + d * plane, x.v[d]);
+}
+template <int D> inline void add(real* p, long plane, Num<D> x) {
+    for (int d = 0; d < D; d++) store(p + d * plane, load(p + d * plane) + x.v[d]);
+}
+// One number in all lanes, and the sum of all lanes added to one number.
+template <int D> inline Num<D> spread(const real* p, long plane) {
+    Num<D> out;
+    for (int d = 0; d < D; d++) out.v[d] = Vector{} + p[d * plane];
+    return out;
+}
+template <int D> inline void add_sum(real* p, long plane, Num<D> x) {
+    for (int d = 0; d < D; d++) p[d * plane] += sum(x.v[d]);
+}
+
+// silu(z) = z σ(z), and g silu'(z).
+inline Vector sigmoid(Vector z) { return 1 / (1 + exponential(-z)); }
+inline Value silu(Value z) { return {z.v[0] * sigmoid(z.v[0])}; }
+inline Vector silu_slope(Vector z, Vector s) { return s * (1 + z * (1 - s)); }
+inline Dual silu(Dual z) {
+    const Vector s = sigmoid(z.v[0]);
+    return {z.v[0] * s, silu_slope(z.v[0], s) * z.v[1]};
+}
+inline Value times_silu_slope(Value g, Value z) { return {g.v[0] * silu_slope(z.v[0], sigmoid(z.v[0]))}; }
+inline Dual times_silu_slope(Dual g, Dual z) {
+    const Vector s = sigmoid(z.v[0]), curvature = s * (1 - s) * (2 + z.v[0] * (1 - 2 * s));
+    return g * Dual{silu_slope(z.v[0], s), curvature * z.v[1]};
+}

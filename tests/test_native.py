@@ -1,0 +1,192 @@
+"""Kernels in C++: against PyTorch's operators, and what happens where they cannot be had."""
+
+import dataclasses
+import stat
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_NEQUIP
+
+from equicat import native
+from equicat.batch import Batch
+from equicat.models import networks
+from equicat.models.nequip_allegro_native import MAX_DEGREE, Terms
+from equicat.models.zbl import Repulsion
+from equicat.potential import EnergyTerms, Potential
+from equicat.structure import Structure
+from equicat.testing import example_structures
+
+ELEMENTS = (1, 8, 29)
+VARIANTS = [
+    {"n_layers": 1},
+    {"n_layers": 3, "l_max": 3},
+    {"l_max": 0},
+    {"l_max": MAX_DEGREE, "n_layers": 1},
+    {"n_layers": 3, "parity": "restricted", "coupling": "path"},
+    {"radial": "spline", "n_radial": 6, "spline_span": 4},
+    {"two_body_hidden": (), "latent_hidden": (5, 6), "embedding_width": 4, "features_silu": False},
+    {"two_body_hidden": (20, 30), "tensor_channels": 5, "n_features": 7, "bessel_trainable": True},
+    {"n_scalars": 256, "latent_hidden": (256,), "two_body_hidden": (256,)},
+    {"neighbors_of_element": (3.0, 7.0, 12.0), "pair_cutoffs": (2.0, 3.0, 4.0, 3.0, 2.5, 4.0, 4.0, 3.5, 4.0)},
+]
+
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler on this machine")
+
+
+def structures():
+    """Slabs, molecules, bulk, and an atom without a neighbour."""
+    alone = Structure(np.array([29]), np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool))
+    return [*example_structures(ELEMENTS, 0), alone, *example_structures(ELEMENTS, 1)]
+
+
+def potential(dtype=torch.float64, config=SMALL_NEQUIP, output_mlp=(8,), **changes) -> Potential:
+    torch.manual_seed(0)
+    terms = EnergyTerms(factors=(0.5, 1.0, 2.0), repulsion=Repulsion(6, (4.0,)))
+    model = Potential(dataclasses.replace(config, **changes), ELEMENTS, output_mlp, scale=1.7, terms=terms)
+    return model.to(dtype).train()
+
+
+def found(model: Potential, dtype=torch.float64) -> list[torch.Tensor]:
+    """Energies, forces, virial, and the gradient of something that depends on energies and forces."""
+    batch = Batch.from_structures(structures(), model.cutoff, dtype=dtype)
+    prediction = model(batch, virial=True)
+    weights = torch.linspace(-1, 2, len(batch.numbers), dtype=dtype)
+    loss = (weights * prediction.atom_energies).sum() + (weights[:, None] * prediction.forces.sin()).sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters)
+    return [prediction.atom_energies, prediction.forces, prediction.virial, *gradients]
+
+
+def without_kernel(monkeypatch, model: Potential, dtype=torch.float64) -> list[torch.Tensor]:
+    with monkeypatch.context() as patch:
+        name = model.config.name
+        patch.setitem(networks.NETWORKS, name, dataclasses.replace(networks.NETWORKS[name], kernel=None))
+        return found(model, dtype)
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_agrees_with_the_operators(monkeypatch, variant):
+    model = potential(**variant, output_mlp=(8, 9) if variant.get("l_max") == 3 else (8,))
+    expected = without_kernel(monkeypatch, model)
+    calls = count_calls(monkeypatch, model)
+    for mine, theirs in zip(found(model), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * float(theirs.abs().max()))
+    assert calls == [True], "the kernel was not used"
+    assert expected[1].abs().max() > 0.1, "forces are not trivially zero"
+
+
+def count_calls(monkeypatch, model: Potential) -> list[bool]:
+    """Of each call of the model's kernel from here on: whether it computed something."""
+    name, calls = model.config.name, []
+    kernel = networks.NETWORKS[name].kernel
+
+    def counted(*args):
+        out = kernel(*args)
+        calls.append(out is not None)
+        return out
+
+    monkeypatch.setitem(networks.NETWORKS, name, dataclasses.replace(networks.NETWORKS[name], kernel=counted))
+    return calls
+
+
+@needs_compiler
+def test_single_precision(monkeypatch):
+    model = potential(torch.float32)
+    for mine, theirs in zip(
+        found(model, torch.float32), without_kernel(monkeypatch, model, torch.float32), strict=True
+    ):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("n_threads", [1, 3, 64])
+def test_any_number_of_threads(n_threads):
+    model, before = potential(), torch.get_num_threads()
+    expected = found(model)
+    torch.set_num_threads(n_threads)
+    try:
+        again, once_more = found(model), found(model)
+    finally:
+        torch.set_num_threads(before)
+    for first, second, other in zip(again, once_more, expected, strict=True):
+        assert torch.equal(first, second), "the same sums in the same order"
+        torch.testing.assert_close(first, other, rtol=1e-10, atol=1e-12)
+
+
+@needs_compiler
+def test_large_values_do_not_overflow(monkeypatch):
+    """silu far outside the range of the exponential function."""
+    model = potential(torch.float32, output_mlp=())
+    with torch.no_grad():
+        model.model.embedding.center.mul_(1e4)
+    for mine, theirs in zip(
+        found(model, torch.float32)[:2], without_kernel(monkeypatch, model, torch.float32)[:2], strict=True
+    ):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_terms_are_the_dense_coefficients():
+    model = potential().model
+    dense = model.layers[0].product.coefficients
+    terms = Terms.of(dense)
+    out = torch.zeros(terms.dim_in, terms.dim_out, dense[0].shape[3], terms.n_paths, dtype=torch.float64)
+    out.index_put_(tuple(terms.indices.t()), terms.coefficients)
+    p = c = 0
+    for array in dense:
+        block = out[:, c : c + array.shape[1], :, p : p + array.shape[2]]
+        assert torch.equal(block.permute(0, 1, 3, 2), array)
+        c, p = c + array.shape[1], p + array.shape[2]
+
+
+class TestLoading:
+    @pytest.fixture(autouse=True)
+    def own_cache(self, monkeypatch, tmp_path):
+        """Not the user's, and nothing remembered from other tests."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        native.load.cache_clear()
+        yield
+        native.load.cache_clear()
+
+    def fake_compiler(self, monkeypatch, path, line: str) -> None:
+        path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{line}\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("CXX", str(path))
+
+    def test_a_failing_compiler_costs_speed_only(self, monkeypatch, tmp_path):
+        self.fake_compiler(monkeypatch, tmp_path / "cxx", "echo unknown flag >&2; exit 1")
+        model = potential()
+        with pytest.warns(UserWarning, match="could not be compiled by .*cxx.*slower operators are used: unknown flag"):
+            energies, *_ = found(model)
+        assert torch.equal(energies, without_kernel(monkeypatch, model)[0])
+        assert list((tmp_path / "cache" / "equicat").iterdir()) == [], "nothing is left behind"
+
+    def test_turned_off(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("EQUICAT_NATIVE", "0")
+        assert native.load("nequip_allegro", torch.float64) is None
+        assert not (tmp_path / "cache").exists()
+
+    def test_no_compiler(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert native.load("nequip_allegro", torch.float32) is None
+
+    def test_no_kernel_for_other_types(self):
+        assert native.load("nequip_allegro", torch.bfloat16) is None
+
+    @needs_compiler
+    def test_compiled_once(self, monkeypatch, tmp_path):
+        assert native.load("nequip_allegro", torch.float64) is not None
+        (library,) = (tmp_path / "cache" / "equicat").iterdir()
+        self.fake_compiler(monkeypatch, tmp_path / "cxx", "exit 1")  # another compiler, another library
+        native.load.cache_clear()
+        with pytest.warns(UserWarning, match="could not be compiled"):
+            assert native.load("nequip_allegro", torch.float64) is None
+        monkeypatch.delenv("CXX")
+        native.load.cache_clear()
+        modified = library.stat().st_mtime_ns
+        assert native.load("nequip_allegro", torch.float64) is not None
+        assert library.stat().st_mtime_ns == modified
