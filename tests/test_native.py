@@ -11,7 +11,8 @@ from conftest import SMALL_NEQUIP
 from equicat import native
 from equicat.batch import Batch
 from equicat.models import networks
-from equicat.models.nequip_allegro_native import MAX_DEGREE, Terms
+from equicat.models.kernels import MAX_DEGREE
+from equicat.models.nequip_allegro_native import Terms
 from equicat.models.zbl import Repulsion
 from equicat.potential import EnergyTerms, Potential
 from equicat.structure import Structure
@@ -133,7 +134,7 @@ def test_terms_are_the_dense_coefficients():
     model = potential().model
     dense = model.layers[0].product.coefficients
     terms = Terms.of(dense)
-    out = torch.zeros(terms.dim_in, terms.dim_out, dense[0].shape[3], terms.n_paths, dtype=torch.float64)
+    out = torch.zeros(terms.dim_in, terms.dim_out, dense[0].shape[3], sum(c.shape[2] for c in dense), dtype=torch.float64)
     out.index_put_(tuple(terms.indices.t()), terms.coefficients)
     p = c = 0
     for array in dense:

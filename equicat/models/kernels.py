@@ -1,0 +1,177 @@
+"""What the kernels of strictly local networks share on the side of Python (``equicat/native/tile.h`` is the other side).
+
+A pair depends on the pairs of its own centre alone. So a kernel takes a few centres at a time forward and backward
+through all layers, and what it knows about their edges never leaves the cache. For training it runs on dual numbers:
+with the inputs perturbed along what comes back for the gradient, the derivative of every weight's gradient is that of
+the gradient itself (forward over reverse). Nothing is kept between the two passes but the inputs.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from equicat import native
+
+MAX_DEGREE = 4
+"""Largest l_max that is compiled."""
+BLOCK_BYTES = 64
+"""Columns of matrices come in blocks of this size (``BLOCK`` in ``numbers.h``)."""
+POINTER = ctypes.c_void_p
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (("data", POINTER), ("k", ctypes.c_int64), ("n", ctypes.c_int64), ("grad", POINTER))
+
+
+class _Call(ctypes.Structure):
+    _fields_ = (
+        ("network", POINTER),
+        *((name, ctypes.c_int64) for name in ("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers")),
+        *((name, ctypes.c_int64) for name in ("width", "n_geometry")),
+        *((name, POINTER) for name in ("first_edge", "norm", "e", "geometry")),
+        *((name, POINTER) for name in ("e_tangent", "geometry_tangent", "to_energy")),
+        *((name, ctypes.POINTER(_Matrix)) for name in ("matrices", "plain")),
+        *((name, POINTER) for name in ("energy", "e_bar", "geometry_bar")),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Of a call, as the kernel reads them, widths padded to multiples."""
+
+    matrices: list[Tensor]
+    """Each [k, n], multiplied from the right."""
+    plain: list[Tensor]
+    """Each [k, n]; the last is the end of the readout, [1, n]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """All that a call needs but tensors that are differentiated."""
+
+    library: ctypes.CDLL
+    network: ctypes.Structure
+    """What the kernel knows of its own network."""
+    l_max: int
+    channels: int
+    """Padded to a multiple of the kernel's."""
+    n_matrices: int
+    first_edge: Int[Tensor, "n_centers_plus_1"]
+    norm: Float[Tensor, "n_centers"]
+    """Of environments."""
+    owned: Any = None
+    """What ``network`` points to: it lives as long as this."""
+
+    def run(
+        self, function: str, weights: Sequence[Tensor], grads: Sequence[Tensor] | None, arrays: dict[str, Tensor]
+    ) -> None:
+        """Call the kernel.
+
+        Args:
+            function: which.
+            weights: matrices, then plain ones.
+            grads: of these, added to; None for none.
+            arrays: the other fields of the call.
+        """
+        pointers = [g.data_ptr() for g in grads] if grads is not None else [None] * len(weights)
+        listed = [_Matrix(w.data_ptr(), *w.shape, g) for w, g in zip(weights, pointers, strict=True)]
+        matrices, plain = listed[: self.n_matrices], listed[self.n_matrices :]
+        call = _Call(
+            network=ctypes.addressof(self.network),
+            l_max=self.l_max,
+            channels=self.channels,
+            n_matrices=len(matrices),
+            n_plain=len(plain),
+            n_threads=torch.get_num_threads(),
+            n_centers=len(self.norm),
+            width=arrays["e"].shape[1],
+            n_geometry=arrays["geometry"].shape[1],
+            first_edge=self.first_edge.data_ptr(),
+            norm=self.norm.data_ptr(),
+            matrices=(_Matrix * len(matrices))(*matrices),
+            plain=(_Matrix * len(plain))(*plain),
+            **{name: array.data_ptr() for name, array in arrays.items()},
+        )
+        getattr(self.library, function)(ctypes.byref(call))
+
+
+class _EnergiesAndGradient(torch.autograd.Function):
+    """E_i of centres, and ∂ΣE/∂e, ∂ΣE/∂geometry of edges; differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, e: Tensor, geometry: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        e, geometry, weights = e.contiguous(), geometry.contiguous(), tuple(w.contiguous() for w in weights)
+        ctx.problem = problem
+        ctx.save_for_backward(e, geometry, *weights)
+        out = (torch.empty_like(problem.norm), torch.empty_like(e), torch.empty_like(geometry))
+        arrays = dict(zip(("energy", "e_bar", "geometry_bar"), out, strict=True))
+        problem.run("energies_and_gradient", weights, None, {"e": e, "geometry": geometry} | arrays)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_energy: Tensor, to_e_bar: Tensor, to_geometry_bar: Tensor) -> tuple[Tensor | None, ...]:
+        e, geometry, *weights = ctx.saved_tensors
+        e_bar, geometry_bar, grads = torch.empty_like(e), torch.empty_like(geometry), list(map(torch.zeros_like, weights))
+        arrays = {"e": e, "geometry": geometry, "e_bar": e_bar, "geometry_bar": geometry_bar}
+        seeds = {"to_energy": to_energy, "e_tangent": to_e_bar, "geometry_tangent": to_geometry_bar}
+        seeds = {name: tensor.contiguous() for name, tensor in seeds.items()}
+        ctx.problem.run("weight_gradients", weights, grads, arrays | seeds)
+        return None, e_bar, geometry_bar, *grads
+
+
+def library(source: str, edge_vec: Float[Tensor, "n_edges 3"], l_max: int) -> ctypes.CDLL | None:
+    """The kernel for such edges, or None: not on a CPU, without a compiler or any edge, another dtype, l_max > 4."""
+    if edge_vec.device.type != "cpu" or not len(edge_vec) or l_max > MAX_DEGREE:
+        return None
+    return native.load(source, edge_vec.dtype)
+
+
+def first_edges(center: Int[Tensor, "n_edges"], n_atoms: int) -> Int[Tensor, "n_atoms_plus_1"]:
+    """Where each centre's edges begin, and the end."""
+    return torch.nn.functional.pad(torch.bincount(center, minlength=n_atoms).cumsum(0), (1, 0))
+
+
+def padded(weight: Float[Tensor, "k n"], multiple: int, rows: bool = True) -> Float[Tensor, "k_padded n_padded"]:
+    """Rows and columns of zeros up to multiples: they multiply what is zero, or what nobody reads."""
+    k, n = weight.shape
+    return torch.nn.functional.pad(weight, (0, -n % multiple, 0, -k % multiple if rows else 0))
+
+
+def by_channel(weight: Float[Tensor, "k n"], channels: int, multiple: int) -> Float[Tensor, "k_padded n_padded"]:
+    """The same for columns that are blocks of channels: each block is padded."""
+    blocks = torch.nn.functional.pad(weight.unflatten(1, (-1, channels)), (0, -channels % multiple))
+    return padded(blocks.flatten(1), multiple)
+
+
+def energies_and_gradient(
+    problem: Problem,
+    weights: Weights,
+    edge_vec: Float[Tensor, "n_edges 3"],
+    see: Callable[[Float[Tensor, "n_edges 3"]], tuple[Tensor, Tensor]],
+    create_graph: bool,
+) -> tuple[Float[Tensor, "n_centers"], Float[Tensor, "n_edges 3"]]:
+    """Energies of centres, and the derivative of their sum by the pair vectors.
+
+    Args:
+        problem: what to call.
+        weights: of the network and its readout.
+        edge_vec: Å.
+        see: what the kernel sees of pair vectors: e [n_edges, width] and geometry [n_edges, n_geometry].
+        create_graph: whether both stay differentiable once by the weights.
+    """
+    with torch.enable_grad():
+        edge_vec = edge_vec.detach().requires_grad_()
+        e, geometry = see(edge_vec)
+    with torch.set_grad_enabled(create_graph):
+        energy, *bars = _EnergiesAndGradient.apply(problem, e, geometry, *weights.matrices, *weights.plain)
+    # Harmonics of degree 0 alone are constants.
+    used = [(x, bar) for x, bar in zip((e, geometry), bars, strict=True) if x.requires_grad]
+    outputs, bars = zip(*used, strict=True)
+    (gradient,) = torch.autograd.grad(outputs, edge_vec, bars, create_graph=create_graph)
+    return energy, gradient
