@@ -6,7 +6,7 @@ import stat
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_NEQUIP
+from conftest import SMALL, SMALL_NEQUIP
 
 from equicat import native
 from equicat.batch import Batch
@@ -33,6 +33,18 @@ VARIANTS = [
 ]
 
 needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler on this machine")
+
+
+PUBLISHED = [
+    {"n_layers": 1},
+    {},
+    {"n_layers": 3, "l_max": 3},
+    {"n_layers": 3, "parity": "restricted", "tensor_channels": 5},
+    {"l_max": 0, "n_layers": 2},
+    {"l_max": 1, "n_layers": 3, "env_embed_mlp": (9, 6), "latent_mlp": (7, 16), "bessel_trainable": False},
+    {"l_max": MAX_DEGREE, "n_layers": 1, "two_body_mlp": (8, 9, 16)},
+    {"two_body_mlp": (64, 256), "latent_mlp": (256, 256), "tensor_channels": 16},
+]
 
 
 def structures():
@@ -67,9 +79,13 @@ def without_kernel(monkeypatch, model: Potential, dtype=torch.float64) -> list[t
 
 
 @needs_compiler
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_agrees_with_the_operators(monkeypatch, variant):
-    model = potential(**variant, output_mlp=(8, 9) if variant.get("l_max") == 3 else (8,))
+@pytest.mark.parametrize(
+    ("config", "variant"),
+    [*((SMALL_NEQUIP, variant) for variant in VARIANTS), *((SMALL, variant) for variant in PUBLISHED)],
+    ids=lambda x: x.name if dataclasses.is_dataclass(x) else str(x),
+)
+def test_agrees_with_the_operators(monkeypatch, config, variant):
+    model = potential(config=config, **variant, output_mlp=(8, 9) if variant.get("l_max") == 3 else (8,))
     expected = without_kernel(monkeypatch, model)
     calls = count_calls(monkeypatch, model)
     for mine, theirs in zip(found(model), expected, strict=True):
@@ -134,7 +150,9 @@ def test_terms_are_the_dense_coefficients():
     model = potential().model
     dense = model.layers[0].product.coefficients
     terms = Terms.of(dense)
-    out = torch.zeros(terms.dim_in, terms.dim_out, dense[0].shape[3], sum(c.shape[2] for c in dense), dtype=torch.float64)
+    out = torch.zeros(
+        terms.dim_in, terms.dim_out, dense[0].shape[3], sum(c.shape[2] for c in dense), dtype=torch.float64
+    )
     out.index_put_(tuple(terms.indices.t()), terms.coefficients)
     p = c = 0
     for array in dense:

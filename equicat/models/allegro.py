@@ -13,7 +13,7 @@ path and edge by edge; the tests hold the two together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -97,9 +97,14 @@ class TwoBody(nn.Module):
         envelope: Float[Tensor, "n_edges 1"],
         pair: Int[Tensor, "n_edges"],
     ) -> Float[Tensor, "n_edges n_features"]:
+        return self.mlp(silu(self.first(radial, pair))) * envelope
+
+    def first(
+        self, radial: Float[Tensor, "n_edges n_bessel"], pair: Int[Tensor, "n_edges"]
+    ) -> Float[Tensor, "n_edges width"]:
+        """What enters the first nonlinearity."""
         table = (self.center_embedding[:, None] + self.neighbor_embedding[None, :]).flatten(0, 1)
-        first = torch.addmm(table.index_select(0, pair), radial, self.radial)
-        return self.mlp(silu(first)) * envelope
+        return torch.addmm(table.index_select(0, pair), radial, self.radial)
 
 
 class AllegroLayer(nn.Module):
@@ -114,7 +119,7 @@ class AllegroLayer(nn.Module):
 
     def __init__(self, config: AllegroConfig, irreps_in: list[Irrep], irreps_out: list[Irrep], first: bool):
         super().__init__()
-        self.first, self.irreps_out = first, irreps_out
+        self.first, self.irreps_in, self.irreps_out = first, irreps_in, irreps_out
         self.l_max = config.l_max
         self.avg_num_neighbors = config.avg_num_neighbors or 1.0
         channels, features = config.tensor_channels, config.n_features
@@ -245,7 +250,7 @@ class Allegro(nn.Module):
         self.two_body = TwoBody(config, n_species)
         irreps = layer_irreps(config.l_max, config.n_layers, config.parity, vectors)
         leaving = [*irreps[1:], [VECTOR] if vectors else []]
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             AllegroLayer(config, a, b, first=k == 0) for k, (a, b) in enumerate(zip(irreps, leaving, strict=True))
         )
         # The largest intermediate of an edge decides how many edges are worked on at a time.
@@ -256,6 +261,20 @@ class Allegro(nn.Module):
         )
         self.floats_per_edge = max(*config.two_body_mlp, *config.latent_mlp, rows * config.tensor_channels)
 
+    def geometry(
+        self,
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+    ) -> tuple[Int[Tensor, "n_edges"], Tensor, Tensor, Tensor]:
+        """What the network sees of edges: ordered pairs of elements, envelope, radial basis, spherical harmonics."""
+        center, neighbor = edge_index
+        pair = species[center] * self.n_species + species[neighbor]
+        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
+        envelope = polynomial_envelope(r / self.config.cutoff, self.config.envelope_p)
+        radial = self.two_body.bessel(r / self.config.cutoff) * envelope
+        return pair, envelope, radial, spherical_harmonics(self.config.l_max, edge_vec / r)
+
     def forward(
         self,
         edge_vec: Float[Tensor, "n_edges 3"],
@@ -263,13 +282,8 @@ class Allegro(nn.Module):
         species: Int[Tensor, "n_atoms"],
     ) -> Features:
         """Features by edge."""
-        center, neighbor = edge_index
-        pair = species[center] * self.n_species + species[neighbor]
-        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
-        envelope = polynomial_envelope(r / self.config.cutoff, self.config.envelope_p)
-        radial = self.two_body.bessel(r / self.config.cutoff) * envelope
-        sh = spherical_harmonics(self.config.l_max, edge_vec / r)
-        pieces, position = chunks(center, len(species), self.floats_per_edge)
+        pair, envelope, radial, sh = self.geometry(edge_vec, edge_index, species)
+        pieces, position = chunks(edge_index[0], len(species), self.floats_per_edge)
         # Everything about an edge's geometry as one array, so that cutting it into chunks is one operation.
         geometry = torch.cat([envelope, radial, sh], dim=1)
         found = [self.pair_features(geometry[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]

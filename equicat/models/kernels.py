@@ -1,4 +1,4 @@
-"""What the kernels of strictly local networks share on the side of Python (``equicat/native/tile.h`` is the other side).
+"""What the kernels of strictly local networks share in Python; in C++ that is ``equicat/native/tile.h``.
 
 A pair depends on the pairs of its own centre alone. So a kernel takes a few centres at a time forward and backward
 through all layers, and what it knows about their edges never leaves the cache. For training it runs on dual numbers:
@@ -117,7 +117,11 @@ class _EnergiesAndGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, to_energy: Tensor, to_e_bar: Tensor, to_geometry_bar: Tensor) -> tuple[Tensor | None, ...]:
         e, geometry, *weights = ctx.saved_tensors
-        e_bar, geometry_bar, grads = torch.empty_like(e), torch.empty_like(geometry), list(map(torch.zeros_like, weights))
+        e_bar, geometry_bar, grads = (
+            torch.empty_like(e),
+            torch.empty_like(geometry),
+            list(map(torch.zeros_like, weights)),
+        )
         arrays = {"e": e, "geometry": geometry, "e_bar": e_bar, "geometry_bar": geometry_bar}
         seeds = {"to_energy": to_energy, "e_tangent": to_e_bar, "geometry_tangent": to_geometry_bar}
         seeds = {name: tensor.contiguous() for name, tensor in seeds.items()}

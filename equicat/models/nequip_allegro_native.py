@@ -99,14 +99,14 @@ def energies_and_gradient(
         return None
     multiple = BLOCK_BYTES // edge_vec.element_size()
     terms = [Terms.of(layer.product.coefficients) for layer in network.layers]
-    products = (_Product * len(terms))(
-        *((len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms)
-    )
+    products = [
+        _Product(len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms
+    ]
     sizes = (config.n_layers, len(config.two_body_hidden), len(config.latent_hidden), len(readout) - 1)
     weights = _weights(network, readout, multiple)
     problem = Problem(
         library,
-        _Network(*sizes, config.features_silu, products),
+        _Network(*sizes, config.features_silu, (_Product * len(products))(*products)),
         config.l_max,
         channels=config.tensor_channels + -config.tensor_channels % multiple,
         n_matrices=len(weights.matrices),

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from equicat.errors import InputError, nearest
+from equicat.models import allegro_native, nequip_allegro_native
 from equicat.models.allegro import Allegro, AllegroConfig
 from equicat.models.cgcnn import CGCNN, CGCNNConfig
 from equicat.models.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, DimeNetPlusPlusConfig
 from equicat.models.gemnet import GemNet, GemNetConfig, Graph, fit_scales
 from equicat.models.nequip import NequIP, NequIPConfig
 from equicat.models.nequip_allegro import NequipAllegro, NequipAllegroConfig
-from equicat.models.nequip_allegro_native import energies_and_gradient
 from equicat.models.schnet import SchNet, SchNetConfig
 
 NetworkConfig = (
@@ -45,7 +45,12 @@ class Architecture:
 
 
 NETWORKS = {
-    "allegro": Architecture(AllegroConfig, lambda c, elements, vectors: Allegro(c, len(elements), vectors), True),
+    "allegro": Architecture(
+        AllegroConfig,
+        lambda c, elements, vectors: Allegro(c, len(elements), vectors),
+        strictly_local=True,
+        kernel=allegro_native.energies_and_gradient,
+    ),
     "cgcnn": Architecture(CGCNNConfig, lambda c, elements, vectors: CGCNN(c, len(elements), elements)),
     "dimenet": Architecture(DimeNetConfig, lambda c, elements, vectors: DimeNet(c, len(elements))),
     "dimenet++": Architecture(DimeNetPlusPlusConfig, lambda c, elements, vectors: DimeNetPlusPlus(c, len(elements))),
@@ -57,7 +62,7 @@ NETWORKS = {
         NequipAllegroConfig,
         lambda c, elements, vectors: NequipAllegro(c, len(elements), vectors),
         strictly_local=True,
-        kernel=energies_and_gradient,
+        kernel=nequip_allegro_native.energies_and_gradient,
     ),
     "schnet": Architecture(SchNetConfig, lambda c, elements, vectors: SchNet(c, len(elements))),
 }

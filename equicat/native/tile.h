@@ -31,13 +31,18 @@ struct Call {
 
 constexpr int MAX_DEGREE = 4;
 
-// f with the degree as a constant, for 0 … l_max.
+// f with the degree as a constant.
+template <class F> void for_degree(int degree, F f) {
+    switch (degree) {
+        case 0: return f(std::integral_constant<int, 0>{});
+        case 1: return f(std::integral_constant<int, 1>{});
+        case 2: return f(std::integral_constant<int, 2>{});
+        case 3: return f(std::integral_constant<int, 3>{});
+        default: return f(std::integral_constant<int, MAX_DEGREE>{});
+    }
+}
 template <class F> void for_degrees(int l_max, F f) {
-    f(std::integral_constant<int, 0>{});
-    if (l_max > 0) f(std::integral_constant<int, 1>{});
-    if (l_max > 1) f(std::integral_constant<int, 2>{});
-    if (l_max > 2) f(std::integral_constant<int, 3>{});
-    if (l_max > 3) f(std::integral_constant<int, MAX_DEGREE>{});
+    for (int degree = 0; degree <= l_max; degree++) for_degree(degree, f);
 }
 
 struct Weights {

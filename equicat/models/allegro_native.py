@@ -1,0 +1,142 @@
+"""The kernel of :mod:`equicat.models.allegro` (``equicat/native/allegro.cpp``), whose oracle that is."""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from equicat.models import kernels
+from equicat.models.allegro import Allegro, AllegroLayer
+from equicat.models.irreps import dim, offsets
+from equicat.models.kernels import BLOCK_BYTES, POINTER, Problem, Weights, by_channel, padded
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("n_terms", "n_rows", "n_columns", "n_outputs", "n_irreps", "n_mixed")),
+        *((name, POINTER) for name in ("terms", "coefficients", "columns", "outputs", "dims")),
+    )
+
+
+def _network_type(real: type) -> type[ctypes.Structure]:
+    class Network(ctypes.Structure):
+        _fields_ = (
+            *((name, ctypes.c_int64) for name in ("n_layers", "n_two_body", "n_env", "n_latent", "n_head")),
+            *((name, real) for name in ("keep", "change")),
+            ("layers", ctypes.POINTER(_Layer)),
+        )
+
+    return Network
+
+
+NETWORK = {torch.float32: _network_type(ctypes.c_float), torch.float64: _network_type(ctypes.c_double)}
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """A layer's tensor products as lists: M[row] = Σ_t coefficient_t A[b_t] for every centre, and what reads its rows.
+
+    A column is one component of one path, Σ_a V[irrep][a] M[row + a] over the components a of the irrep that the path
+    begins with; columns are ordered by output, component and path.
+    """
+
+    terms: Int[Tensor, "n_terms 2"]
+    """Row of M and component b of the environment of each coefficient that is not zero."""
+    coefficients: Float[Tensor, "n_terms"]
+    columns: Int[Tensor, "n_columns 3"]
+    """Irrep of V, its components, first row of M."""
+    outputs: Int[Tensor, "n_outputs 3"]
+    """Components, paths, first column."""
+    dims: Int[Tensor, "n_irreps"]
+    """Components of the irreps of V."""
+    n_rows: int
+
+    @classmethod
+    def of(cls, layer: AllegroLayer) -> "Contraction":
+        """From the layer's dense coefficients [a, m, path, b]."""
+        at_in, n_rows = offsets(layer.irreps_in), 0
+        terms, values, columns, outputs = [], [], list[tuple[int, int, int]](), []
+        for (out, paths), dense in zip(layer.paths.items(), layer.coefficients, strict=True):
+            outputs.append((2 * out[0] + 1, len(paths.pairs), len(columns)))
+            for m in range(2 * out[0] + 1):
+                for p, (a, _) in enumerate(paths.pairs):
+                    block = dense[at_in[a], m, p]
+                    row_b = block.nonzero()
+                    values.append(block[tuple(row_b.t())])
+                    terms.append(row_b + torch.tensor([n_rows, 0]))
+                    columns.append((layer.irreps_in.index(a), len(block), n_rows))
+                    n_rows += len(block)
+        dims = torch.tensor([dim([ir]) for ir in layer.irreps_in])
+        return cls(torch.cat(terms), torch.cat(values), torch.tensor(columns), torch.tensor(outputs), dims, n_rows)
+
+    def structure(self, n_mixed: int) -> _Layer:
+        """As the kernel reads it, valid as long as this object."""
+        arrays = (self.terms, self.coefficients, self.columns, self.outputs, self.dims)
+        sizes = (len(self.terms), self.n_rows, len(self.columns), len(self.outputs), len(self.dims), n_mixed)
+        return _Layer(*sizes, *(array.data_ptr() for array in arrays))
+
+
+def _channel_rows(weight: Float[Tensor, "k n"], channels: int, multiple: int) -> Float[Tensor, "k_padded n_padded"]:
+    """A weight whose rows are blocks of channels: each block is padded."""
+    return by_channel(weight.t(), channels, multiple).t()
+
+
+def _weights(network: Allegro, readout: Sequence[Tensor], multiple: int) -> Weights:
+    """In the order in which the kernel reads them."""
+    channels, n_features = network.config.tensor_channels, network.config.n_features
+    matrices = [padded(w, multiple) for w in network.two_body.mlp.weights]
+    for layer in network.layers:
+        *hidden, last = layer.env_embed.weights
+        matrices += [*(padded(w, multiple) for w in hidden), by_channel(last, channels, multiple)]
+        first, *rest = layer.latent_mlp.weights
+        matrices += [padded(first[:n_features], multiple), _channel_rows(first[n_features:], channels, multiple)]
+        matrices += [padded(w, multiple) for w in rest]
+        matrices += [_channel_rows(w, channels, multiple) for w in layer.mix]
+    matrices += [padded(w, multiple) for w in readout[:-1]]
+    return Weights(matrices, [padded(readout[-1].t(), multiple, rows=False)])
+
+
+def energies_and_gradient(
+    network: Allegro,
+    readout: Sequence[Tensor],
+    edge_vec: Float[Tensor, "n_edges 3"],
+    edge_index: Int[Tensor, "2 n_edges"],
+    species: Int[Tensor, "n_atoms"],
+    create_graph: bool,
+) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]] | None:
+    """Σ_j MLP(x^ij) of every centre, and the derivative of the sum of all by the pair vectors.
+
+    Arguments and result are those of :func:`equicat.models.nequip_allegro_native.energies_and_gradient`.
+    """
+    config = network.config
+    library = kernels.library("allegro", edge_vec, config.l_max)
+    if library is None or network.n_vectors:
+        return None
+    multiple = BLOCK_BYTES // edge_vec.element_size()
+    contractions = [Contraction.of(layer) for layer in network.layers]
+    layers = [c.structure(len(layer.mix)) for c, layer in zip(contractions, network.layers, strict=True)]
+    n_env, n_latent = (len(mlp.weights) for mlp in (network.layers[0].env_embed, network.layers[0].latent_mlp))
+    weights = _weights(network, readout, multiple)
+    problem = Problem(
+        library,
+        NETWORK[edge_vec.dtype](
+            *(config.n_layers, len(network.two_body.mlp.weights), n_env, n_latent, len(readout) - 1),
+            *(2 / math.sqrt(5), 1 / math.sqrt(5), (_Layer * len(layers))(*layers)),
+        ),
+        config.l_max,
+        channels=config.tensor_channels + -config.tensor_channels % multiple,
+        n_matrices=len(weights.matrices),
+        first_edge=kernels.first_edges(edge_index[0], len(species)),
+        norm=edge_vec.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
+        owned=contractions,
+    )
+
+    def see(edge_vec: Tensor) -> tuple[Tensor, Tensor]:
+        pair, envelope, radial, sh = network.geometry(edge_vec, edge_index, species)
+        return padded(network.two_body.first(radial, pair), multiple, rows=False), torch.cat([sh, envelope], dim=1)
+
+    return kernels.energies_and_gradient(problem, weights, edge_vec, see, create_graph)

@@ -1,0 +1,339 @@
+// Energies of atoms and their gradient, for the network of equicat/models/allegro.py, whose names these are.
+//
+// Tensor features V of an edge are arrays by irrep, rows (edge, component). A layer contracts the environment with the
+// coupling coefficients once a centre; each edge then multiplies its V with the small matrix of its centre, column by
+// column, and a matrix product mixes paths and channels.
+#include "tile.h"
+
+extern "C" {
+struct Column {  // one component of one path: Σ_a V[irrep][a] M[row + a], a < size
+    int64_t irrep, size, row;
+};
+struct Output {  // an irrep that a layer makes: columns by component, then path
+    int64_t dim, n_paths, first_column;
+};
+struct Layer {
+    int64_t n_terms, n_rows, n_columns, n_outputs, n_irreps, n_mixed;  // n_mixed: of the outputs, those passed on, the last
+    const int64_t* terms;  // (row of M, component of the environment); M[row] = Σ_t coefficient_t A[b_t]
+    const real* coefficients;
+    const Column* columns;
+    const Output* outputs;  // the scalar first
+    const int64_t* dims;    // of the irreps that enter
+};
+struct Allegro {
+    int64_t n_layers, n_two_body, n_env, n_latent, n_head;  // numbers of matrices
+    real keep, change;  // x = keep x + change u(r) MLP
+    const Layer* layers;
+};
+}
+
+namespace {
+
+// Matrices by what they do, in the order in which Python lists them.
+struct Network {
+    struct Part {
+        Indices env, rest, mix;
+        int from_x, from_scalars;  // the first of the latent MLP, in two pieces
+    };
+    const Allegro& sizes;
+    Indices two_body, head;
+    std::vector<Part> layers;
+
+    explicit Network(const Allegro& sizes) : sizes(sizes) {
+        int next = 0;
+        const auto take = [&](int count) {
+            Indices out;
+            while (count-- > 0) out.push_back(next++);
+            return out;
+        };
+        two_body = take(sizes.n_two_body);
+        for (int k = 0; k < sizes.n_layers; k++) {
+            Part part{};
+            part.env = take(sizes.n_env);
+            part.from_x = next++, part.from_scalars = next++;
+            part.rest = take(sizes.n_latent - 1);
+            part.mix = take(sizes.layers[k].n_mixed);
+            layers.push_back(part);
+        }
+        head = take(sizes.n_head);
+    }
+};
+
+template <int D> class Worker : public Tile<D> {
+    using Base = Tile<D>;
+    using Hidden = typename Base::Hidden;
+    using Base::call, Base::l_max, Base::dims, Base::channels, Base::n, Base::n_centers, Base::geometry;
+    using Base::array, Base::linear, Base::linear_backward, Base::activated, Base::activated_backward;
+    using Base::hidden_layers, Base::hidden_layers_backward, Base::environment, Base::environment_backward;
+    using Base::for_centers, Base::at, Base::add_at, Base::set_at, Base::harmonic, Base::add_to_harmonic;
+
+    // z → silu → W₁ → silu → W₂ …, from and to numbers before the nonlinearity.
+    struct MLP {
+        Array z;
+        Hidden hidden;
+    };
+    struct Saved {  // of a layer
+        Array x, y, weights, env, m;
+        std::vector<Array> v, products;  // by irrep that enters, by output
+        MLP env_mlp, latent;
+    };
+    const Network& net;
+    const int n_layers;
+    std::vector<Saved> saved;
+    MLP two_body;
+    Array two_body_out, x;
+    Hidden head;
+
+  public:
+    Worker(const Call& call, const Weights& weights, const Network& net)
+        : Base(call, weights), net(net), n_layers(net.sizes.n_layers) {}
+
+    void tile(int start, int stop) {
+        if (!this->begin_tile(start, stop)) return;
+        forward();
+        this->rows_to(call.e_bar, backward());
+        this->rows_to(call.geometry_bar, this->geometry_bar);
+    }
+
+  private:
+    const Layer& layer(int k) const { return net.sizes.layers[k]; }
+    bool mixed(const Layer& layer, int output) const { return output >= layer.n_outputs - layer.n_mixed; }
+
+    Array mlp(Array z, const Indices& layers, MLP& saved) {
+        saved.z = z;
+        if (layers.empty()) return z;
+        const Indices inner(layers.begin(), layers.end() - 1);
+        return linear(hidden_layers(activated(z), inner, saved.hidden), layers.back());
+    }
+
+    Array mlp_backward(Array bar, const Indices& layers, const MLP& saved) {
+        if (layers.empty()) return bar;
+        const Indices inner(layers.begin(), layers.end() - 1);
+        bar = hidden_layers_backward(linear_backward(saved.hidden.h.back(), layers.back(), bar), inner, saved.hidden);
+        activated_backward(saved.z, bar);
+        return bar;
+    }
+
+    // keep x + change u y, u the envelope; without x, u y.
+    Array updated(const Array* x, const Array& y) {
+        const Array out = array(n, y.width);
+        const Vector keep = Vector{} + net.sizes.keep, change = Vector{} + (x ? net.sizes.change : 1);
+        for (int j = 0; j < n; j++) {
+            const Num<D> u = harmonic(j, dims) * change;
+            for (int f = 0; f < y.width; f += LANES) {
+                Num<D> total = at(y, j, f) * u;
+                if (x) total += at(*x, j, f) * keep;
+                set_at(out, j, f, total);
+            }
+        }
+        return out;
+    }
+
+    // The derivative by y, and that by u; in place of `bar` the derivative by x.
+    Array updated_backward(const Array& y, const Array& bar, bool first) {
+        const Array y_bar = array(n, y.width);
+        const Vector keep = Vector{} + net.sizes.keep, change = Vector{} + (first ? 1 : net.sizes.change);
+        for (int j = 0; j < n; j++) {
+            const Num<D> u = harmonic(j, dims) * change;
+            Num<D> to_u = {};
+            for (int f = 0; f < y.width; f += LANES) {
+                const Num<D> b = at(bar, j, f);
+                set_at(y_bar, j, f, b * u);
+                to_u += b * at(y, j, f) * change;
+                set_at(bar, j, f, b * keep);
+            }
+            add_to_harmonic(j, dims, to_u);
+        }
+        return y_bar;
+    }
+
+    // ---- the tensor track -----------------------------------------------------------------------------------------
+
+    // V⁰[l][j, m, u] = w[j, l, u] Y[j, lm], w from column `from` on.
+    std::vector<Array> first_tensors(const Array& weights, int from) {
+        std::vector<Array> out(l_max + 1);
+        for (int l = 0; l <= l_max; l++) {
+            const int size = 2 * l + 1;
+            out[l] = array(n * size, channels);
+            for (int j = 0; j < n; j++)
+                for (int m = 0; m < size; m++) {
+                    const Num<D> y = harmonic(j, l * l + m);
+                    for (int u = 0; u < channels; u += LANES)
+                        set_at(out[l], j * size + m, u, at(weights, j, from + l * channels + u) * y);
+                }
+        }
+        return out;
+    }
+
+    void first_tensors_backward(const Array& weights, int from, const std::vector<Array>& v_bar, const Array& w_bar) {
+        for (int l = 0; l <= l_max; l++) {
+            const int size = 2 * l + 1;
+            for (int j = 0; j < n; j++) {
+                for (int u = 0; u < channels; u += LANES) set_at(w_bar, j, from + l * channels + u, Num<D>{});
+                for (int m = 0; m < size; m++) {
+                    const Num<D> y = harmonic(j, l * l + m);
+                    Num<D> to_y = {};
+                    for (int u = 0; u < channels; u += LANES) {
+                        const int column = from + l * channels + u;
+                        const Num<D> bar = at(v_bar[l], j * size + m, u);
+                        add_at(w_bar, j, column, bar * y);
+                        to_y += bar * at(weights, j, column);
+                    }
+                    add_to_harmonic(j, l * l + m, to_y);
+                }
+            }
+        }
+    }
+
+    Array contracted(const Layer& layer, const Array& env) {
+        const Array m = array(n_centers * layer.n_rows, channels, true);
+        for (int c = 0; c < n_centers; c++)
+            for (int t = 0; t < layer.n_terms; t++) {
+                const int64_t* term = layer.terms + 2 * t;
+                const Vector coefficient = Vector{} + layer.coefficients[t];
+                for (int u = 0; u < channels; u += LANES)
+                    add_at(m, c * layer.n_rows + term[0], u, at(env, c * dims + term[1], u) * coefficient);
+            }
+        return m;
+    }
+
+    Array contracted_backward(const Layer& layer, const Array& m_bar) {
+        const Array env_bar = array(n_centers * dims, channels, true);
+        for (int c = 0; c < n_centers; c++)
+            for (int t = 0; t < layer.n_terms; t++) {
+                const int64_t* term = layer.terms + 2 * t;
+                const Vector coefficient = Vector{} + layer.coefficients[t];
+                for (int u = 0; u < channels; u += LANES)
+                    add_at(env_bar, c * dims + term[1], u, at(m_bar, c * layer.n_rows + term[0], u) * coefficient);
+            }
+        return env_bar;
+    }
+
+    // f(columns' common size as a constant, first edge, last edge, row of M, row of an edge's component in the product and
+    // their distance, first channel, irrep, output) for every centre and column.
+    template <class F> void for_columns(const Layer& layer, F f) {
+        for_centers([&](int c, int start, int stop) {
+            for (int o = 0; o < layer.n_outputs; o++) {
+                const Output& out = layer.outputs[o];
+                for (int i = 0; i < out.dim * out.n_paths; i++) {
+                    const Column& column = layer.columns[out.first_column + i];
+                    const Place place{start, stop, int(c * layer.n_rows + column.row), int(i / out.n_paths),
+                                      int(out.dim), int(i % out.n_paths * channels), int(column.irrep), o};
+                    for_degree(column.size / 2, [&](auto degree) { f(degree, place); });
+                }
+            }
+        });
+    }
+    struct Place {
+        int start, stop, m_row, component, n_components, from, irrep, output;
+    };
+
+    // products[o][(j, m), (p, u)] = Σ_a V[j, a, u] M[a, (m, p), u].
+    std::vector<Array> products(const Layer& layer, const std::vector<Array>& v, const Array& m) {
+        std::vector<Array> out(layer.n_outputs);
+        for (int o = 0; o < layer.n_outputs; o++)
+            out[o] = array(n * layer.outputs[o].dim, layer.outputs[o].n_paths * channels);
+        for_columns(layer, [&](auto degree, const Place& p) {
+            constexpr int size = 2 * degree + 1;
+            const Array &left = v[p.irrep], &to = out[p.output];
+            for (int u = 0; u < channels; u += LANES) {
+                Num<D> column[size];
+                for (int a = 0; a < size; a++) column[a] = at(m, p.m_row + a, u);
+                for (int j = p.start; j < p.stop; j++) {
+                    Num<D> total = at(left, j * size, u) * column[0];
+                    for (int a = 1; a < size; a++) total += at(left, j * size + a, u) * column[a];
+                    set_at(to, j * p.n_components + p.component, p.from + u, total);
+                }
+            }
+        });
+        return out;
+    }
+
+    // To v_bar and m_bar.
+    void products_backward(const Layer& layer, const std::vector<Array>& v, const Array& m,
+                           const std::vector<Array>& bars, const std::vector<Array>& v_bar, const Array& m_bar) {
+        for_columns(layer, [&](auto degree, const Place& p) {
+            constexpr int size = 2 * degree + 1;
+            const Array &left = v[p.irrep], &left_bar = v_bar[p.irrep], &from = bars[p.output];
+            for (int u = 0; u < channels; u += LANES) {
+                Num<D> column[size], to_column[size] = {};
+                for (int a = 0; a < size; a++) column[a] = at(m, p.m_row + a, u);
+                for (int j = p.start; j < p.stop; j++) {
+                    const Num<D> bar = at(from, j * p.n_components + p.component, p.from + u);
+                    for (int a = 0; a < size; a++) {
+                        add_at(left_bar, j * size + a, u, bar * column[a]);
+                        to_column[a] += bar * at(left, j * size + a, u);
+                    }
+                }
+                for (int a = 0; a < size; a++) set_at(m_bar, p.m_row + a, u, to_column[a]);
+            }
+        });
+    }
+
+    // ---- the network ----------------------------------------------------------------------------------------------
+
+    void forward() {
+        const int n_weights = (l_max + 1) * channels;
+        saved.assign(n_layers, Saved{});
+        two_body_out = mlp(this->rows_of(call.e, call.e_tangent, call.width), net.two_body, two_body);
+        x = updated(nullptr, two_body_out);
+        std::vector<Array> v;
+        for (int k = 0; k < n_layers; k++) {
+            const Layer& sizes = layer(k);
+            const Network::Part& part = net.layers[k];
+            Saved& s = saved[k];
+            s.x = x;
+            s.weights = mlp(linear(x, part.env[0]), Indices(part.env.begin() + 1, part.env.end()), s.env_mlp);
+            s.env = environment(s.weights, 0);
+            s.v = k ? v : first_tensors(s.weights, n_weights);
+            s.m = contracted(sizes, s.env);
+            s.products = products(sizes, s.v, s.m);
+            v.clear();
+            for (int o = 0, i = 0; o < sizes.n_outputs; o++)
+                if (mixed(sizes, o)) v.push_back(linear(s.products[o], part.mix[i++]));
+            const Array z = linear(x, part.from_x);
+            linear(s.products[0], part.from_scalars, z, true);
+            s.y = mlp(z, part.rest, s.latent);
+            x = updated(&s.x, s.y);
+        }
+        this->energies(hidden_layers(x, net.head, head));
+    }
+
+    // The derivative by e; that by geometry is left in geometry_bar.
+    Array backward() {
+        const int n_weights = (l_max + 1) * channels;
+        Array bar = hidden_layers_backward(this->energies_backward(head.h.back()), net.head, head);
+        std::vector<Array> v_bar;
+        for (int k = n_layers - 1; k >= 0; k--) {
+            const Layer& sizes = layer(k);
+            const Network::Part& part = net.layers[k];
+            Saved& s = saved[k];
+            const Array z_bar = mlp_backward(updated_backward(s.y, bar, false), part.rest, s.latent);
+            linear_backward(s.x, part.from_x, z_bar, bar, true);
+            std::vector<Array> bars(sizes.n_outputs);
+            for (int o = 0, i = 0; o < sizes.n_outputs; o++)
+                if (mixed(sizes, o)) bars[o] = linear_backward(s.products[o], part.mix[i], v_bar[i]), i++;
+            if (!bars[0].p) bars[0] = array(n, s.products[0].width, true);
+            linear_backward(s.products[0], part.from_scalars, z_bar, bars[0], true);
+            v_bar.clear();
+            for (int i = 0; i < sizes.n_irreps; i++) v_bar.push_back(array(n * sizes.dims[i], channels, true));
+            const Array m_bar = array(n_centers * sizes.n_rows, channels);
+            products_backward(sizes, s.v, s.m, bars, v_bar, m_bar);
+            const Array w_bar = array(n, s.weights.width);
+            environment_backward(s.weights, 0, contracted_backward(sizes, m_bar), w_bar);
+            if (k == 0) first_tensors_backward(s.weights, n_weights, v_bar, w_bar);
+            const Indices rest(part.env.begin() + 1, part.env.end());
+            linear_backward(s.x, part.env[0], mlp_backward(w_bar, rest, s.env_mlp), bar, true);
+        }
+        return mlp_backward(updated_backward(two_body_out, bar, true), net.two_body, two_body);
+    }
+};
+
+}  // namespace
+
+extern "C" void energies_and_gradient(const Call* call) {
+    run<Worker<1>>(*call, Network(*static_cast<const Allegro*>(call->network)));
+}
+extern "C" void weight_gradients(const Call* call) {
+    run<Worker<2>>(*call, Network(*static_cast<const Allegro*>(call->network)));
+}
