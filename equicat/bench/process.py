@@ -27,6 +27,8 @@ class Contestant:
     """Of the peer: which of its tensor-product kernels."""
     recompute: bool = False
     """Of ours: activations are made anew in training."""
+    native: bool = True
+    """Of ours: kernels are used, otherwise PyTorch's operators."""
 
     @property
     def trains(self) -> bool:
@@ -54,6 +56,8 @@ class Process:
         else:
             command = [peer_python or sys.executable, str(PEER_PROGRAM)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        if not contestant.native:
+            environment["EQUICAT_NATIVE"] = "0"
         try:
             self.process = subprocess.Popen(
                 command,
