@@ -52,9 +52,7 @@ def test_speed_alone(tiny, tmp_path):
     assert "24 atoms" in text
     assert f"{rows['equicat']['inference_s']:.3f}" in text
     speed_figure(results, tmp_path / "speed.svg")
-    assert (
-        "equicat, operators" in (tmp_path / "speed.svg").read_text() or (tmp_path / "speed.svg").stat().st_size > 1e4
-    )
+    assert "equicat, operators" in (tmp_path / "speed.svg").read_text() or (tmp_path / "speed.svg").stat().st_size > 1e4
     json.dumps(results)
 
 

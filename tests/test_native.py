@@ -109,11 +109,11 @@ def count_calls(monkeypatch, model: Potential) -> list[bool]:
 
 
 @needs_compiler
-def test_single_precision(monkeypatch):
-    model = potential(torch.float32)
-    for mine, theirs in zip(
-        found(model, torch.float32), without_kernel(monkeypatch, model, torch.float32), strict=True
-    ):
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+def test_single_precision(monkeypatch, config):
+    model = potential(torch.float32, config)
+    expected = without_kernel(monkeypatch, model, torch.float32)
+    for mine, theirs in zip(found(model, torch.float32), expected, strict=True):
         assert mine.dtype == theirs.dtype
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from equicat.models import kernels
 from equicat.models.allegro import Allegro, AllegroLayer
 from equicat.models.irreps import dim, offsets
-from equicat.models.kernels import BLOCK_BYTES, POINTER, Problem, Weights, by_channel, padded
+from equicat.models.kernels import BLOCK_BYTES, POINTER, Problem, Weights, by_channel, padded, remembered
 
 
 class _Layer(ctypes.Structure):
@@ -80,6 +80,9 @@ class Contraction:
         return _Layer(*sizes, *(array.data_ptr() for array in arrays))
 
 
+_contraction = remembered(Contraction.of)
+
+
 def _channel_rows(weight: Float[Tensor, "k n"], channels: int, multiple: int) -> Float[Tensor, "k_padded n_padded"]:
     """A weight whose rows are blocks of channels: each block is padded."""
     return by_channel(weight.t(), channels, multiple).t()
@@ -117,7 +120,7 @@ def energies_and_gradient(
     if library is None or network.n_vectors:
         return None
     multiple = BLOCK_BYTES // edge_vec.element_size()
-    contractions = [Contraction.of(layer) for layer in network.layers]
+    contractions = [_contraction(layer) for layer in network.layers]
     layers = [c.structure(len(layer.mix)) for c, layer in zip(contractions, network.layers, strict=True)]
     n_env, n_latent = (len(mlp.weights) for mlp in (network.layers[0].env_embed, network.layers[0].latent_mlp))
     weights = _weights(network, readout, multiple)

@@ -10,10 +10,11 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from equicat import native
 
@@ -127,6 +128,19 @@ class _EnergiesAndGradient(torch.autograd.Function):
         seeds = {name: tensor.contiguous() for name, tensor in seeds.items()}
         ctx.problem.run("weight_gradients", weights, grads, arrays | seeds)
         return None, e_bar, geometry_bar, *grads
+
+
+def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``make`` of a module, which reads its constants alone, called once for each module and dtype."""
+    known: WeakKeyDictionary[nn.Module, tuple[torch.dtype, Any]] = WeakKeyDictionary()
+
+    def of(module: nn.Module) -> Any:
+        dtype = next(module.parameters()).dtype
+        if module not in known or known[module][0] != dtype:
+            known[module] = (dtype, make(module))
+        return known[module][1]
+
+    return of
 
 
 def library(source: str, edge_vec: Float[Tensor, "n_edges 3"], l_max: int) -> ctypes.CDLL | None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equicat.models import kernels
-from equicat.models.kernels import BLOCK_BYTES, POINTER, Problem, Weights, by_channel, padded
+from equicat.models.kernels import BLOCK_BYTES, POINTER, Problem, Weights, by_channel, padded, remembered
 from equicat.models.nequip_allegro import NequipAllegro
 
 
@@ -51,6 +51,9 @@ class Terms:
         rows = torch.cat(found)
         order = sorted(range(len(rows)), key=rows.tolist().__getitem__)
         return cls(rows[order].contiguous(), torch.cat(values)[order], len(coefficients[0]), first_c[-1])
+
+
+_terms = remembered(lambda product: Terms.of(product.coefficients))
 
 
 def _weights(network: NequipAllegro, readout: Sequence[Tensor], multiple: int) -> Weights:
@@ -98,7 +101,7 @@ def energies_and_gradient(
     if library is None or network.n_vectors:
         return None
     multiple = BLOCK_BYTES // edge_vec.element_size()
-    terms = [Terms.of(layer.product.coefficients) for layer in network.layers]
+    terms = [_terms(layer.product) for layer in network.layers]
     products = [
         _Product(len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms
     ]
