@@ -1,11 +1,16 @@
 """Data and runs that several test modules share; made once, small."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Kernels are then tested in Triton's interpreter. Triton looks when it is first imported, and others import it too.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from equicat import Structure
 from equicat.config import from_mapping

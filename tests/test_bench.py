@@ -1,10 +1,12 @@
 """`equicat bench`: what it measures is real, what is compared agrees, and what fails says so."""
 
+import dataclasses
 import json
 import sys
 
 import numpy as np
 import pytest
+import torch
 from ase.build import fcc111
 
 from equicat.bench import process as bench_process
@@ -12,7 +14,7 @@ from equicat.bench import speed as bench
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.bench.report import scaling_text, speed_figure, speed_text
 from equicat.bench.scaling import copper, fit, scaling
-from equicat.bench.speed import AGREEMENT, BenchConfig, _compare, ratios, speed
+from equicat.bench.speed import AGREEMENT, BenchConfig, _compare, contestants, ratios, speed
 from equicat.cli import main
 from equicat.errors import InputError
 from equicat.peers import worker
@@ -97,7 +99,21 @@ def test_contestants_that_differ_are_not_compared(tmp_path):
     np.savez(tmp_path / "a.npz", energy=energy, forces=forces)
     np.savez(tmp_path / "b.npz", energy=energy, forces=forces * (1 + 3 * AGREEMENT))
     with pytest.raises(InputError, match=r"b does not compute what equicat computes: .* nothing was measured"):
-        _compare({"a": tmp_path / "a.npz", "b": tmp_path / "b.npz"}, ALONE)
+        _compare({"a": tmp_path / "a.npz", "b": tmp_path / "b.npz"}, {})
+    _compare({"a": tmp_path / "a.npz", "b": tmp_path / "b.npz"}, {"b": 4 * AGREEMENT})
+
+
+def test_a_gpu_has_a_contestant_of_its_own():
+    ours = contestants("cuda", peer=False)
+    assert contestants("cpu", peer=False) == [way for way in ours if not way.tf32]
+    assert [way.name for way in ours if way.tf32] == ["equicat, TF32"]
+
+
+def test_a_device_that_is_not_there(tiny):
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(InputError, match="equicat cannot be run on cuda: "):
+        speed(dataclasses.replace(ALONE, device="cuda"), ["small"])
 
 
 def test_ratios_take_the_best_of_the_peer():

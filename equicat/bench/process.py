@@ -29,6 +29,8 @@ class Contestant:
     """Of ours: activations are made anew in training."""
     native: bool = True
     """Of ours: kernels are used, otherwise PyTorch's operators."""
+    tf32: bool = False
+    """Of ours: matrix products of the rounded numbers that tensor cores take."""
 
     @property
     def trains(self) -> bool:

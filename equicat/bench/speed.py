@@ -36,6 +36,8 @@ MODES = ("eager", "compile", "aotinductor")
 """Ways to run the peer."""
 AGREEMENT = 1e-4
 """Relative; contestants that differ by more do not compute the same thing."""
+TF32_AGREEMENT = 1e-2
+"""The same for products of numbers with ten bits behind the point."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,13 @@ class BenchConfig:
 
 def contestants(device: str, peer: bool, modes: Sequence[str] = MODES) -> list[Contestant]:
     """Ours, and the peer as it can be run on that device, in these modes."""
-    ours = [Contestant("equicat", ours=True)]
-    if device == "cpu":
-        ours.append(Contestant("equicat, operators", ours=True, native=False))
-    ours.append(Contestant("equicat, operators, recomputing", ours=True, recompute=True, native=False))
+    ours = [
+        Contestant("equicat", ours=True),
+        Contestant("equicat, operators", ours=True, native=False),
+        Contestant("equicat, operators, recomputing", ours=True, recompute=True, native=False),
+    ]
+    if device != "cpu":
+        ours.append(Contestant("equicat, TF32", ours=True, tf32=True))
     if not peer:
         return ours
     theirs = [
@@ -148,7 +153,7 @@ def speed(
         each: called after every size with the results so far, for they take long.
 
     Raises:
-        InputError: for an unknown size or mode, a peer that cannot be run, or contestants whose numbers differ.
+        InputError: for an unknown size or mode, a side that cannot be run, or contestants whose numbers differ.
     """
     unknown = sorted(set(config.modes) - set(MODES))
     if unknown:
@@ -181,9 +186,12 @@ def _speed_of(size: str, config: BenchConfig, folder: Path, frames: Sequence[Ato
         ):
             process = stack.enter_context(Process(contestant, config.threads, config.peer_python))
             rows[contestant.name] = _first_calls(process, requests, folder / f"{contestant.name}.npz")
+            if "failed" in rows["equicat"]:  # the first
+                raise InputError(f"equicat cannot be run on {config.device}: {rows['equicat']['failed']}")
             if "failed" not in rows[contestant.name]:
                 running[contestant.name] = process
-        errors = _compare({name: folder / f"{name}.npz" for name in running}, config)
+        rounded = {name: TF32_AGREEMENT for name, process in running.items() if process.contestant.tf32}
+        errors = _compare({name: folder / f"{name}.npz" for name in running}, rounded)
         for name, error in errors.items():
             rows[name] |= error
         for what in ("inference", "training"):
@@ -227,7 +235,8 @@ class Requests:
             return common | options | {"hyperparameters": hyperparameters(self.size, self.elements)}
         elements = [atomic_numbers[s] for s in self.elements]
         model = {"arrays": None if self.arrays is None else str(self.arrays), "config": our_config(self.size)}
-        return common | model | {"elements": elements, "recompute": contestant.recompute}
+        options = {name: getattr(contestant, name) for name in ("recompute", "tf32")}
+        return common | model | {"elements": elements} | options
 
     def export(self) -> None:
         """Let the peer write the weights that ours will use.
@@ -267,8 +276,8 @@ def _first_calls(process: Process, requests: Requests, outputs: Path) -> Results
     return row
 
 
-def _compare(files: Mapping[str, Path], config: BenchConfig) -> dict[str, Results]:
-    """Relative differences from the first contestant.
+def _compare(files: Mapping[str, Path], tolerances: Mapping[str, float]) -> dict[str, Results]:
+    """Relative differences from the first contestant, which must be small: :data:`AGREEMENT`, unless said otherwise.
 
     Raises:
         InputError: if one is larger than rounding explains.
@@ -281,7 +290,7 @@ def _compare(files: Mapping[str, Path], config: BenchConfig) -> dict[str, Result
             f"{key}_difference": float(np.abs(found[key] - reference[key]).max() / np.abs(reference[key]).max())
             for key in ("energy", "forces")
         }
-        if max(differences.values()) > AGREEMENT:
+        if max(differences.values()) > tolerances.get(name, AGREEMENT):
             raise InputError(f"{name} does not compute what equicat computes: {differences}; nothing was measured")
         out[name] = differences
     return out

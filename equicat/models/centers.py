@@ -56,6 +56,11 @@ class Chunk:
     n_max: int
     """The largest number of neighbours of a centre in the chunk."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an array in this layout, less its last axis."""
+        return (self.n_atoms, self.n_max)
+
     def pad(self, x: Float[Tensor, "n_edges *features"]) -> Float[Tensor, "n_atoms n_max *features"]:
         """Rows grouped by centre, zeros where an atom has fewer than n_max neighbours."""
         padded = _Pad.apply(x.flatten(1), self.slot, self.n_atoms * self.n_max)
@@ -65,6 +70,14 @@ class Chunk:
         """The inverse of :meth:`pad`; what stands in unused slots is dropped."""
         rows = _Unpad.apply(x.flatten(0, 1).flatten(1), self.slot)
         return rows.view(len(rows), *x.shape[2:])
+
+    def pad_index(self, x: Int[Tensor, "n_edges"]) -> Int[Tensor, "n_slots"]:
+        """What :meth:`pad` does, for integers, and as one axis."""
+        return x.new_zeros(self.n_atoms * self.n_max).index_copy_(0, self.slot, x)
+
+    def of_center(self, x: Int[Tensor, "n_slots"]) -> Int[Tensor, "n_atoms"]:
+        """What all edges of a centre have in common."""
+        return x.view(self.shape)[:, 0]
 
 
 def chunks(
@@ -143,4 +156,5 @@ def _runs(counts: list[int], n_atoms: list[int], budget: int) -> list[tuple[int,
 
 def join(parts: tuple[Tensor, ...], position: Int[Tensor, "n_edges"] | None) -> Tensor:
     """The edges of all chunks in the order of the batch; ``position`` as :func:`chunks` gives it."""
-    return parts[0] if position is None else torch.cat(parts).index_select(0, position)
+    edges = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return edges if position is None else edges.index_select(0, position)

@@ -20,10 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat.errors import InputError
-from equicat.models.centers import Chunk, chunks, join
+from equicat.models import segments
+from equicat.models.centers import FLOATS_PER_CHUNK, Chunk, chunks, join
 from equicat.models.features import Features
 from equicat.models.irreps import SCALAR, VECTOR, Irrep, Parity, Paths, layer_irreps
 from equicat.models.layers import MLP, BesselBasis, SplineBasis, linear_weight, polynomial_envelope, silu
+from equicat.models.segments import Segments
 from equicat.models.spherical import spherical_harmonics
 
 
@@ -197,6 +199,8 @@ class NequipAllegro(nn.Module):
     """
 
     per: Literal["edge", "atom"] = "edge"
+    triton: bool | None = None
+    """Whether Triton kernels connect edges and centres; null: on a GPU, unless ``EQUICAT_NATIVE=0``."""
     inverse_cutoff: Tensor
     env_norm: Tensor
 
@@ -275,76 +279,91 @@ class NequipAllegro(nn.Module):
         # All about an edge's geometry as one array, so that cutting it into chunks is one operation.
         geometry = torch.cat([basis, sh], dim=1)
         maps, products = self.composed(), [layer.product.weighted() for layer in self.layers]
-        pieces, position = chunks(edge_index[0], len(species), self.floats_per_edge)
+        pieces, position = self.layouts(edge_index[0], len(species))
         found = [self.pair_features(geometry[c.edges], pair[c.edges], c, maps, products) for c in pieces]
         scalars, vectors = (join(parts, position) for parts in zip(*found, strict=True))
         return Features(scalars, "edge", vectors if self.n_vectors else None)
+
+    def layouts(
+        self, center: Int[Tensor, "n_edges"], n_atoms: int
+    ) -> tuple[list[Segments] | list[Chunk], Int[Tensor, "n_edges"] | None]:
+        """All edges, as they lie where kernels are used, else padded; and where each is found, if not in its place."""
+        triton = segments.has_kernels(center.device) if self.triton is None else self.triton
+        if triton and len(center):
+            return segments.cut(center, n_atoms, FLOATS_PER_CHUNK["cuda"] // self.floats_per_edge), None
+        return chunks(center, n_atoms, self.floats_per_edge)
 
     def pair_features(
         self,
         geometry: Float[Tensor, "n_edges n_geometry"],
         pair: Int[Tensor, "n_edges"],
-        chunk: Chunk,
+        layout: Segments | Chunk,
         maps: list[Tensor],
         products: list[Tensor],
     ) -> tuple[Float[Tensor, "n_edges n_features"], Float[Tensor, "n_edges 3 n_vectors"]]:
         """The network, on all edges of some centres: scalars and vectors.
 
-        Unused slots of the layout [n_atoms, n_max] are worked on as well: there the radial basis is 0, and so is all
-        that follows.
+        Unused slots of a padded layout are worked on as well: there the radial basis is 0, and so is all that follows.
         """
-        config, shape = self.config, (chunk.n_atoms, chunk.n_max)
-        pair = pair.new_zeros(chunk.n_atoms * chunk.n_max).index_copy_(0, chunk.slot, pair)
-        basis, sh = chunk.pad(geometry).split([config.n_radial, (config.l_max + 1) ** 2], dim=2)
-        norm = self.env_norm[pair.view(shape)[:, 0] // self.n_species].to(geometry)
-        hidden = _hidden(self.embedding(basis.flatten(0, 1), pair), self.two_body_mlp.weights[:-1])
+        config, shape = self.config, layout.shape
+        pair = layout.pad_index(pair)
+        basis, sh = layout.pad(geometry).split([config.n_radial, (config.l_max + 1) ** 2], dim=-1)
+        norm = self.env_norm[layout.of_center(pair) // self.n_species].to(geometry)
+        hidden = _hidden(self.embedding(basis.flatten(0, -2), pair), self.two_body_mlp.weights[:-1])
 
         n_weights = (config.l_max + 1) * config.tensor_channels
         readers = [layer.latent_mlp.weights[0].shape[1] for layer in self.layers] + [config.n_features]
         w0, env_weights, *sums = (hidden @ maps[0]).split([n_weights, n_weights, *readers], dim=1)
         earlier: list[Tensor] = []
         for k, layer in enumerate(self.layers):
-            env = self.environment(env_weights.view(*shape, -1), sh, norm)
+            env = self.environment(env_weights.view(*shape, -1), sh, layout) * norm[:, None, None]
             m = layer.product.matrices(env, products[k])
-            (scalars,) = self.read_out(w0.view(*shape, -1), sh, chain([*earlier, m[..., :1]]))  # (0, +1) comes first
+            g = chain([*earlier, m[..., :1]])  # (0, +1) comes first
+            (scalars,) = self.read_out(w0.view(*shape, -1), sh, g, layout)
             earlier.append(m)
             first, *rest = layer.latent_mlp.weights[:-1]
             hidden = _hidden(
-                silu(torch.addmm(sums[0], scalars.flatten(0, 1), first[(k + 1) * config.n_scalars :])), rest
+                silu(torch.addmm(sums[0], scalars.flatten(0, -2), first[(k + 1) * config.n_scalars :])), rest
             )
             n_next = n_weights if k + 1 < len(self.layers) else 0
             env_weights, *shares = (hidden @ maps[k + 1]).split([n_next, *readers[k + 1 :]], dim=1)
             sums = [a + b for a, b in zip(sums[1:], shares, strict=True)]
-        features = chunk.unpad((silu(sums[0]) if config.features_silu else sums[0]).view(*shape, -1))
+        features = layout.unpad((silu(sums[0]) if config.features_silu else sums[0]).view(*shape, -1))
         if not self.n_vectors:
             return features, features.new_zeros(len(features), 3, 0)
-        vectors = self.read_out(w0.view(*shape, -1), sh, chain([*earlier[:-1], m[..., 1:]]))
-        return features, chunk.unpad(torch.stack(vectors, dim=2))
+        vectors = self.read_out(w0.view(*shape, -1), sh, chain([*earlier[:-1], m[..., 1:]]), layout)
+        return features, layout.unpad(torch.stack(vectors, dim=-2))
 
     def environment(
         self,
-        weights: Float[Tensor, "n_atoms n_max n_weights"],
-        sh: Float[Tensor, "n_atoms n_max dim_env"],
-        norm: Tensor,
+        weights: Float[Tensor, "*slots n_weights"],
+        sh: Float[Tensor, "*slots dim_env"],
+        layout: Segments | Chunk,
     ) -> Float[Tensor, "n_atoms dim_env channels"]:
-        """Σ_j w^ij_l Y_lm(r_ij) / sqrt(n̄), n̄ that of the centre's element.
+        """Σ_j w^ij_l Y_lm(r_ij).
 
         Y_00 is 1, and unused slots have no weight: the first is a plain sum.
         """
+        if isinstance(layout, Segments):
+            return segments.environment(weights, sh, layout)
         (_, *harmonics), (w00, *rest) = self.by_degree(sh, weights)
         sums = [y.transpose(1, 2) @ w for y, w in zip(harmonics, rest, strict=True)]
-        return torch.cat([w00.sum(1, keepdim=True), *sums], dim=1) * norm[:, None, None]
+        return torch.cat([w00.sum(1, keepdim=True), *sums], dim=1)
 
     def read_out(
         self,
-        w0: Float[Tensor, "n_atoms n_max n_weights"],
-        sh: Float[Tensor, "n_atoms n_max dim_env"],
+        w0: Float[Tensor, "*slots n_weights"],
+        sh: Float[Tensor, "*slots dim_env"],
         g: Float[Tensor, "channels n_atoms dim_env dim_out"],
-    ) -> list[Float[Tensor, "n_atoms n_max channels"]]:
+        layout: Segments | Chunk,
+    ) -> list[Float[Tensor, "*slots channels"]]:
         """Components of V^ij after a layer, Σ_l w⁰_l Σ_m Y_lm G[lm], for each column of G."""
+        by_column = g.permute(3, 1, 2, 0).contiguous().unbind(0)
+        if isinstance(layout, Segments):
+            return [segments.read_out(w0, sh, column, layout) for column in by_column]
         (_, *harmonics), (w00, *weights) = self.by_degree(sh, w0)
         out = []
-        for column in g.permute(3, 1, 2, 0).contiguous().unbind(0):
+        for column in by_column:
             c00, *columns = column.split(self.dims, dim=1)
             terms = [w * (y @ c) for w, y, c in zip(weights, harmonics, columns, strict=True)]
             out.append(sum(terms, start=w00 * c00))
