@@ -69,7 +69,7 @@ template <int D> class Worker : public Tile<D> {
 
     // z → silu → W₁ → silu → W₂ …, from and to numbers before the nonlinearity.
     struct MLP {
-        Array z;
+        Array slope;  // of the first nonlinearity
         Hidden hidden;
     };
     struct Saved {  // of a layer
@@ -100,7 +100,7 @@ template <int D> class Worker : public Tile<D> {
     bool mixed(const Layer& layer, int output) const { return output >= layer.n_outputs - layer.n_mixed; }
 
     Array mlp(Array z, const Indices& layers, MLP& saved) {
-        saved.z = z;
+        saved.slope = z;
         if (layers.empty()) return z;
         const Indices inner(layers.begin(), layers.end() - 1);
         return linear(hidden_layers(activated(z), inner, saved.hidden), layers.back());
@@ -110,7 +110,7 @@ template <int D> class Worker : public Tile<D> {
         if (layers.empty()) return bar;
         const Indices inner(layers.begin(), layers.end() - 1);
         bar = hidden_layers_backward(linear_backward(saved.hidden.h.back(), layers.back(), bar), inner, saved.hidden);
-        activated_backward(saved.z, bar);
+        activated_backward(saved.slope, bar);
         return bar;
     }
 

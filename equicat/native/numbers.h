@@ -30,8 +30,13 @@ typedef real Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(rea
 inline Vector load(const real* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(real* p, Vector x) { *reinterpret_cast<Vector*>(p) = x; }
 inline real sum(Vector x) {
-    real total = 0;
-    for (int k = 0; k < LANES; k++) total += x[k];
+    // Halves added to one another first: adding lanes in a row waits for each.
+    typedef real Half __attribute__((vector_size(VECTOR_BYTES / 2)));
+    Half halves[2];
+    std::memcpy(halves, &x, VECTOR_BYTES);
+    const Half half = halves[0] + halves[1];
+    real total = half[0];
+    for (int k = 1; k < LANES / 2; k++) total += half[k];
     return total;
 }
 
@@ -102,16 +107,15 @@ template <int D> inline void add_sum(real* p, long plane, Num<D> x) {
     for (int d = 0; d < D; d++) p[d * plane] += sum(x.v[d]);
 }
 
-// silu(z) = z σ(z), and g silu'(z).
-inline Vector sigmoid(Vector z) { return 1 / (1 + exponential(-z)); }
-inline Value silu(Value z) { return {z.v[0] * sigmoid(z.v[0])}; }
-inline Vector silu_slope(Vector z, Vector s) { return s * (1 + z * (1 - s)); }
-inline Dual silu(Dual z) {
-    const Vector s = sigmoid(z.v[0]);
-    return {z.v[0] * s, silu_slope(z.v[0], s) * z.v[1]};
+// silu(z) = z σ(z); in the place of z its slope silu'(z).
+inline Value silu(Value& z) {
+    const Vector s = 1 / (1 + exponential(-z.v[0])), h = z.v[0] * s;
+    z = {s + h * (1 - s)};
+    return {h};
 }
-inline Value times_silu_slope(Value g, Value z) { return {g.v[0] * silu_slope(z.v[0], sigmoid(z.v[0]))}; }
-inline Dual times_silu_slope(Dual g, Dual z) {
-    const Vector s = sigmoid(z.v[0]), curvature = s * (1 - s) * (2 + z.v[0] * (1 - 2 * s));
-    return g * Dual{silu_slope(z.v[0], s), curvature * z.v[1]};
+inline Dual silu(Dual& z) {
+    const Vector s = 1 / (1 + exponential(-z.v[0])), h = z.v[0] * s, slope = s + h * (1 - s);
+    const Dual out{h, slope * z.v[1]};
+    z = {slope, s * (1 - s) * (2 + z.v[0] * (1 - 2 * s)) * z.v[1]};
+    return out;
 }

@@ -189,33 +189,38 @@ template <int D> class Tile {
         return x_bar;
     }
 
+    // silu(z), which leaves its slope in the place of z.
     Array activated(const Array& z) {
         const Array h = array(z.n, z.width);
-        for (long k = 0; k < z.plane(); k += LANES) store(h.p + k, h.plane(), silu(load<D>(z.p + k, z.plane())));
+        for (long k = 0; k < z.plane(); k += LANES) {
+            Num<D> x = load<D>(z.p + k, z.plane());
+            store(h.p + k, h.plane(), silu(x));
+            store(z.p + k, z.plane(), x);
+        }
         return h;
     }
 
     // From the derivative by silu(z) to that by z, in place.
-    void activated_backward(const Array& z, const Array& bar) {
-        for (long k = 0; k < z.plane(); k += LANES)
-            store(bar.p + k, z.plane(), times_silu_slope(load<D>(bar.p + k, z.plane()), load<D>(z.p + k, z.plane())));
+    void activated_backward(const Array& slope, const Array& bar) {
+        for (long k = 0; k < bar.plane(); k += LANES)
+            store(bar.p + k, bar.plane(), load<D>(bar.p + k, bar.plane()) * load<D>(slope.p + k, slope.plane()));
     }
 
-    // Inputs and results of hidden layers.
+    // Slopes and inputs of hidden layers.
     struct Hidden {
-        std::vector<Array> z, h;
+        std::vector<Array> slopes, h;
     };
 
     // Hidden layers: z_i = x_i W_i, x_{i+1} = silu(z_i).
     Array hidden_layers(Array x, const Indices& layers, Hidden& saved) {
-        saved.z.clear(), saved.h.assign(1, x);
-        for (int w : layers) saved.z.push_back(linear(x, w)), saved.h.push_back(x = activated(saved.z.back()));
+        saved.slopes.clear(), saved.h.assign(1, x);
+        for (int w : layers) saved.slopes.push_back(linear(x, w)), saved.h.push_back(x = activated(saved.slopes.back()));
         return x;
     }
 
     Array hidden_layers_backward(Array bar, const Indices& layers, const Hidden& saved) {
         for (int i = int(layers.size()) - 1; i >= 0; i--) {
-            activated_backward(saved.z[i], bar);
+            activated_backward(saved.slopes[i], bar);
             bar = linear_backward(saved.h[i], layers[i], bar);
         }
         return bar;
