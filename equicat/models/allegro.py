@@ -97,14 +97,12 @@ class TwoBody(nn.Module):
         envelope: Float[Tensor, "n_edges 1"],
         pair: Int[Tensor, "n_edges"],
     ) -> Float[Tensor, "n_edges n_features"]:
-        return self.mlp(silu(self.first(radial, pair))) * envelope
+        first = torch.addmm(self.table().index_select(0, pair), radial, self.radial)
+        return self.mlp(silu(first)) * envelope
 
-    def first(
-        self, radial: Float[Tensor, "n_edges n_bessel"], pair: Int[Tensor, "n_edges"]
-    ) -> Float[Tensor, "n_edges width"]:
-        """What enters the first nonlinearity."""
-        table = (self.center_embedding[:, None] + self.neighbor_embedding[None, :]).flatten(0, 1)
-        return torch.addmm(table.index_select(0, pair), radial, self.radial)
+    def table(self) -> Float[Tensor, "n_pairs width"]:
+        """The rows of all ordered pairs of elements."""
+        return (self.center_embedding[:, None] + self.neighbor_embedding[None, :]).flatten(0, 1)
 
 
 class AllegroLayer(nn.Module):

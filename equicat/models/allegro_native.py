@@ -12,7 +12,7 @@ from torch import Tensor
 from equicat.models import kernels
 from equicat.models.allegro import Allegro, AllegroLayer
 from equicat.models.irreps import dim, offsets
-from equicat.models.kernels import BLOCK_BYTES, POINTER, Problem, Weights, by_channel, padded, remembered
+from equicat.models.kernels import POINTER, Embedding, Problem, Weights, by_channel, padded, remembered
 
 
 class _Layer(ctypes.Structure):
@@ -100,7 +100,8 @@ def _weights(network: Allegro, readout: Sequence[Tensor], multiple: int) -> Weig
         matrices += [padded(w, multiple) for w in rest]
         matrices += [_channel_rows(w, channels, multiple) for w in layer.mix]
     matrices += [padded(w, multiple) for w in readout[:-1]]
-    return Weights(matrices, [padded(readout[-1].t(), multiple, rows=False)])
+    embedding = Embedding("plus", network.two_body.radial, network.two_body.table())
+    return Weights(matrices, [], padded(readout[-1].t(), multiple, rows=False), embedding)
 
 
 def energies_and_gradient(
@@ -119,11 +120,11 @@ def energies_and_gradient(
     library = kernels.library("allegro", edge_vec, config.l_max)
     if library is None or network.n_vectors:
         return None
-    multiple = BLOCK_BYTES // edge_vec.element_size()
+    multiple = kernels.block(edge_vec.dtype)
+    center, neighbor = edge_index
     contractions = [_contraction(layer) for layer in network.layers]
     layers = [c.structure(len(layer.mix)) for c, layer in zip(contractions, network.layers, strict=True)]
     n_env, n_latent = (len(mlp.weights) for mlp in (network.layers[0].env_embed, network.layers[0].latent_mlp))
-    weights = _weights(network, readout, multiple)
     problem = Problem(
         library,
         NETWORK[edge_vec.dtype](
@@ -132,14 +133,15 @@ def energies_and_gradient(
         ),
         config.l_max,
         channels=config.tensor_channels + -config.tensor_channels % multiple,
-        n_matrices=len(weights.matrices),
-        first_edge=kernels.first_edges(edge_index[0], len(species)),
+        pair=species[center] * network.n_species + species[neighbor],
+        first_edge=kernels.first_edges(center, len(species)),
         norm=edge_vec.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
         owned=contractions,
     )
 
     def see(edge_vec: Tensor) -> tuple[Tensor, Tensor]:
-        pair, envelope, radial, sh = network.geometry(edge_vec, edge_index, species)
-        return padded(network.two_body.first(radial, pair), multiple, rows=False), torch.cat([sh, envelope], dim=1)
+        _, envelope, radial, sh = network.geometry(edge_vec, edge_index, species)
+        return radial, torch.cat([sh, envelope], dim=1)
 
+    weights = _weights(network, readout, multiple)
     return kernels.energies_and_gradient(problem, weights, edge_vec, see, create_graph)

@@ -8,8 +8,8 @@ the gradient itself (forward over reverse). Nothing is kept between the two pass
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,11 +34,24 @@ class _Call(ctypes.Structure):
         ("network", POINTER),
         *((name, ctypes.c_int64) for name in ("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers")),
         *((name, ctypes.c_int64) for name in ("width", "n_geometry")),
-        *((name, POINTER) for name in ("first_edge", "norm", "e", "geometry")),
+        *((name, POINTER) for name in ("first_edge", "norm")),
+        ("embedding", ctypes.c_int64),
+        *((name, POINTER) for name in ("pair", "e", "geometry")),
         *((name, POINTER) for name in ("e_tangent", "geometry_tangent", "to_energy")),
         *((name, ctypes.POINTER(_Matrix)) for name in ("matrices", "plain")),
         *((name, POINTER) for name in ("energy", "e_bar", "geometry_bar")),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What a kernel does first with the e of an edge: e W, times or plus a table's row for its pair of elements."""
+
+    operation: Literal["times", "plus"]
+    radial: Float[Tensor, "n_radial width"]
+    """W."""
+    table: Float[Tensor, "n_pairs width"]
+    """By ordered pair of elements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +61,17 @@ class Weights:
     matrices: list[Tensor]
     """Each [k, n], multiplied from the right."""
     plain: list[Tensor]
-    """Each [k, n]; the last is the end of the readout, [1, n]."""
+    """Each [k, n]."""
+    last: Float[Tensor, "1 n"]
+    """The end of the readout."""
+    embedding: Embedding | None = None
+
+    def listed(self, multiple: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Matrices and others as the kernel numbers them: with those of the embedding, and the last at the end."""
+        if self.embedding is None:
+            return self.matrices, [*self.plain, self.last]
+        radial, table = padded(self.embedding.radial, multiple), padded(self.embedding.table, multiple, rows=False)
+        return [radial, *self.matrices], [*self.plain, table, self.last]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +84,16 @@ class Problem:
     l_max: int
     channels: int
     """Padded to a multiple of the kernel's."""
-    n_matrices: int
+    pair: Int[Tensor, "n_edges"]
+    """Ordered pair of elements of each edge, the row of the embedding's table."""
     first_edge: Int[Tensor, "n_centers_plus_1"]
     norm: Float[Tensor, "n_centers"]
     """Of environments."""
     owned: Any = None
     """What ``network`` points to: it lives as long as this."""
+
+    embedding: Literal["times", "plus"] | None = None
+    n_matrices: int = 0
 
     def run(
         self, function: str, weights: Sequence[Tensor], grads: Sequence[Tensor] | None, arrays: dict[str, Tensor]
@@ -75,7 +102,7 @@ class Problem:
 
         Args:
             function: which.
-            weights: matrices, then plain ones.
+            weights: ``n_matrices`` matrices, then plain ones.
             grads: of these, added to; None for none.
             arrays: the other fields of the call.
         """
@@ -94,6 +121,8 @@ class Problem:
             n_geometry=arrays["geometry"].shape[1],
             first_edge=self.first_edge.data_ptr(),
             norm=self.norm.data_ptr(),
+            embedding={None: 0, "times": 1, "plus": 2}[self.embedding],
+            pair=self.pair.data_ptr(),
             matrices=(_Matrix * len(matrices))(*matrices),
             plain=(_Matrix * len(plain))(*plain),
             **{name: array.data_ptr() for name, array in arrays.items()},
@@ -150,6 +179,11 @@ def library(source: str, edge_vec: Float[Tensor, "n_edges 3"], l_max: int) -> ct
     return native.load(source, edge_vec.dtype)
 
 
+def block(dtype: torch.dtype) -> int:
+    """What widths are padded to a multiple of."""
+    return BLOCK_BYTES // dtype.itemsize
+
+
 def first_edges(center: Int[Tensor, "n_edges"], n_atoms: int) -> Int[Tensor, "n_atoms_plus_1"]:
     """Where each centre's edges begin, and the end."""
     return torch.nn.functional.pad(torch.bincount(center, minlength=n_atoms).cumsum(0), (1, 0))
@@ -183,11 +217,16 @@ def energies_and_gradient(
         see: what the kernel sees of pair vectors: e [n_edges, width] and geometry [n_edges, n_geometry].
         create_graph: whether both stay differentiable once by the weights.
     """
+    multiple = block(edge_vec.dtype)
     with torch.enable_grad():
         edge_vec = edge_vec.detach().requires_grad_()
         e, geometry = see(edge_vec)
+        e = padded(e, multiple, rows=False)
     with torch.set_grad_enabled(create_graph):
-        energy, *bars = _EnergiesAndGradient.apply(problem, e, geometry, *weights.matrices, *weights.plain)
+        matrices, plain = weights.listed(multiple)
+        operation = weights.embedding.operation if weights.embedding else None
+        problem = replace(problem, embedding=operation, n_matrices=len(matrices))
+        energy, *bars = _EnergiesAndGradient.apply(problem, e, geometry, *matrices, *plain)
     # Harmonics of degree 0 alone are constants.
     used = [(x, bar) for x, bar in zip((e, geometry), bars, strict=True) if x.requires_grad]
     outputs, bars = zip(*used, strict=True)

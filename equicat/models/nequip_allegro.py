@@ -104,9 +104,12 @@ class ProductEmbedding(nn.Module):
     def forward(
         self, basis: Float[Tensor, "n_rows n_radial"], pair: Int[Tensor, "n_rows"]
     ) -> Float[Tensor, "n_rows width"]:
+        return self.table().index_select(0, pair) * (basis @ self.radial)
+
+    def table(self) -> Float[Tensor, "n_pairs width"]:
+        """c[Z_i] ‖ n[Z_j] of all ordered pairs."""
         n = len(self.center)
-        table = torch.cat([self.center.repeat_interleave(n, 0), self.neighbor.repeat(n, 1)], dim=1)
-        return table.index_select(0, pair) * (basis @ self.radial)
+        return torch.cat([self.center.repeat_interleave(n, 0), self.neighbor.repeat(n, 1)], dim=1)
 
 
 class SplineEmbedding(nn.Module):

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equicat.models import kernels
-from equicat.models.kernels import BLOCK_BYTES, POINTER, Problem, Weights, by_channel, padded, remembered
-from equicat.models.nequip_allegro import NequipAllegro
+from equicat.models.kernels import POINTER, Embedding, Problem, Weights, by_channel, padded, remembered
+from equicat.models.nequip_allegro import NequipAllegro, ProductEmbedding
 
 
 class _Product(ctypes.Structure):
@@ -71,8 +71,12 @@ def _weights(network: NequipAllegro, readout: Sequence[Tensor], multiple: int) -
         matrices += [by_channel(w, channels, multiple) for w in parts[: len(env)]]
         matrices += [padded(w, multiple) for w in parts[len(env) :]]
     matrices += [padded(w, multiple) for w in readout[:-1]]
-    plain = [*(layer.product.weight.expand(channels, -1).t() for layer in network.layers), readout[-1].t()]
-    return Weights(matrices, [padded(w, multiple, rows=False) for w in plain])
+    products = [layer.product.weight.expand(channels, -1).t() for layer in network.layers]
+    *plain, last = (padded(w, multiple, rows=False) for w in (*products, readout[-1].t()))
+    embedding = None
+    if isinstance(network.embedding, ProductEmbedding):
+        embedding = Embedding("times", network.embedding.radial, network.embedding.table())
+    return Weights(matrices, plain, last, embedding)
 
 
 def energies_and_gradient(
@@ -100,26 +104,27 @@ def energies_and_gradient(
     library = kernels.library("nequip_allegro", edge_vec, config.l_max)
     if library is None or network.n_vectors:
         return None
-    multiple = BLOCK_BYTES // edge_vec.element_size()
+    multiple = kernels.block(edge_vec.dtype)
     terms = [_terms(layer.product) for layer in network.layers]
     products = [
         _Product(len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms
     ]
     sizes = (config.n_layers, len(config.two_body_hidden), len(config.latent_hidden), len(readout) - 1)
-    weights = _weights(network, readout, multiple)
+    center, neighbor = edge_index
     problem = Problem(
         library,
         _Network(*sizes, config.features_silu, (_Product * len(products))(*products)),
         config.l_max,
         channels=config.tensor_channels + -config.tensor_channels % multiple,
-        n_matrices=len(weights.matrices),
-        first_edge=kernels.first_edges(edge_index[0], len(species)),
+        pair=species[center] * network.n_species + species[neighbor],
+        first_edge=kernels.first_edges(center, len(species)),
         norm=network.env_norm[species].to(edge_vec.dtype),
         owned=terms,
     )
 
     def see(edge_vec: Tensor) -> tuple[Tensor, Tensor]:
         pair, basis, sh = network.geometry(edge_vec, edge_index, species)
-        return padded(network.embedding(basis, pair), multiple, rows=False), sh
+        return (basis if config.radial == "bessel" else network.embedding(basis, pair)), sh
 
+    weights = _weights(network, readout, multiple)
     return kernels.energies_and_gradient(problem, weights, edge_vec, see, create_graph)

@@ -29,7 +29,7 @@ struct Allegro {
 
 namespace {
 
-// Matrices by what they do, in the order in which Python lists them.
+// Matrices by what they do, in the order in which Python lists them, after the embedding's.
 struct Network {
     struct Part {
         Indices env, rest, mix;
@@ -39,8 +39,8 @@ struct Network {
     Indices two_body, head;
     std::vector<Part> layers;
 
-    explicit Network(const Allegro& sizes) : sizes(sizes) {
-        int next = 0;
+    Network(const Call& call, const Allegro& sizes) : sizes(sizes) {
+        int next = call.embedding ? 1 : 0;
         const auto take = [&](int count) {
             Indices out;
             while (count-- > 0) out.push_back(next++);
@@ -91,7 +91,7 @@ template <int D> class Worker : public Tile<D> {
     void tile(int start, int stop) {
         if (!this->begin_tile(start, stop)) return;
         forward();
-        this->rows_to(call.e_bar, backward());
+        this->rows_to(call.e_bar, this->embedded_backward(backward()));
         this->rows_to(call.geometry_bar, this->geometry_bar);
     }
 
@@ -275,7 +275,7 @@ template <int D> class Worker : public Tile<D> {
     void forward() {
         const int n_weights = (l_max + 1) * channels;
         saved.assign(n_layers, Saved{});
-        two_body_out = mlp(this->rows_of(call.e, call.e_tangent, call.width), net.two_body, two_body);
+        two_body_out = mlp(this->embedded(), net.two_body, two_body);
         x = updated(nullptr, two_body_out);
         std::vector<Array> v;
         for (int k = 0; k < n_layers; k++) {
@@ -332,8 +332,8 @@ template <int D> class Worker : public Tile<D> {
 }  // namespace
 
 extern "C" void energies_and_gradient(const Call* call) {
-    run<Worker<1>>(*call, Network(*static_cast<const Allegro*>(call->network)));
+    run<Worker<1>>(*call, Network(*call, *static_cast<const Allegro*>(call->network)));
 }
 extern "C" void weight_gradients(const Call* call) {
-    run<Worker<2>>(*call, Network(*static_cast<const Allegro*>(call->network)));
+    run<Worker<2>>(*call, Network(*call, *static_cast<const Allegro*>(call->network)));
 }

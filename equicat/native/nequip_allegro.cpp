@@ -15,7 +15,7 @@ struct NequipAllegro {
 
 namespace {
 
-// Matrices by what they do, in the order in which Python lists them.
+// Matrices by what they do, in the order in which Python lists them, after the embedding's.
 struct Network {
     struct Layer {
         int first, env;        // env: to the next layer's environment weights; unused in the last
@@ -25,8 +25,8 @@ struct Network {
     Indices two_body, head;
     std::vector<Layer> layers;  // layer 0: the two-body embedding
 
-    explicit Network(const NequipAllegro& sizes) : sizes(sizes) {
-        int next = 0;
+    Network(const Call& call, const NequipAllegro& sizes) : sizes(sizes) {
+        int next = call.embedding ? 1 : 0;
         const auto take = [&](int count) {
             Indices out;
             while (count-- > 0) out.push_back(next++);
@@ -67,7 +67,7 @@ template <int D> class Worker : public Tile<D> {
     void tile(int start, int stop) {
         if (!this->begin_tile(start, stop)) return;
         forward();
-        this->rows_to(call.e_bar, backward());
+        this->rows_to(call.e_bar, this->embedded_backward(backward()));
         this->rows_to(call.geometry_bar, this->geometry_bar);
     }
 
@@ -196,7 +196,7 @@ template <int D> class Worker : public Tile<D> {
         const int K = n_layers;
         for (auto* list : {&sums, &envs, &env_weights, &scalars, &hidden, &matrices}) list->assign(K + 1, Array{});
         chains.assign(K, {}), rest.assign(K, {});
-        hidden[0] = hidden_layers(this->rows_of(call.e, call.e_tangent, call.width), net.two_body, two_body);
+        hidden[0] = hidden_layers(this->embedded(), net.two_body, two_body);
         w0 = linear(hidden[0], net.layers[0].env);
         for (int r = 0; r <= K; r++) sums[r] = linear(hidden[0], net.layers[0].shares[r]);
         for (int k = 0; k < K; k++) {
@@ -251,8 +251,8 @@ template <int D> class Worker : public Tile<D> {
 }  // namespace
 
 extern "C" void energies_and_gradient(const Call* call) {
-    run<Worker<1>>(*call, Network(*static_cast<const NequipAllegro*>(call->network)));
+    run<Worker<1>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
 }
 extern "C" void weight_gradients(const Call* call) {
-    run<Worker<2>>(*call, Network(*static_cast<const NequipAllegro*>(call->network)));
+    run<Worker<2>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
 }

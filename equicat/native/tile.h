@@ -22,9 +22,11 @@ struct Call {
     int64_t l_max, channels, n_matrices, n_plain, n_threads, n_centers, width, n_geometry;
     const int64_t* first_edge;  // [n_centers + 1]
     const real* norm;           // of each centre's environment
+    int64_t embedding;          // of e: 0 as it is, 1 times, 2 plus a row of the table for the pair of elements
+    const int64_t* pair;        // of each edge
     const real *e, *geometry;   // [n_edges, width]; [n_edges, n_geometry]: harmonics, and what else the network takes
     const real *e_tangent, *geometry_tangent, *to_energy;
-    const Matrix *matrices, *plain;  // k and n of matrices are multiples of BLOCK; the last of plain ends the readout
+    const Matrix *matrices, *plain;  // k and n of matrices are multiples of BLOCK; plain ends with table and readout
     real *energy, *e_bar, *geometry_bar;
 };
 }
@@ -99,7 +101,7 @@ template <int D> class Tile {
     std::vector<std::vector<real>> grads, plain_grads;
     int first_center = 0, n_centers = 0, n = 0;  // of the tile; n edges
     Indices begin;                               // first row of each centre
-    Array geometry, geometry_bar;
+    Array e, radial, geometry, geometry_bar;
 
     // ---- memory ---------------------------------------------------------------------------------------------------
 
@@ -224,6 +226,45 @@ template <int D> class Tile {
             bar = linear_backward(saved.h[i], layers[i], bar);
         }
         return bar;
+    }
+
+    // ---- the embedding --------------------------------------------------------------------------------------------
+
+    // e, or with an embedding e W₀ times or plus the pair's row of the table.
+    Array embedded() {
+        e = rows_of(call.e, call.e_tangent, call.width);
+        if (!call.embedding) return e;
+        radial = linear(e, 0);
+        const Array out = array(n, radial.width);
+        for (int j = 0; j < n; j++)
+            for (int u = 0; u < out.width; u += LANES) {
+                const Vector entry = load(table_row(j) + u);
+                Num<D> x = at(radial, j, u);
+                if (call.embedding == 1) x = x * entry;
+                if (call.embedding == 2) x.v[0] += entry;
+                set_at(out, j, u, x);
+            }
+        return out;
+    }
+
+    // The derivative by e; that by the table is added to its gradient.
+    Array embedded_backward(const Array& bar) {
+        if (!call.embedding) return bar;
+        for (int j = 0; j < n; j++)
+            for (int u = 0; u < bar.width; u += LANES) {
+                const Num<D> x = at(bar, j, u);
+                if constexpr (D == 2) {
+                    real* grad = plain_grads[call.n_plain - 2].data() + (table_row(j) - table().data) + u;
+                    store(grad, load(grad) + (call.embedding == 1 ? x * at(radial, j, u) : x).v[1]);
+                }
+                if (call.embedding == 1) set_at(bar, j, u, x * load(table_row(j) + u));
+            }
+        return linear_backward(e, 0, bar);
+    }
+
+    const Matrix& table() const { return call.plain[call.n_plain - 2]; }
+    const real* table_row(int j) const {
+        return table().data + call.pair[call.first_edge[first_center] + j] * table().n;
     }
 
     // ---- environments ---------------------------------------------------------------------------------------------
