@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-O2", "-march=native", "-std=c++17", "-fPIC")
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -41,19 +41,30 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
+def _threads(version: str) -> str:
+    """The flag for threads: PyTorch's OpenMP where it is GNU's, as the compiler is, or its equal; else our own."""
+    gnu = "Free Software Foundation" in version and hasattr(ctypes.CDLL(None), "GOMP_parallel")
+    return "-fopenmp" if gnu else "-pthread"
+
+
 def _build(name: str, real: str, cxx: str, directory: Path) -> Path:
     """The shared library, compiled unless it is there."""
     sources = "".join(path.read_text() for path in sorted(SOURCES.iterdir()) if path.suffix in (".h", ".cpp"))
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([sources, version, *FLAGS, platform.machine(), _processor()]).encode())
+    flags = [*FLAGS, f"-DREAL={real}", _threads(version)]
+    key = hashlib.sha256("\0".join([sources, version, *flags, platform.machine(), _processor()]).encode())
     library = directory / f"{name}_{real}_{key.hexdigest()[:16]}.so"
     if not library.exists():
         directory.mkdir(parents=True, exist_ok=True)
         # Processes that start together may all compile; each renames its own file to the same name.
         with tempfile.TemporaryDirectory(dir=directory) as folder:
-            made = Path(folder) / library.name
-            command = [cxx, *FLAGS, f"-DREAL={real}", str(SOURCES / f"{name}.cpp"), "-o", str(made)]
-            subprocess.run(command, capture_output=True, text=True, check=True)
+            compiled, made = Path(folder) / f"{name}.o", Path(folder) / library.name
+            # Linked without -fopenmp: it would bring a second OpenMP with threads of its own beside PyTorch's.
+            for command in (
+                [cxx, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(compiled)],
+                [cxx, "-shared", "-pthread", str(compiled), "-o", str(made)],
+            ):
+                subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(library)
     return library
 

@@ -370,9 +370,15 @@ template <class Worker, class Network> void run(const Call& call, const Network&
             workers[t].tile(start, end);
         }
     };
+#ifdef _OPENMP
+    // PyTorch's own threads, which would otherwise wait for work, spinning, on the cores that ours need.
+#pragma omp parallel for schedule(static, 1) num_threads(n_threads)
+    for (int t = 0; t < n_threads; t++) work(t);
+#else
     std::vector<std::thread> threads;
     for (int t = 1; t < n_threads; t++) threads.emplace_back(work, t);
     work(0);
     for (std::thread& thread : threads) thread.join();
+#endif
     for (const Worker& worker : workers) worker.add_gradients();
 }
