@@ -26,11 +26,12 @@ def _raise_degree(degree: int) -> Float[Tensor, "n_products dim_out"]:
 def spherical_harmonics(l_max: int, unit: Float[Tensor, "n 3"]) -> Float[Tensor, "n dim"]:
     """Y_lm of unit vectors for l = 0 … l_max, in e3nn's order and ``component`` normalisation (|Y_l|² = 2l + 1).
 
-    One outer product and one matrix product a degree, so that value, gradient and second gradient are few operations.
+    One outer product and one matrix product a degree, so that value, gradient and second gradient are few operations;
+    edges run along the last axis in between, where a processor's vectors are filled.
     """
-    first = unit * math.sqrt(3)
-    out = [torch.ones_like(unit[:, :1]), first][: l_max + 1]
+    first = unit.t().contiguous() * math.sqrt(3)
+    out = [torch.ones_like(first[:1]), first][: l_max + 1]
     for degree in range(1, l_max):
-        outer = (out[-1][:, :, None] * first[:, None, :]).flatten(1)
-        out.append(outer @ _raise_degree(degree).to(outer))
-    return torch.cat(out, dim=1)
+        outer = (out[-1][:, None] * first[None]).flatten(0, 1)
+        out.append(_raise_degree(degree).to(outer).t() @ outer)
+    return torch.cat(out).t()
