@@ -27,6 +27,8 @@ class Contestant:
     """Of the peer: which of its tensor-product kernels."""
     recompute: bool = False
     """Of ours: activations are made anew in training."""
+    command: tuple[str, ...] = ()
+    """What to run instead, of a benchmark with its own two sides."""
 
     @property
     def trains(self) -> bool:
@@ -49,7 +51,9 @@ class Process:
 
     def __init__(self, contestant: Contestant, threads: int, peer_python: str | None):
         self.contestant, self.threads = contestant, threads
-        if contestant.ours:
+        if contestant.command:
+            command = list(contestant.command)
+        elif contestant.ours:
             command = [sys.executable, "-m", "equicat.bench.worker"]
         else:
             command = [peer_python or sys.executable, str(PEER_PROGRAM)]
@@ -64,7 +68,7 @@ class Process:
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:
-            raise InputError(f"--peer_python {peer_python}: {error.strerror}; give a Python interpreter") from error
+            raise InputError(f"--peer_python {command[0]}: {error.strerror}; give a Python interpreter") from error
 
     def __enter__(self) -> "Process":
         return self
