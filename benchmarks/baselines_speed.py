@@ -3,10 +3,11 @@
     python benchmarks/baselines_speed.py OUT.json --peer_python FAIRCHEM_ENV/bin/python --ocp OCP
 
 Each side runs in a process and an environment of its own (fairchem's: see fairchem_reference.py), and a repetition of
-one follows one of the other, so that whatever else the machine does slows both. Published sizes of OC20, cutoff 6 Å.
+one follows one of the other, so that whatever else the machine does slows both; two threads need a quiet machine, for
+they wait for each other. Published sizes of OC20, cutoff 6 Å.
 fairchem's graphs are cut to the 50 nearest neighbours, as OC20's are; so are ours for the networks that can use such a
-list, the others get all pairs. GemNet-T, which takes most memory, gets two of the slabs. Models already in OUT are not
-measured again; without ``--peer_python`` ours are measured alone.
+list, the others get all pairs. The GemNets, which take most time and memory, get two of the slabs. Models that OUT has
+are not measured again; without ``--peer_python`` ours are measured alone.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from equicat.bench.speed import BenchConfig, interleaved, slabs, write_systems
 from equicat.files import write_json
 
 WORKER = Path(__file__).with_name("baselines_speed_worker.py")
-N_SYSTEMS = {"gemnet-t": 2}
+N_SYSTEMS = {"gemnet-dt": 2, "gemnet-t": 2}
 """Instead of all eight."""
 MODELS = ("schnet-200k", "schnet-2M", "cgcnn-200k", "cgcnn-2M", "dimenet++-200k", "gemnet-dt", "gemnet-t")
 WHATS = ("inference", "training")
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--ocp", help="folder that holds the package ocpmodels (for CGCNN)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=5, help="of each, interleaved; the median counts")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="with 1, processor time is told instead of time")
     options = parser.parse_args()
     if options.ocp:
         os.environ["PYTHONPATH"] = os.pathsep.join([options.ocp, *filter(None, [os.environ.get("PYTHONPATH")])])

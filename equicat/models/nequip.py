@@ -8,7 +8,7 @@ is an adapter: from pair vectors to the dictionary that those layers pass along,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -75,6 +75,7 @@ class NequIP(nn.Module):
         c = self.config = config
         self.n_features, self.n_vectors = c.n_channels, c.n_channels if vectors else 0
         self._exact: dict[str, Tensor] = {}
+        self._radial_factor = 2 * math.pi / c.cutoff**2  # the package's; our weights are drawn without it
         self.embedding = nn.Embedding(n_species, c.n_channels)
         self.bessel = BesselBasis(c.n_bessel, c.bessel_trainable)
         default = torch.get_default_dtype()
@@ -86,7 +87,7 @@ class NequIP(nn.Module):
             torch.set_default_dtype(default)
         self._exact = {name: buffer.clone() for name, buffer in self.layers.named_buffers()}
         for layer in self.layers:
-            _weights_as_matrices(layer)
+            _weights_as_matrices(layer, self._radial_factor)
         self.to(default)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NequIP":
@@ -106,8 +107,7 @@ class NequIP(nn.Module):
         c = self.config
         r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
         x = r / c.cutoff
-        # The factor is the package's; its radial MLPs are drawn for it.
-        radial = self.bessel(x) * polynomial_envelope(x, c.envelope_p) * (2 * math.pi / c.cutoff**2)
+        radial = self.bessel(x) * polynomial_envelope(x, c.envelope_p) * self._radial_factor
         h = self.embedding(species)
         data = {
             "atom_types": species,
@@ -152,16 +152,22 @@ class _Matrices(nn.Module):
         return tuple(part.view(-1, n_out) * scale for part, n_out, scale in parts)
 
 
-def _weights_as_matrices(layer: nn.Module) -> None:
-    """Let the optimiser see every weight of an interaction layer so."""
+def _weights_as_matrices(layer: Any, radial_factor: float) -> None:
+    """Let the optimiser see every weight of an interaction layer so.
+
+    The first matrix of the radial MLP acts on what the radial functions were before the package's factor (0.25 at 5 Å),
+    and is drawn for that: with the factor, neighbours would hardly count at the start.
+    """
     for module in list(layer.modules()):
         weight = module._parameters.get("weight")
         if weight is None or not weight.numel():
             continue
         if isinstance(module, extra("nequip.nn.mlp", "nequip").ScalarLinearLayer):
-            shapes, scales = [tuple(weight.shape)], [float(module.alpha)]
+            factor = radial_factor if module is layer.conv.edge_mlp.mlp[0] else 1.0
+            shapes, scales = [tuple(weight.shape)], [float(module.alpha) * factor]
+            weight.data /= factor
         else:
-            paths = [i for i in module.instructions if math.prod(i.path_shape)]  # type: ignore[union-attr]
+            paths = [i for i in module.instructions if math.prod(i.path_shape)]
             shapes, scales = [i.path_shape for i in paths], [i.path_weight for i in paths]
         sizes = [math.prod(shape) for shape in shapes]
         matrices = _Matrices([shape[-1] for shape in shapes], sizes, scales, weight.shape)
