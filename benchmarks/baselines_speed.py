@@ -1,176 +1,101 @@
-"""Seconds and memory of a training step and of an inference, for one baseline, on 8 slabs of 38 atoms.
+"""Seconds and memory of a training step and of an inference: ours beside fairchem 1.10, on 8 slabs of 38 atoms.
 
-The same script runs ours and fairchem's, each in its own environment (see fairchem_reference.py for fairchem's), so
-that both meet the same batch in the same minute:
+    python benchmarks/baselines_speed.py OUT.json --peer_python FAIRCHEM_ENV/bin/python --ocp OCP
 
-    OMP_NUM_THREADS=2 python benchmarks/baselines_speed.py equicat dimenet++-200k
-    OMP_NUM_THREADS=2 PYTHONPATH=OCP FAIRCHEM_ENV/bin/python benchmarks/baselines_speed.py fairchem dimenet++-200k
-
-fairchem's graphs are cut to the 50 nearest neighbours, as OC20's are; ours are whole (``--max-neighbors`` cuts those of
-networks that can use such a list). Energy and forces, float32, Adam; neighbour lists are built outside the timed part.
+Each side runs in a process and an environment of its own (fairchem's: see fairchem_reference.py), and a repetition of
+one follows one of the other, so that whatever else the machine does slows both; two threads need a quiet machine, for
+they wait for each other. Published sizes of OC20, cutoff 6 Å.
+fairchem's graphs are cut to the 50 nearest neighbours, as OC20's are; so are ours for the networks that can use such a
+list, the others get all pairs. The GemNets, which take most time and memory, get two of the slabs. Models that OUT has
+are not measured again; without ``--peer_python`` ours are measured alone.
 """
 
 import argparse
 import json
-import resource
+import os
 import statistics
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from ase import Atoms
-from ase.build import add_adsorbate, fcc111, molecule
-from torch import Tensor
+from equicat import runs
+from equicat.bench.process import Contestant, Failed, Process
+from equicat.bench.speed import BenchConfig, interleaved, slabs, write_systems
+from equicat.files import write_json
 
-METALS = ("Cu", "Ag", "Au", "Pt", "Pd", "Ni", "Al", "Rh")
+WORKER = Path(__file__).with_name("baselines_speed_worker.py")
+N_SYSTEMS = {"gemnet-dt": 2, "gemnet-t": 2}
+"""Instead of all eight."""
 MODELS = ("schnet-200k", "schnet-2M", "cgcnn-200k", "cgcnn-2M", "dimenet++-200k", "gemnet-dt", "gemnet-t")
-CUTOFF = 6.0
+WHATS = ("inference", "training")
+Row = dict[str, Any]
 
 
-def slabs() -> list[Atoms]:
-    """Eight rattled 3×3×4 slabs with CO."""
-    out = []
-    for k, metal in enumerate(METALS):
-        atoms = fcc111(metal, (3, 3, 4), vacuum=10.0)
-        add_adsorbate(atoms, molecule("CO"), 2.0, "ontop")
-        atoms.pbc = True
-        atoms.rattle(0.05, seed=k)
-        out.append(atoms)
-    return out
+def measure(name: str, sides: dict[str, str], systems: Path, config: BenchConfig) -> dict[str, Row]:
+    """Of each side (its name, its interpreter): times in s, memory in GB, edges, parameters; or why it failed."""
+    rows: dict[str, Row] = {}
+    with ExitStack() as stack:
+        running = {}
+        for side, python in sides.items():
+            contestant = Contestant(side, command=(python, str(WORKER), side))
+            process = stack.enter_context(Process(contestant, config.threads, None))
+            try:
+                rows[side] = process.ask(
+                    "start", name=name, threads=config.threads, systems=str(systems), n_systems=N_SYSTEMS.get(name)
+                )
+                rows[side] |= process.ask("about")
+                for what in WHATS:
+                    rows[side][f"{what}_memory"] = process.ask("peak", what=what, device="cpu")
+                running[side] = process
+            except Failed as error:
+                rows[side] = {"failed": str(error)}
+        for what in WHATS:
+            for side, seconds in interleaved(running, what, config, f"{name}: {what}").items():
+                rows[side] |= {f"{what}_s": statistics.median(seconds), f"{what}_all_s": seconds}
+    return rows
 
 
-def ours(name: str, max_neighbors: int | None) -> tuple[Callable[[], tuple[Tensor, Tensor]], torch.nn.Module, int]:
-    """A function that predicts energies and forces, its module, and the number of edges."""
-    from equicat.batch import Batch
-    from equicat.models.cgcnn import CGCNNConfig
-    from equicat.models.dimenet import DimeNetPlusPlusConfig
-    from equicat.models.gemnet import GemNetConfig
-    from equicat.models.networks import NETWORKS
-    from equicat.models.schnet import SchNetConfig
-    from equicat.potential import minus_gradient
-    from equicat.structure import Structure
-
-    configs = {
-        "schnet-200k": SchNetConfig(),
-        "schnet-2M": SchNetConfig(n_interactions=5),
-        "cgcnn-200k": CGCNNConfig(),
-        "cgcnn-2M": CGCNNConfig(atom_embedding_size=384, n_graph_conv_layers=3),
-        "dimenet++-200k": DimeNetPlusPlusConfig(),
-        "gemnet-dt": GemNetConfig(),
-        "gemnet-t": GemNetConfig(),
-    }
-    structures = [Structure(a.numbers, a.positions, a.cell.array, np.ones(3, bool)) for a in slabs()]
-    if name == "gemnet-t":
-        structures = structures[:2]
-    batch = Batch.from_structures(structures, CUTOFF, max_neighbors=max_neighbors)
-    elements = tuple(range(1, 84))
-    network = NETWORKS[configs[name].name].build(configs[name], elements, name == "gemnet-dt")
-    model = torch.nn.ModuleDict({"network": network, "energy": torch.nn.Linear(network.n_features, 1, bias=False)})
-
-    def predict() -> tuple[Tensor, Tensor]:
-        direct = name == "gemnet-dt"
-        with torch.set_grad_enabled(model.training or not direct):
-            edge_vec = batch.edge_vec().requires_grad_(not direct)
-            features = model["network"](edge_vec, batch.edge_index, batch.numbers - 1)
-            atoms = model["energy"](features.scalars)[:, 0]
-            energy = atoms.new_zeros(batch.n_systems).index_add(0, batch.system_idx, atoms)
-            if direct:
-                return energy, features.vectors.sum(2)
-            (gradient,) = torch.autograd.grad(energy.sum(), edge_vec, create_graph=model.training)
-        return energy, minus_gradient(gradient, batch.edge_index, len(batch.positions))
-
-    return predict, model, batch.n_edges
-
-
-def theirs(name: str) -> tuple[Callable[[], tuple[Tensor, Tensor]], torch.nn.Module, int]:
-    """The same of fairchem 1.10 (CGCNN: the last OCP)."""
-    import fairchem_reference as reference
-    from torch_geometric.data import Batch, Data
-
-    gemnet = {
-        "num_spherical": 7, "num_radial": 128, "num_blocks": 3, "emb_size_atom": 512, "emb_size_edge": 512,
-        "emb_size_trip": 64, "emb_size_rbf": 16, "emb_size_cbf": 16, "emb_size_bil_trip": 64, "num_before_skip": 1,
-        "num_after_skip": 2, "num_concat": 1, "num_atom": 3, "cutoff": CUTOFF,
-    }  # fmt: skip
-    makers = {
-        "schnet-200k": lambda: reference.SchNetWrap(True, False, True, False, 1024, 256, 3, 200, CUTOFF),
-        "schnet-2M": lambda: reference.SchNetWrap(True, False, True, False, 1024, 256, 5, 200, CUTOFF),
-        "cgcnn-200k": lambda: reference.CGCNN(None, 100, 1, True, True, 128, 2, 128, 3, False, CUTOFF, 100),
-        "cgcnn-2M": lambda: reference.CGCNN(None, 100, 1, True, True, 384, 3, 128, 3, False, CUTOFF, 100),
-        "dimenet++-200k": lambda: reference.DimeNetPlusPlusWrap(
-            hidden_channels=192, num_blocks=3, out_emb_channels=192, cutoff=CUTOFF
-        ),
-        "gemnet-dt": lambda: reference.GemNetT(**gemnet, direct_forces=True),
-        "gemnet-t": lambda: reference.GemNetT(**gemnet, direct_forces=False),
-    }
-    model = makers[name]()
-    data = []
-    for a in slabs()[: 2 if name == "gemnet-t" else None]:
-        item = Data(
-            pos=torch.tensor(a.positions, dtype=torch.float32),
-            cell=torch.tensor(a.cell.array, dtype=torch.float32)[None],
-            atomic_numbers=torch.tensor(a.numbers), natoms=torch.tensor([len(a)]),
-            tags=torch.zeros(len(a), dtype=torch.long), pbc=torch.ones(1, 3, dtype=torch.bool),
-        )  # fmt: skip
-        data.append(item)
-    batch = Batch.from_data_list(data)
-    from fairchem.core.common.utils import radius_graph_pbc
-
-    batch.edge_index, batch.cell_offsets, batch.neighbors = radius_graph_pbc(batch, CUTOFF, 50)
-
-    def predict() -> tuple[Tensor, Tensor]:
-        with torch.set_grad_enabled(model.training or name != "gemnet-dt"):
-            out = model(batch)
-        return out if isinstance(out, tuple) else (out["energy"], out["forces"])
-
-    return predict, model, batch.edge_index.shape[1]
-
-
-def median(step: Callable[[], object], n: int) -> float:
-    """Seconds, after two steps that do not count; of computing, not of waiting, with one thread."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = []
-    for _ in range(n + 2):
-        start = clock()
-        step()
-        times.append(clock() - start)
-    return statistics.median(times[2:])
+def table(results: dict[str, dict[str, Row]]) -> str:
+    """One row a model, ours / fairchem, and fairchem's time over ours; peak memory of the process in GB."""
+    lines = ["| | parameters | edges | inference [s] | training step [s] | inference [GB] | training [GB] |"]
+    lines.append("|---" * 7 + "|")
+    for name, rows in results.items():
+        found = [row for row in rows.values() if "failed" not in row]
+        cells = [" / ".join(f"{row['parameters']:,}" for row in found)]
+        cells.append(" / ".join(f"{row['n_edges']:,} ({row['edges']})" for row in found))
+        for what in WHATS:
+            ratio = f" = **{found[1][f'{what}_s'] / found[0][f'{what}_s']:.2f}x**" if len(found) == 2 else ""
+            cells.append(" / ".join(f"{row[f'{what}_s']:.3f}" for row in found) + ratio)
+        cells += [" / ".join(f"{row[f'{what}_memory']['peak_gb']:.2f}" for row in found) for what in WHATS]
+        failed = [f"{side}: {row['failed']}" for side, row in rows.items() if "failed" in row]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |" + "; ".join(failed))
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", choices=("equicat", "fairchem"))
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--steps", type=int, default=7, help="timed steps of each kind")
-    parser.add_argument("--max-neighbors", type=int, help="of equicat's graphs; fairchem's are cut to 50")
+    parser.add_argument("out", type=Path, help="JSON, written after each model")
+    parser.add_argument("--peer_python", help="interpreter of an environment with fairchem 1.10")
+    parser.add_argument("--ocp", help="folder that holds the package ocpmodels (for CGCNN)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--repeats", type=int, default=5, help="of each, interleaved; the median counts")
+    parser.add_argument("--threads", type=int, default=2, help="with 1, processor time is told instead of time")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    if options.package == "equicat":
-        predict, model, n_edges = ours(options.model, options.max_neighbors)
-    else:
-        predict, model, n_edges = theirs(options.model)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-5)
-
-    def train() -> None:
-        model.train()
-        optimizer.zero_grad()
-        energy, forces = predict()
-        (energy.abs().mean() + forces.abs().mean()).backward()
-        optimizer.step()
-
-    def infer() -> None:
-        model.eval()
-        predict()
-
-    result = {"package": options.package, "model": options.model, "edges": n_edges}
-    result["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    result["inference_s"] = median(infer, options.steps)
-    result["training_s"] = median(train, options.steps)
-    result["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    result["threads"] = torch.get_num_threads()
-    print(json.dumps(result))
+    if options.ocp:
+        os.environ["PYTHONPATH"] = os.pathsep.join([options.ocp, *filter(None, [os.environ.get("PYTHONPATH")])])
+    sides = {"equicat": sys.executable} | ({"fairchem": options.peer_python} if options.peer_python else {})
+    config = BenchConfig(threads=options.threads, repeats=options.repeats)
+    out = json.loads(options.out.read_text()) if options.out.exists() else {"models": {}}
+    out["environment"] = runs.environment()
+    with tempfile.TemporaryDirectory() as folder:
+        write_systems(Path(folder) / "systems.npz", slabs())
+        for name in options.models:
+            if name not in out["models"]:
+                out["models"][name] = measure(name, sides, Path(folder) / "systems.npz", config)
+                write_json(options.out, out)
+    print(table(out["models"]))
 
 
 if __name__ == "__main__":

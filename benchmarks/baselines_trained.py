@@ -1,4 +1,4 @@
-"""Every network trained alike, several seeds, side by side; one JSON line a run, a table at the end.
+"""Every network trained alike, several seeds, side by side; one JSON line a run, tables at the end.
 
     python benchmarks/baselines_trained.py DATA OUT.jsonl --task s2ef --minutes 2
     python benchmarks/baselines_trained.py DATA OUT.jsonl --task is2re --epochs 15
@@ -93,26 +93,26 @@ def run_one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def table(results: list[dict[str, Any]], task: str) -> str:
-    """Mean ± standard deviation over seeds; one row a network, columns by split; trivial baselines below."""
+def table(results: list[dict[str, Any]], metric: str) -> str:
+    """Mean ± standard deviation over seeds; one row a network, one column a split, trivial baselines below."""
     splits = list(results[0]["splits"])
-    lines = [f"| | parameters | s/step | epochs | MB | {' | '.join(f'{s} {n}' for s in splits for n in SHOWN[task])} |"]
-    lines.append("|---" * (5 + len(splits) * len(SHOWN[task])) + "|")
+    lines = [f"| {metric} | seeds | parameters | s/step | epochs | MB | {' | '.join(splits)} |"]
+    lines.append("|---" * (6 + len(splits)) + "|")
 
     def cell(found: list[float]) -> str:
         return f"{np.mean(found):.4f}" + (f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else "")
 
-    for network in dict.fromkeys(r["network"] for r in results):
+    for network in [name for name in PRESETS if any(r["network"] == name for r in results)]:
         mine = [r for r in results if r["network"] == network]
-        cost = [np.mean([r["seconds"] / r["steps"] for r in mine]), np.mean([r["epochs"] for r in mine])]
-        cells = [f"{mine[0]['n_parameters']:,}", f"{cost[0]:.3f}", f"{cost[1]:.1f}"]
-        cells.append(f"{max(r['memory_mb'] for r in mine):.0f}")
-        cells += [cell([r["splits"][s]["network"][n] for r in mine]) for s in splits for n in SHOWN[task]]
-        lines.append(f"| {network} ({len(mine)}) | " + " | ".join(cells) + " |")
-    for title in [t for t in results[0]["splits"][splits[0]] if t != "network"]:
-        rows = [results[0]["splits"][s][title] for s in splits]
-        cells = [f"{row[n]:.4f}" if n in row else "–" for row in rows for n in SHOWN[task]]
-        lines.append(f"| ({title}) | | | | | " + " | ".join(cells) + " |")
+        seconds = np.median([r["seconds"] / r["steps"] for r in mine])
+        cells = [network, str(len(mine)), f"{mine[0]['n_parameters']:,}", f"{seconds:.3f}"]
+        cells += [f"{np.mean([r['epochs'] for r in mine]):.1f}", f"{max(r['memory_mb'] for r in mine):.0f}"]
+        cells += [cell([r["splits"][s]["network"][metric] for r in mine]) for s in splits]
+        lines.append(f"| {' | '.join(cells)} |")
+    for title, row in results[0]["splits"][splits[0]].items():
+        if title != "network" and metric in row:
+            cells = [f"{results[0]['splits'][s][title][metric]:.4f}" for s in splits]
+            lines.append(f"| {title} | | | | | | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,7 +144,8 @@ def main() -> None:
             done.append(json.loads(line))
             with options.out.open("a") as file:
                 file.write(line + "\n")
-    print(table([r for r in done if r["network"] in options.networks], options.task))
+    chosen = [r for r in done if r["network"] in options.networks]
+    print("\n\n".join(table(chosen, metric) for metric in SHOWN[options.task]))
 
 
 if __name__ == "__main__":

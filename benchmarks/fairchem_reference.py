@@ -27,10 +27,11 @@ class SparseTensor:
         self.row, self.col, self.value, self.sizes = row[order], col[order], value[order], sparse_sizes
 
     def __getitem__(self, index: Tensor) -> "SparseTensor":
-        entries = [(self.row == r).nonzero()[:, 0] for r in index.tolist()]
+        all_counts = torch.bincount(self.row, minlength=self.sizes[0])
+        counts, starts = all_counts[index], (all_counts.cumsum(0) - all_counts)[index]
+        ends = counts.cumsum(0)
+        entries = torch.arange(int(counts.sum())) + (starts - ends + counts).repeat_interleave(counts)
         new = object.__new__(SparseTensor)
-        counts = torch.tensor([len(e) for e in entries])
-        entries = torch.cat(entries)
         new.row = torch.arange(len(index)).repeat_interleave(counts)
         new.col, new.value, new.sizes = self.col[entries], self.value[entries], (len(index), self.sizes[1])
         return new

@@ -16,7 +16,7 @@ from equicat.batch import Batch
 from equicat.errors import InputError
 from equicat.heads import ScalarHead
 from equicat.models import angles, centers, gemnet, memory
-from equicat.models.angles import AngularSums, reverse_edges
+from equicat.models.angles import AngularSums, once_per_pair, reverse_edges
 from equicat.models.cgcnn import CATEGORIES, CGCNN, CGCNNConfig, element_properties
 from equicat.models.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, DimeNetPlusPlusConfig, Triplets, legendre
 from equicat.models.gemnet import GemNet, GemNetConfig, fit_scales
@@ -280,6 +280,20 @@ def test_triplets_are_those_of_brute_force(structure):
     sums = AngularSums(batch.edge_vec(), batch.edge_index[0], len(structure), 1, batch.n_edges)
     separable = sums.each_degree(torch.eye(batch.n_edges, dtype=torch.float64))[:, 0] * np.sqrt(4 * np.pi)
     torch.testing.assert_close(separable, seen, atol=1e-12, rtol=0)
+
+
+@each_system
+@pytest.mark.parametrize("max_neighbors", [None, 7])
+def test_pairs_are_found_in_whole_and_in_cut_lists(structure, max_neighbors):
+    batch = Batch.from_structures([structure], 3.5, dtype=torch.float64, max_neighbors=max_neighbors)
+    center, neighbor = batch.edge_index
+    edges = list(zip(center.tolist(), neighbor.tolist(), map(tuple, batch.edge_shift.int().tolist()), strict=True))
+    position = {edge: k for k, edge in enumerate(edges)}
+    reverse = [position.get((j, i, tuple(-n for n in shift)), k) for k, (i, j, shift) in enumerate(edges)]
+    if max_neighbors is None:
+        assert reverse_edges(batch.edge_vec(), batch.edge_index, len(structure)).tolist() == reverse
+    first, pair = once_per_pair(batch.edge_vec(), batch.edge_index, len(structure))
+    assert first[pair].tolist() == [min(k, other) for k, other in enumerate(reverse)]
 
 
 @each_system

@@ -1,10 +1,12 @@
 """The adapter to the nequip package: its own model on the same weights, physics, and vectors."""
 
+import math
 import sys
 
 import pytest
 import torch
 from conftest import SMALL
+from torch.nn.utils.parametrize import is_parametrized
 
 from equicat import testing
 from equicat.batch import Batch
@@ -58,8 +60,9 @@ def test_is_the_model_of_the_package():
     weights = dict(network.named_parameters())
     with torch.no_grad():
         ours.embedding.weight.copy_(weights.pop("type_embed.embed_module.weight"))
-        for name, parameter in ours.layers.named_parameters():
-            parameter.copy_(weights.pop("layer{}_convnet.{}".format(*name.split(".", 1))))
+        for name, module in ours.layers.named_modules():
+            if is_parametrized(module):
+                module.weight = weights.pop("layer{}_convnet.{}.weight".format(*name.split(".", 1))).detach()
     assert sorted(weights) == [w for w in sorted(weights) if w.startswith("per_atom_energy_readout")], "all are used"
     batch, species = graph()
     data = {"pos": batch.positions, "cell": batch.cell, "batch": batch.system_idx, "atom_types": species}
@@ -69,6 +72,16 @@ def test_is_the_model_of_the_package():
     found = ours(batch.edge_vec(), batch.edge_index, species).scalars
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected)
+
+
+def test_optimiser_sees_matrices_at_the_size_at_which_they_act():
+    ours = small()
+    matrices = dict(ours.layers.named_parameters())
+    assert all(p.ndim == 2 for p in matrices.values())
+    for name, p in matrices.items():
+        gain = math.sqrt(2) if "mlp.2" in name else 1.0  # after a SiLU
+        assert p.detach().std().item() * math.sqrt(len(p)) == pytest.approx(gain, rel=0.3), name
+    assert any(len(p) == CONFIG.n_channels**2 for p in matrices.values()), "self-connection: features times elements"
 
 
 def test_physics():

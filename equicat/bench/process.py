@@ -31,6 +31,8 @@ class Contestant:
     """Of ours: kernels are used, otherwise PyTorch's operators."""
     tf32: bool = False
     """Of ours: matrix products of the rounded numbers that tensor cores take."""
+    command: tuple[str, ...] = ()
+    """What to run instead, of a benchmark with its own two sides."""
 
     @property
     def trains(self) -> bool:
@@ -53,7 +55,9 @@ class Process:
 
     def __init__(self, contestant: Contestant, threads: int, peer_python: str | None):
         self.contestant, self.threads = contestant, threads
-        if contestant.ours:
+        if contestant.command:
+            command = list(contestant.command)
+        elif contestant.ours:
             command = [sys.executable, "-m", "equicat.bench.worker"]
         else:
             command = [peer_python or sys.executable, str(PEER_PROGRAM)]
@@ -70,7 +74,7 @@ class Process:
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:
-            raise InputError(f"--peer_python {peer_python}: {error.strerror}; give a Python interpreter") from error
+            raise InputError(f"--peer_python {command[0]}: {error.strerror}; give a Python interpreter") from error
 
     def __enter__(self) -> "Process":
         return self

@@ -196,7 +196,7 @@ def _speed_of(size: str, config: BenchConfig, folder: Path, frames: Sequence[Ato
             rows[name] |= error
         for what in ("inference", "training"):
             taking_part = {n: p for n, p in running.items() if what == "inference" or p.contestant.trains}
-            times = _interleaved(taking_part, what, config, f"{size}: {what}")
+            times = interleaved(taking_part, what, config, f"{size}: {what}")
             for name, seconds in times.items():
                 rows[name][f"{what}_s"], rows[name][f"{what}_all_s"] = statistics.median(seconds), seconds
         limits = running["equicat"].ask("limits", device=config.device)
@@ -296,7 +296,8 @@ def _compare(files: Mapping[str, Path], tolerances: Mapping[str, float]) -> dict
     return out
 
 
-def _interleaved(running: Mapping[str, Process], what: str, config: BenchConfig, title: str) -> dict[str, list[float]]:
+def interleaved(running: Mapping[str, Process], what: str, config: BenchConfig, title: str) -> dict[str, list[float]]:
+    """Seconds of ``config.repeats`` calls of ``what`` (inference or training) by each process, in turn."""
     times: dict[str, list[float]] = {name: [] for name in running}
     for process in running.values():
         process.ask("seconds", what=what)  # not counted

@@ -31,20 +31,52 @@ def reverse_edges(
     Raises:
         InputError: if a pair is there in one direction only, as in neighbour lists cut to the nearest few.
     """
-    center, neighbor = edge_index
-    vec = edge_vec.detach()
+    reverse = _opposite(edge_vec, edge_index, n_atoms)
+    alone = int((reverse < 0).sum())
+    if alone:
+        raise InputError(
+            f"{alone} of {len(reverse)} pairs of the neighbour list are there in one direction only, which this model "
+            "cannot use; build the list without max_neighbors"
+        )
+    return reverse
+
+
+def once_per_pair(
+    edge_vec: Float[Tensor, "n_edges 3"], edge_index: Int[Tensor, "2 n_edges"], n_atoms: int
+) -> tuple[Int[Tensor, "n_pairs"], Int[Tensor, "n_edges"]]:
+    """One edge of each pair i ⇄ j, and for each edge the position of its pair; for what depends on distance only.
+
+    An edge that is there in one direction only is a pair of its own.
+    """
+    edges = torch.arange(len(edge_vec), device=edge_vec.device)
+    reverse = _opposite(edge_vec, edge_index, n_atoms)
+    first = torch.minimum(edges, reverse.where(reverse >= 0, edges))
+    kept = first == edges
+    return kept.nonzero()[:, 0], (kept.cumsum(0) - 1)[first]
+
+
+def _opposite(
+    edge_vec: Float[Tensor, "n_edges 3"], edge_index: Int[Tensor, "2 n_edges"], n_atoms: int
+) -> Int[Tensor, "n_edges"]:
+    """For each edge the position of its reverse, −1 where there is none.
+
+    Edges are sorted together with their own reversals, so that an edge stands beside the reversal of its reverse.
+    """
+    n_edges, vec = len(edge_vec), edge_vec.detach()
+    keys = torch.cat([edge_index[0] * n_atoms + edge_index[1], edge_index[1] * n_atoms + edge_index[0]])
+    reverse = torch.full((n_edges,), -1, device=vec.device)
     for direction in _DIRECTIONS:
         along = vec @ vec.new_tensor(direction)
-        forward = _order(center * n_atoms + neighbor, along)
-        backward = _order(neighbor * n_atoms + center, -along)
-        reverse = torch.empty_like(forward).scatter_(0, forward, backward)
-        wrong = (neighbor[reverse] != center) | ((vec + vec[reverse]).abs() > _SAME).any(1)
-        if not wrong.any():
-            return reverse
-    raise InputError(
-        f"{int(wrong.sum())} of {len(wrong)} pairs of the neighbour list are there in one direction only, which this "
-        "model cannot use; build the list without max_neighbors"
-    )
+        order = _order(keys, torch.cat([along, -along]))
+        one, other = order[:-1], order[1:]
+        i, j = one % n_edges, other % n_edges
+        opposite = (keys[one] == keys[other]) & ((one < n_edges) != (other < n_edges))
+        opposite &= ((vec[i] + vec[j]).abs() <= _SAME).all(1)
+        i, j = i[opposite], j[opposite]
+        reverse[i], reverse[j] = j, i
+        if not (reverse < 0).any():
+            break
+    return reverse
 
 
 def _order(pair: Int[Tensor, "n_edges"], along: Float[Tensor, "n_edges"]) -> Int[Tensor, "n_edges"]:

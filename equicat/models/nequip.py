@@ -1,18 +1,19 @@
 """NequIP, the message-passing relative of Allegro: Batzner et al., Nat. Commun. 13, 2453 (2022).
 
 The interaction layers are the `nequip` package's (ConvNetLayer), in the arrangement of its ``NequIPGNNModel``, and
-take its weights. Geometry, the embedding of elements and the readout are ours, so this file is an adapter: from pair
-vectors to the dictionary that those layers pass along, and back to named tensors.
+take its weights, which are kept as matrices. Geometry, the embedding of elements and the readout are ours, so this file
+is an adapter: from pair vectors to the dictionary that those layers pass along, and back to named tensors.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from equicat.errors import InputError
 from equicat.models.extras import extra
@@ -74,6 +75,7 @@ class NequIP(nn.Module):
         c = self.config = config
         self.n_features, self.n_vectors = c.n_channels, c.n_channels if vectors else 0
         self._exact: dict[str, Tensor] = {}
+        self._radial_factor = 2 * math.pi / c.cutoff**2  # the package's; our weights are drawn without it
         self.embedding = nn.Embedding(n_species, c.n_channels)
         self.bessel = BesselBasis(c.n_bessel, c.bessel_trainable)
         default = torch.get_default_dtype()
@@ -84,6 +86,8 @@ class NequIP(nn.Module):
         finally:
             torch.set_default_dtype(default)
         self._exact = {name: buffer.clone() for name, buffer in self.layers.named_buffers()}
+        for layer in self.layers:
+            _weights_as_matrices(layer, self._radial_factor)
         self.to(default)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NequIP":
@@ -103,8 +107,7 @@ class NequIP(nn.Module):
         c = self.config
         r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
         x = r / c.cutoff
-        # The factor is the package's; its radial MLPs are drawn for it.
-        radial = self.bessel(x) * polynomial_envelope(x, c.envelope_p) * (2 * math.pi / c.cutoff**2)
+        radial = self.bessel(x) * polynomial_envelope(x, c.envelope_p) * self._radial_factor
         h = self.embedding(species)
         data = {
             "atom_types": species,
@@ -120,6 +123,55 @@ class NequIP(nn.Module):
         # e3nn has channels before components.
         per_channel = vectors.view(len(species), self.n_vectors, 3).transpose(1, 2)
         return Features(scalars, "atom", per_channel if self.n_vectors else None)
+
+
+class _Matrices(nn.Module):
+    """The weights of one module of the package as matrices [n_in, n_out] of the size at which they act.
+
+    The package (as e3nn) draws weights of order one, often several matrices in one flat array, and multiplies them by
+    1 / sqrt(n_in) in use. An optimiser would see no matrices, and its steps would be too small by that factor.
+
+    Args:
+        n_out: columns of each matrix.
+        sizes: numbers of weights of each.
+        scales: what the module multiplies them by.
+        shape: of the module's own array.
+    """
+
+    def __init__(self, n_out: list[int], sizes: list[int], scales: list[float], shape: torch.Size):
+        super().__init__()
+        self.n_out, self.sizes, self.scales, self.shape = n_out, sizes, scales, shape
+
+    def forward(self, *matrices: Tensor) -> Tensor:
+        """The module's own array."""
+        return torch.cat([(m / s).view(-1) for m, s in zip(matrices, self.scales, strict=True)]).view(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The matrices of such an array; so one can be assigned."""
+        parts = zip(weight.view(-1).split(self.sizes), self.n_out, self.scales, strict=True)
+        return tuple(part.view(-1, n_out) * scale for part, n_out, scale in parts)
+
+
+def _weights_as_matrices(layer: Any, radial_factor: float) -> None:
+    """Let the optimiser see every weight of an interaction layer so.
+
+    The first matrix of the radial MLP acts on what the radial functions were before the package's factor (0.25 at 5 Å),
+    and is drawn for that: with the factor, neighbours would hardly count at the start.
+    """
+    for module in list(layer.modules()):
+        weight = module._parameters.get("weight")
+        if weight is None or not weight.numel():
+            continue
+        if isinstance(module, extra("nequip.nn.mlp", "nequip").ScalarLinearLayer):
+            factor = radial_factor if module is layer.conv.edge_mlp.mlp[0] else 1.0
+            shapes, scales = [tuple(weight.shape)], [float(module.alpha) * factor]
+            weight.data /= factor
+        else:
+            paths = [i for i in module.instructions if math.prod(i.path_shape)]
+            shapes, scales = [i.path_shape for i in paths], [i.path_weight for i in paths]
+        sizes = [math.prod(shape) for shape in shapes]
+        matrices = _Matrices([shape[-1] for shape in shapes], sizes, scales, weight.shape)
+        register_parametrization(module, "weight", matrices)
 
 
 def _layers(c: NequIPConfig, vectors: bool) -> list[nn.Module]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equicat.models.angles import once_per_pair
 from equicat.models.extras import extra
 from equicat.models.features import Features
 
@@ -72,14 +73,16 @@ class SchNet(nn.Module):
         species: Int[Tensor, "n_atoms"],
     ) -> Features:
         center, neighbor = edge_index
-        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
+        # Filters depend on the distance only: the two directions of a pair share one.
+        first, pair = once_per_pair(edge_vec, edge_index, len(species))
+        r = torch.linalg.vector_norm(edge_vec.index_select(0, first), dim=1, keepdim=True)
         gaussians = self.distance_expansion(r)
         cutoff = 0.5 * (torch.cos(r * (math.pi / self.config.cutoff)) + 1.0)
         cutoff = cutoff.where(r < self.config.cutoff, 0.0)
         h = self.embedding(species)
         block: Any
         for block in self.interactions:
-            filters = block.mlp(gaussians) * cutoff
+            filters = (block.mlp(gaussians) * cutoff).index_select(0, pair)
             messages = block.conv.lin1(h).index_select(0, neighbor) * filters
             total = messages.new_zeros(len(species), messages.shape[1]).index_add(0, center, messages)
             h = h + block.lin(block.act(block.conv.lin2(total)))
