@@ -39,10 +39,11 @@ def neighbor_list(
     """
     # Directions without periodicity may have no vector at all; the search needs three independent ones.
     cell = complete_cell(np.where(structure.pbc[:, None], structure.cell, 0.0))
-    search = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
-    centers, neighbors, shifts, distances = search.compute(
-        structure.positions, cell, periodic=structure.pbc, quantities="ijSd"
-    )
+    search = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
+    found = search.compute(structure.positions, cell, periodic=structure.pbc, quantities="ijSd")
+    # Sorting by centre alone is ten times faster than vesin's sorting, which takes longer than its search.
+    order = np.argsort(found[0], kind="stable")
+    centers, neighbors, shifts, distances = (np.take(array, order, axis=0) for array in found)
     centers, neighbors = centers.astype(np.int64), neighbors.astype(np.int64)
     if len(distances) and distances.min() < MIN_DISTANCE:
         k = int(distances.argmin())
