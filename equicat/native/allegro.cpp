@@ -29,7 +29,7 @@ struct Allegro {
 
 namespace {
 
-// Matrices by what they do, in the order in which Python lists them, after the embedding's.
+// Matrices by what they do.
 struct Network {
     struct Part {
         Indices env, rest, mix;
@@ -40,22 +40,17 @@ struct Network {
     std::vector<Part> layers;
 
     Network(const Call& call, const Allegro& sizes) : sizes(sizes) {
-        int next = call.embedding ? 1 : 0;
-        const auto take = [&](int count) {
-            Indices out;
-            while (count-- > 0) out.push_back(next++);
-            return out;
-        };
-        two_body = take(sizes.n_two_body);
+        Numbering numbers(call);
+        two_body = numbers.several(sizes.n_two_body);
         for (int k = 0; k < sizes.n_layers; k++) {
             Part part{};
-            part.env = take(sizes.n_env);
-            part.from_x = next++, part.from_scalars = next++;
-            part.rest = take(sizes.n_latent - 1);
-            part.mix = take(sizes.layers[k].n_mixed);
+            part.env = numbers.several(sizes.n_env);
+            part.from_x = numbers.one(), part.from_scalars = numbers.one();
+            part.rest = numbers.several(sizes.n_latent - 1);
+            part.mix = numbers.several(sizes.layers[k].n_mixed);
             layers.push_back(part);
         }
-        head = take(sizes.n_head);
+        head = numbers.several(sizes.n_head);
     }
 };
 

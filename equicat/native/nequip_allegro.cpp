@@ -15,7 +15,7 @@ struct NequipAllegro {
 
 namespace {
 
-// Matrices by what they do, in the order in which Python lists them, after the embedding's.
+// Matrices by what they do.
 struct Network {
     struct Layer {
         int first, env;        // env: to the next layer's environment weights; unused in the last
@@ -26,21 +26,16 @@ struct Network {
     std::vector<Layer> layers;  // layer 0: the two-body embedding
 
     Network(const Call& call, const NequipAllegro& sizes) : sizes(sizes) {
-        int next = call.embedding ? 1 : 0;
-        const auto take = [&](int count) {
-            Indices out;
-            while (count-- > 0) out.push_back(next++);
-            return out;
-        };
-        two_body = take(sizes.n_two_body);
+        Numbering numbers(call);
+        two_body = numbers.several(sizes.n_two_body);
         for (int k = 0; k <= sizes.n_layers; k++) {
             Layer layer{};
-            if (k > 0) layer.first = next++, layer.rest = take(sizes.n_latent - 1);
-            if (k < sizes.n_layers) layer.env = next++;
-            layer.shares = take(sizes.n_layers + 1 - k);
+            if (k > 0) layer.first = numbers.one(), layer.rest = numbers.several(sizes.n_latent - 1);
+            if (k < sizes.n_layers) layer.env = numbers.one();
+            layer.shares = numbers.several(sizes.n_layers + 1 - k);
             layers.push_back(layer);
         }
-        head = take(sizes.n_head);
+        head = numbers.several(sizes.n_head);
     }
 };
 

@@ -69,6 +69,18 @@ struct Weights {
 
 using Indices = std::vector<int>;  // of matrices
 
+// Numbers of matrices, in the order in which Python lists them; the embedding's comes first.
+struct Numbering {
+    int next;
+    explicit Numbering(const Call& call) : next(call.embedding ? 1 : 0) {}
+    int one() { return next++; }
+    Indices several(int count) {
+        Indices out;
+        while (count-- > 0) out.push_back(next++);
+        return out;
+    }
+};
+
 // [D, n, width]: values, then ε parts; rows are `step` apart.
 struct Array {
     real* p = nullptr;
