@@ -43,7 +43,7 @@ def _processor() -> str:
 
 def _threads(version: str) -> str:
     """The flag for threads: PyTorch's OpenMP where it is GNU's, as the compiler is, or its equal; else our own."""
-    gnu = "Free Software Foundation" in version and hasattr(ctypes.CDLL(None), "GOMP_parallel")
+    gnu = "Free Software Foundation" in version and getattr(ctypes.CDLL(None), "GOMP_parallel", None) is not None
     return "-fopenmp" if gnu else "-pthread"
 
 
