@@ -146,6 +146,14 @@ def test_large_values_do_not_overflow(monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+def test_weights_and_positions_of_different_precision_are_not_mixed(config):
+    """As without kernels: an error, not numbers read as what they are not."""
+    batch = Batch.from_structures(structures(), config.cutoff, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="dtype"):
+        potential(torch.float32, config)(batch)
+
+
 def test_terms_are_the_dense_coefficients():
     model = potential().model
     dense = model.layers[0].product.coefficients

@@ -17,7 +17,7 @@ from equicat.models.kernels import POINTER, Embedding, Problem, Weights, by_chan
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n_terms", "n_rows", "n_columns", "n_outputs", "n_irreps", "n_mixed")),
+        *((name, ctypes.c_int64) for name in ("n_terms", "n_rows", "n_outputs", "n_irreps", "n_mixed")),
         *((name, POINTER) for name in ("terms", "coefficients", "columns", "outputs", "dims")),
     )
 
@@ -76,7 +76,7 @@ class Contraction:
     def structure(self, n_mixed: int) -> _Layer:
         """As the kernel reads it, valid as long as this object."""
         arrays = (self.terms, self.coefficients, self.columns, self.outputs, self.dims)
-        sizes = (len(self.terms), self.n_rows, len(self.columns), len(self.outputs), len(self.dims), n_mixed)
+        sizes = (len(self.terms), self.n_rows, len(self.outputs), len(self.dims), n_mixed)
         return _Layer(*sizes, *(array.data_ptr() for array in arrays))
 
 
@@ -117,11 +117,9 @@ def energies_and_gradient(
     Arguments and result are those of :func:`equicat.models.nequip_allegro_native.energies_and_gradient`.
     """
     config = network.config
-    library = kernels.library("allegro", edge_vec, config.l_max)
-    if library is None or network.n_vectors:
+    library = kernels.library("allegro", network, edge_vec)
+    if library is None:
         return None
-    multiple = kernels.block(edge_vec.dtype)
-    center, neighbor = edge_index
     contractions = [_contraction(layer) for layer in network.layers]
     layers = [c.structure(len(layer.mix)) for c, layer in zip(contractions, network.layers, strict=True)]
     n_env, n_latent = (len(mlp.weights) for mlp in (network.layers[0].env_embed, network.layers[0].latent_mlp))
@@ -132,16 +130,14 @@ def energies_and_gradient(
             *(2 / math.sqrt(5), 1 / math.sqrt(5), (_Layer * len(layers))(*layers)),
         ),
         config.l_max,
-        channels=config.tensor_channels + -config.tensor_channels % multiple,
-        pair=species[center] * network.n_species + species[neighbor],
-        first_edge=kernels.first_edges(center, len(species)),
+        config.tensor_channels,
         norm=edge_vec.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
         owned=contractions,
     )
 
-    def see(edge_vec: Tensor) -> tuple[Tensor, Tensor]:
-        _, envelope, radial, sh = network.geometry(edge_vec, edge_index, species)
-        return radial, torch.cat([sh, envelope], dim=1)
+    def see(edge_vec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pair, envelope, radial, sh = network.geometry(edge_vec, edge_index, species)
+        return pair, radial, torch.cat([sh, envelope], dim=1)
 
-    weights = _weights(network, readout, multiple)
-    return kernels.energies_and_gradient(problem, weights, edge_vec, see, create_graph)
+    weights = _weights(network, readout, kernels.block(edge_vec.dtype))
+    return kernels.energies_and_gradient(problem, weights, edge_vec, edge_index[0], see, create_graph)

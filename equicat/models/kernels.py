@@ -8,7 +8,7 @@ the gradient itself (forward over reverse). Nothing is kept between the two pass
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -76,24 +76,30 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """All that a call needs but tensors that are differentiated."""
+    """What a network tells its kernel, beside weights and edges."""
 
     library: ctypes.CDLL
     network: ctypes.Structure
-    """What the kernel knows of its own network."""
+    """What only this kernel knows."""
     l_max: int
     channels: int
-    """Padded to a multiple of the kernel's."""
-    pair: Int[Tensor, "n_edges"]
-    """Ordered pair of elements of each edge, the row of the embedding's table."""
-    first_edge: Int[Tensor, "n_centers_plus_1"]
     norm: Float[Tensor, "n_centers"]
     """Of environments."""
-    owned: Any = None
+    owned: Any
     """What ``network`` points to: it lives as long as this."""
 
-    embedding: Literal["times", "plus"] | None = None
-    n_matrices: int = 0
+
+@dataclass(frozen=True, eq=False)
+class _Launch:
+    """All that a call needs but tensors that are differentiated."""
+
+    problem: Problem
+    first_edge: Int[Tensor, "n_centers_plus_1"]
+    """Where each centre's edges begin, and the end."""
+    pair: Int[Tensor, "n_edges"]
+    """Ordered pair of elements of each edge, the row of the embedding's table."""
+    embedding: Literal["times", "plus"] | None
+    n_matrices: int
 
     def run(
         self, function: str, weights: Sequence[Tensor], grads: Sequence[Tensor] | None, arrays: dict[str, Tensor]
@@ -109,53 +115,51 @@ class Problem:
         pointers = [g.data_ptr() for g in grads] if grads is not None else [None] * len(weights)
         listed = [_Matrix(w.data_ptr(), *w.shape, g) for w, g in zip(weights, pointers, strict=True)]
         matrices, plain = listed[: self.n_matrices], listed[self.n_matrices :]
+        problem = self.problem
         call = _Call(
-            network=ctypes.addressof(self.network),
-            l_max=self.l_max,
-            channels=self.channels,
+            network=ctypes.addressof(problem.network),
+            l_max=problem.l_max,
+            channels=problem.channels + -problem.channels % block(problem.norm.dtype),
             n_matrices=len(matrices),
             n_plain=len(plain),
             n_threads=torch.get_num_threads(),
-            n_centers=len(self.norm),
+            n_centers=len(problem.norm),
             width=arrays["e"].shape[1],
             n_geometry=arrays["geometry"].shape[1],
             first_edge=self.first_edge.data_ptr(),
-            norm=self.norm.data_ptr(),
+            norm=problem.norm.data_ptr(),
             embedding={None: 0, "times": 1, "plus": 2}[self.embedding],
             pair=self.pair.data_ptr(),
             matrices=(_Matrix * len(matrices))(*matrices),
             plain=(_Matrix * len(plain))(*plain),
             **{name: array.data_ptr() for name, array in arrays.items()},
         )
-        getattr(self.library, function)(ctypes.byref(call))
+        getattr(problem.library, function)(ctypes.byref(call))
 
 
 class _EnergiesAndGradient(torch.autograd.Function):
     """E_i of centres, and ∂ΣE/∂e, ∂ΣE/∂geometry of edges; differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, e: Tensor, geometry: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, launch: _Launch, e: Tensor, geometry: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         e, geometry, weights = e.contiguous(), geometry.contiguous(), tuple(w.contiguous() for w in weights)
-        ctx.problem = problem
+        ctx.launch = launch
         ctx.save_for_backward(e, geometry, *weights)
-        out = (torch.empty_like(problem.norm), torch.empty_like(e), torch.empty_like(geometry))
+        out = (torch.empty_like(launch.problem.norm), torch.empty_like(e), torch.empty_like(geometry))
         arrays = dict(zip(("energy", "e_bar", "geometry_bar"), out, strict=True))
-        problem.run("energies_and_gradient", weights, None, {"e": e, "geometry": geometry} | arrays)
+        launch.run("energies_and_gradient", weights, None, {"e": e, "geometry": geometry} | arrays)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, to_energy: Tensor, to_e_bar: Tensor, to_geometry_bar: Tensor) -> tuple[Tensor | None, ...]:
         e, geometry, *weights = ctx.saved_tensors
-        e_bar, geometry_bar, grads = (
-            torch.empty_like(e),
-            torch.empty_like(geometry),
-            list(map(torch.zeros_like, weights)),
-        )
+        e_bar, geometry_bar = torch.empty_like(e), torch.empty_like(geometry)
+        grads = [torch.zeros_like(w) for w in weights]
         arrays = {"e": e, "geometry": geometry, "e_bar": e_bar, "geometry_bar": geometry_bar}
         seeds = {"to_energy": to_energy, "e_tangent": to_e_bar, "geometry_tangent": to_geometry_bar}
         seeds = {name: tensor.contiguous() for name, tensor in seeds.items()}
-        ctx.problem.run("weight_gradients", weights, grads, arrays | seeds)
+        ctx.launch.run("weight_gradients", weights, grads, arrays | seeds)
         return None, e_bar, geometry_bar, *grads
 
 
@@ -172,9 +176,15 @@ def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return of
 
 
-def library(source: str, edge_vec: Float[Tensor, "n_edges 3"], l_max: int) -> ctypes.CDLL | None:
-    """The kernel for such edges, or None: not on a CPU, without a compiler or any edge, another dtype, l_max > 4."""
-    if edge_vec.device.type != "cpu" or not len(edge_vec) or l_max > MAX_DEGREE:
+def library(source: str, network: Any, edge_vec: Float[Tensor, "n_edges 3"]) -> ctypes.CDLL | None:
+    """The kernel for such a network and edges, or None.
+
+    There is none on other devices than a CPU, without a compiler or any edge, for networks with vectors or l_max above
+    4, for other dtypes than float32 and float64, or where weights and edges differ in it.
+    """
+    suits = not network.n_vectors and network.config.l_max <= MAX_DEGREE
+    same = next(network.parameters()).dtype == edge_vec.dtype
+    if edge_vec.device.type != "cpu" or not len(edge_vec) or not suits or not same:
         return None
     return native.load(source, edge_vec.dtype)
 
@@ -182,11 +192,6 @@ def library(source: str, edge_vec: Float[Tensor, "n_edges 3"], l_max: int) -> ct
 def block(dtype: torch.dtype) -> int:
     """What widths are padded to a multiple of."""
     return BLOCK_BYTES // dtype.itemsize
-
-
-def first_edges(center: Int[Tensor, "n_edges"], n_atoms: int) -> Int[Tensor, "n_atoms_plus_1"]:
-    """Where each centre's edges begin, and the end."""
-    return torch.nn.functional.pad(torch.bincount(center, minlength=n_atoms).cumsum(0), (1, 0))
 
 
 def padded(weight: Float[Tensor, "k n"], multiple: int, rows: bool = True) -> Float[Tensor, "k_padded n_padded"]:
@@ -205,7 +210,8 @@ def energies_and_gradient(
     problem: Problem,
     weights: Weights,
     edge_vec: Float[Tensor, "n_edges 3"],
-    see: Callable[[Float[Tensor, "n_edges 3"]], tuple[Tensor, Tensor]],
+    center: Int[Tensor, "n_edges"],
+    see: Callable[[Float[Tensor, "n_edges 3"]], tuple[Tensor, Tensor, Tensor]],
     create_graph: bool,
 ) -> tuple[Float[Tensor, "n_centers"], Float[Tensor, "n_edges 3"]]:
     """Energies of centres, and the derivative of their sum by the pair vectors.
@@ -214,19 +220,22 @@ def energies_and_gradient(
         problem: what to call.
         weights: of the network and its readout.
         edge_vec: Å.
-        see: what the kernel sees of pair vectors: e [n_edges, width] and geometry [n_edges, n_geometry].
+        center: of each edge, ascending.
+        see: what the kernel sees of pair vectors: ordered pairs of elements [n_edges], e [n_edges, width] and geometry
+            [n_edges, n_geometry].
         create_graph: whether both stay differentiable once by the weights.
     """
     multiple = block(edge_vec.dtype)
     with torch.enable_grad():
         edge_vec = edge_vec.detach().requires_grad_()
-        e, geometry = see(edge_vec)
+        pair, e, geometry = see(edge_vec)
         e = padded(e, multiple, rows=False)
     with torch.set_grad_enabled(create_graph):
         matrices, plain = weights.listed(multiple)
+        first_edge = torch.nn.functional.pad(torch.bincount(center, minlength=len(problem.norm)).cumsum(0), (1, 0))
         operation = weights.embedding.operation if weights.embedding else None
-        problem = replace(problem, embedding=operation, n_matrices=len(matrices))
-        energy, *bars = _EnergiesAndGradient.apply(problem, e, geometry, *matrices, *plain)
+        launch = _Launch(problem, first_edge, pair, operation, len(matrices))
+        energy, *bars = _EnergiesAndGradient.apply(launch, e, geometry, *matrices, *plain)
     # Harmonics of degree 0 alone are constants.
     used = [(x, bar) for x, bar in zip((e, geometry), bars, strict=True) if x.requires_grad]
     outputs, bars = zip(*used, strict=True)

@@ -98,33 +98,29 @@ def energies_and_gradient(
         create_graph: whether both stay differentiable once by the weights.
 
     Returns:
-        None where there is no kernel (see :func:`equicat.models.kernels.library`), and for networks with vectors.
+        None where there is no kernel (see :func:`equicat.models.kernels.library`).
     """
     config = network.config
-    library = kernels.library("nequip_allegro", edge_vec, config.l_max)
-    if library is None or network.n_vectors:
+    library = kernels.library("nequip_allegro", network, edge_vec)
+    if library is None:
         return None
-    multiple = kernels.block(edge_vec.dtype)
     terms = [_terms(layer.product) for layer in network.layers]
     products = [
         _Product(len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms
     ]
     sizes = (config.n_layers, len(config.two_body_hidden), len(config.latent_hidden), len(readout) - 1)
-    center, neighbor = edge_index
     problem = Problem(
         library,
         _Network(*sizes, config.features_silu, (_Product * len(products))(*products)),
         config.l_max,
-        channels=config.tensor_channels + -config.tensor_channels % multiple,
-        pair=species[center] * network.n_species + species[neighbor],
-        first_edge=kernels.first_edges(center, len(species)),
+        config.tensor_channels,
         norm=network.env_norm[species].to(edge_vec.dtype),
         owned=terms,
     )
 
-    def see(edge_vec: Tensor) -> tuple[Tensor, Tensor]:
+    def see(edge_vec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pair, basis, sh = network.geometry(edge_vec, edge_index, species)
-        return (basis if config.radial == "bessel" else network.embedding(basis, pair)), sh
+        return pair, (basis if config.radial == "bessel" else network.embedding(basis, pair)), sh
 
-    weights = _weights(network, readout, multiple)
-    return kernels.energies_and_gradient(problem, weights, edge_vec, see, create_graph)
+    weights = _weights(network, readout, kernels.block(edge_vec.dtype))
+    return kernels.energies_and_gradient(problem, weights, edge_vec, edge_index[0], see, create_graph)

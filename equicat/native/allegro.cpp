@@ -13,7 +13,7 @@ struct Output {  // an irrep that a layer makes: columns by component, then path
     int64_t dim, n_paths, first_column;
 };
 struct Layer {
-    int64_t n_terms, n_rows, n_columns, n_outputs, n_irreps, n_mixed;  // n_mixed: of the outputs, those passed on, the last
+    int64_t n_terms, n_rows, n_outputs, n_irreps, n_mixed;  // n_mixed: of the outputs, those passed on, the last
     const int64_t* terms;  // (row of M, component of the environment); M[row] = Σ_t coefficient_t A[b_t]
     const real* coefficients;
     const Column* columns;
@@ -32,7 +32,8 @@ namespace {
 // Matrices by what they do.
 struct Network {
     struct Part {
-        Indices env, rest, mix;
+        int env;  // the first of the environment's weights
+        Indices env_rest, rest, mix;
         int from_x, from_scalars;  // the first of the latent MLP, in two pieces
     };
     const Allegro& sizes;
@@ -44,7 +45,7 @@ struct Network {
         two_body = numbers.several(sizes.n_two_body);
         for (int k = 0; k < sizes.n_layers; k++) {
             Part part{};
-            part.env = numbers.several(sizes.n_env);
+            part.env = numbers.one(), part.env_rest = numbers.several(sizes.n_env - 1);
             part.from_x = numbers.one(), part.from_scalars = numbers.one();
             part.rest = numbers.several(sizes.n_latent - 1);
             part.mix = numbers.several(sizes.layers[k].n_mixed);
@@ -278,7 +279,7 @@ template <int D> class Worker : public Tile<D> {
             const Network::Part& part = net.layers[k];
             Saved& s = saved[k];
             s.x = x;
-            s.weights = mlp(linear(x, part.env[0]), Indices(part.env.begin() + 1, part.env.end()), s.env_mlp);
+            s.weights = mlp(linear(x, part.env), part.env_rest, s.env_mlp);
             s.env = environment(s.weights, 0);
             s.v = k ? v : first_tensors(s.weights, n_weights);
             s.m = contracted(sizes, s.env);
@@ -317,8 +318,7 @@ template <int D> class Worker : public Tile<D> {
             const Array w_bar = array(n, s.weights.width);
             environment_backward(s.weights, 0, contracted_backward(sizes, m_bar), w_bar);
             if (k == 0) first_tensors_backward(s.weights, n_weights, v_bar, w_bar);
-            const Indices rest(part.env.begin() + 1, part.env.end());
-            linear_backward(s.x, part.env[0], mlp_backward(w_bar, rest, s.env_mlp), bar, true);
+            linear_backward(s.x, part.env, mlp_backward(w_bar, part.env_rest, s.env_mlp), bar, true);
         }
         return mlp_backward(updated_backward(two_body_out, bar, true), net.two_body, two_body);
     }

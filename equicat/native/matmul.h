@@ -61,8 +61,8 @@ inline void micro_rest(int rows, int k, const real* a, long row_step, long step,
 }
 
 // A column of blocks of C: all rows.
-__attribute__((noinline)) inline void column(int rows, int k, const real* a, long row_step, long step, const real* b, long b_step, real* c,
-                   long ldc, bool accumulate) {
+__attribute__((noinline)) inline void column(int rows, int k, const real* a, long row_step, long step, const real* b,
+                                            long b_step, real* c, long ldc, bool accumulate) {
     int r = 0;
     for (; r + MICRO_ROWS <= rows; r += MICRO_ROWS)
         micro<MICRO_ROWS>(k, a + r * row_step, row_step, step, b, b_step, c + r * ldc, ldc, accumulate);
