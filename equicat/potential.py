@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from equicat.batch import Batch
 from equicat.errors import InputError
 from equicat.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
+from equicat.models.centers import consecutive
 from equicat.models.features import Features
 from equicat.models.networks import NetworkConfig, architecture, avg_num_neighbors
 from equicat.models.zbl import ZBL, Repulsion
@@ -149,15 +150,12 @@ def _pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int,
     ends = torch.bincount(center, minlength=len(species)).cumsum(0)
     if len(center) <= budget:
         return [_Piece(slice(None), slice(None), batch.edge_index, species)]
-    pieces, first, edge = [], 0, 0
-    while first < len(species):
-        # As many centres as the budget allows, at least one.
-        stop = max(int(torch.searchsorted(ends, edge + budget, right=True)), first + 1)
-        end, own = int(ends[stop - 1]), stop - first
-        index = torch.stack([center[edge:end] - first, own + species[neighbor[edge:end]]])
-        kinds = torch.cat([species[first:stop], torch.arange(n_species, device=species.device)])
-        pieces.append(_Piece(slice(edge, end), slice(own), index, kinds))
-        first, edge = stop, end
+    pieces = []
+    for atoms, edges in consecutive(ends, budget):
+        own = atoms.stop - atoms.start
+        index = torch.stack([center[edges] - atoms.start, own + species[neighbor[edges]]])
+        kinds = torch.cat([species[atoms], torch.arange(n_species, device=species.device)])
+        pieces.append(_Piece(edges, slice(own), index, kinds))
     return pieces
 
 

@@ -1,5 +1,6 @@
 """Edges gathered by centre: the layout in which an environment sum is a batched matrix product."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,24 @@ class Chunk:
     def of_center(self, x: Int[Tensor, "n_slots"]) -> Int[Tensor, "n_atoms"]:
         """What all edges of a centre have in common."""
         return x.view(self.shape)[:, 0]
+
+
+def consecutive(ends: Int[Tensor, "n_atoms"], max_edges: int) -> Iterator[tuple[slice, slice]]:
+    """All centres, consecutive ones together: as many as have at most that many edges, at least one.
+
+    Args:
+        ends: where the edges of each centre end.
+        max_edges: bounds memory.
+
+    Yields:
+        Centres, and their edges.
+    """
+    first = edge = 0
+    while first < len(ends):
+        stop = max(int(torch.searchsorted(ends, edge + max_edges, right=True)), first + 1)
+        end = int(ends[stop - 1])
+        yield slice(first, stop), slice(edge, end)
+        first, edge = stop, end
 
 
 def chunks(

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equicat.models.centers import consecutive
+
 MIN_TRITON = (3, 5)
 """What PyTorch 2.9 comes with; 3.3 cannot compile the kernels."""
 
@@ -59,14 +61,12 @@ def cut(center: Int[Tensor, "n_edges"], n_atoms: int, max_edges: int) -> list[Se
     first = torch.searchsorted(center, torch.arange(n_atoms + 1, device=center.device))
     if len(center) <= max_edges:
         return [Segments(slice(None), first, len(center))]
-    ends, out, atom, edge = first.cpu(), [], 0, 0
-    while edge < len(center):
-        stop = max(int(torch.searchsorted(ends, edge + max_edges, right=True)) - 1, atom + 1)
-        end = int(ends[stop])
-        if end > edge:
-            out.append(Segments(slice(edge, end), first[atom : stop + 1] - edge, end - edge))
-        atom, edge = stop, end
-    return out
+    runs = consecutive(first[1:].cpu(), max_edges)
+    return [
+        Segments(edges, first[atoms.start : atoms.stop + 1] - edges.start, edges.stop - edges.start)
+        for atoms, edges in runs
+        if edges.stop > edges.start
+    ]
 
 
 def has_kernels(device: torch.device) -> bool:
