@@ -63,9 +63,9 @@ class Batch:
     def edge_vec(self, edges: slice = slice(None)) -> Float[Tensor, "n_edges 3"]:
         """r_j + shift @ cell − r_i in Å, of all edges or some, differentiable in ``positions`` and ``cell``."""
         center, neighbor = self.edge_index[:, edges]
-        cell = self.cell[self.system_idx[center]]
+        cell = self.cell.index_select(0, self.system_idx.index_select(0, center))
         shift = torch.einsum("ek,ekx->ex", self.edge_shift[edges].to(cell.dtype), cell)
-        return self.positions[neighbor] - self.positions[center] + shift
+        return self.positions.index_select(0, neighbor) - self.positions.index_select(0, center) + shift
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """A copy with ``function`` applied to every tensor."""

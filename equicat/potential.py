@@ -127,6 +127,8 @@ class EnergyTerms:
 
 FLOATS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Edges whose derivatives are alive at once, times the largest intermediate of each: bounds memory, not speed."""
+KERNEL_FLOATS_PER_EDGE = 8
+"""Of a kernel, which has everything else in the cache: pair vectors and their derivatives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +149,9 @@ def _pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int,
     """
     center, neighbor = batch.edge_index
     budget = FLOATS_AT_A_TIME.get(center.device.type, FLOATS_AT_A_TIME["cuda"]) // floats_per_edge
-    ends = torch.bincount(center, minlength=len(species)).cumsum(0)
     if len(center) <= budget:
         return [_Piece(slice(None), slice(None), batch.edge_index, species)]
+    ends = torch.bincount(center, minlength=len(species)).cumsum(0)
     pieces = []
     for atoms, edges in consecutive(ends, budget):
         own = atoms.stop - atoms.start
@@ -241,14 +243,15 @@ class Potential(AtomisticModel):
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
         pieces = [_Piece(slice(None), slice(None), batch.edge_index, species)]
         if architecture(self.config.name).strictly_local and (self.recompute or not training):
-            pieces = _pieces(batch, species, self.model.floats_per_edge, len(self.elements))
+            floats = KERNEL_FLOATS_PER_EDGE if self.has_kernel(batch.positions) else self.model.floats_per_edge
+            pieces = _pieces(batch, species, floats, len(self.elements))
         parameters = [p for p in self.parameters() if p.requires_grad]
         energies = []
         total = batch.positions.new_zeros(len(species), 3)
         strain = batch.positions.new_zeros(batch.n_systems, 3, 3)
         for piece in pieces:
             edge_vec = batch.edge_vec(piece.edges).detach()
-            if training and self.recompute:
+            if training and self.recompute and not self.has_kernel(edge_vec):
                 energy, gradient = _Recomputed.apply(self.energies_and_gradient, edge_vec, piece, *parameters)
             else:
                 energy, gradient = self.energies_and_gradient(edge_vec, piece, create_graph=training)
@@ -274,6 +277,11 @@ class Potential(AtomisticModel):
                 found = self.direct_forces(features, center, unit, n_atoms) * self.scale
         return Prediction(self.system_energies(atom_energies, species, batch), atom_energies, found)
 
+    def has_kernel(self, positions: Float[Tensor, "n_atoms 3"]) -> bool:
+        """Whether the network's energies and gradient are computed by a kernel of their own, for such positions."""
+        kernel = architecture(self.config.name).kernel
+        return kernel is not None and kernel.library(self.model, positions) is not None
+
     def energies_and_gradient(
         self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece, create_graph: bool
     ) -> tuple[Float[Tensor, "n_own"], Float[Tensor, "n_edges 3"]]:
@@ -282,9 +290,11 @@ class Potential(AtomisticModel):
         By the network's kernel where it has one, else by autograd.
         """
         kernel, index = architecture(self.config.name).kernel, piece.edge_index
-        readout = list(self.head.mlp.weights)
-        if kernel and (found := kernel(self.model, readout, edge_vec, index, piece.species, create_graph)):
-            sums, gradient = found
+        if kernel is not None and self.has_kernel(edge_vec):
+            readout = list(self.head.mlp.weights)
+            sums, gradient = kernel.energies_and_gradient(
+                self.model, readout, edge_vec, index, piece.species, create_graph, keep=not self.recompute
+            )
             factor = self.factor(piece.species) * self.head.sum.norm
             energy = sums * factor
             gradient = gradient * (factor[index[0]][:, None] if factor.ndim else factor)

@@ -17,6 +17,7 @@ from equicat.models.features import Features
 from equicat.models.irreps import Paths, harmonics, layer_irreps
 from equicat.models.layers import BesselBasis, polynomial_envelope
 from equicat.models.spherical import spherical_harmonics
+from equicat.models.wigner import wigner_3j
 from equicat.testing import check_equivariance, example_structures
 
 VARIANTS = [
@@ -106,6 +107,14 @@ def test_pad_is_differentiable_twice():
     function = lambda x: piece.unpad(piece.pad(x) ** 3)  # noqa: E731
     assert torch.autograd.gradcheck(function, (x,))
     assert torch.autograd.gradgradcheck(function, (x,))
+
+
+@pytest.mark.parametrize("l1", range(6))
+@pytest.mark.parametrize("l2", range(6))
+def test_wigner_3j_agrees_with_e3nn(l1, l2):
+    for l3 in range(abs(l1 - l2), l1 + l2 + 1):
+        expected = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
+        torch.testing.assert_close(wigner_3j(l1, l2, l3), expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("l_max", range(6))

@@ -30,7 +30,7 @@ LAYERS = """
     structure readers adsorbates
     oc20 oc20.pickles oc20.raw oc20.lmdb oc20.files oc20.mapping
     shards store subsets splits neighbors packing datasets describe batch
-    native models models.irreps models.spherical models.centers models.triton_kernels models.segments
+    native models models.wigner models.irreps models.spherical models.centers models.triton_kernels models.segments
     models.contract models.layers models.features
     models.allegro models.allegro_plain models.extras models.memory models.bessel models.angles
     models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.nequip_allegro
@@ -152,6 +152,13 @@ def test_what_is_public_has_a_docstring(name):
 @pytest.mark.parametrize("statement", ["import equicat", "from equicat.cli import main; main(['--help'])"])
 def test_import_does_not_wait_for_torch(statement):
     check = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["torch._dynamo", "e3nn", "lightning", "matplotlib"])
+def test_using_a_model_does_not_wait_for(name):
+    """Each takes a second or more, and up to 160 MB."""
+    check = f"import sys, equicat; equicat.Calculator, equicat.load; sys.exit({name!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0
 
 

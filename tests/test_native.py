@@ -11,7 +11,7 @@ from conftest import SMALL, SMALL_NEQUIP
 from equicat import native
 from equicat.batch import Batch
 from equicat.models import networks
-from equicat.models.kernels import MAX_DEGREE
+from equicat.models.kernels import MAX_DEGREE, Kernel
 from equicat.models.nequip_allegro_native import Terms
 from equicat.models.zbl import Repulsion
 from equicat.potential import EnergyTerms, Potential
@@ -87,24 +87,22 @@ def without_kernel(monkeypatch, model: Potential, dtype=torch.float64) -> list[t
 def test_agrees_with_the_operators(monkeypatch, config, variant):
     model = potential(config=config, **variant, output_mlp=(8, 9) if variant.get("l_max") == 3 else (8,))
     expected = without_kernel(monkeypatch, model)
-    calls = count_calls(monkeypatch, model)
+    calls = count_calls(monkeypatch)
     for mine, theirs in zip(found(model), expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * float(theirs.abs().max()))
-    assert calls == [True], "the kernel was not used"
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * theirs.abs().max().item())
+    assert len(calls) == 1, "the kernel was not used"
     assert expected[1].abs().max() > 0.1, "forces are not trivially zero"
 
 
-def count_calls(monkeypatch, model: Potential) -> list[bool]:
-    """Of each call of the model's kernel from here on: whether it computed something."""
-    name, calls = model.config.name, []
-    kernel = networks.NETWORKS[name].kernel
+def count_calls(monkeypatch) -> list[str]:
+    """Sources of the kernels that are called from here on."""
+    calls, compute = [], Kernel.energies_and_gradient
 
-    def counted(*args):
-        out = kernel(*args)
-        calls.append(out is not None)
-        return out
+    def counted(kernel, *args, **kwargs):
+        calls.append(kernel.source)
+        return compute(kernel, *args, **kwargs)
 
-    monkeypatch.setitem(networks.NETWORKS, name, dataclasses.replace(networks.NETWORKS[name], kernel=counted))
+    monkeypatch.setattr(Kernel, "energies_and_gradient", counted)
     return calls
 
 
@@ -115,7 +113,7 @@ def test_single_precision(monkeypatch, config):
     expected = without_kernel(monkeypatch, model, torch.float32)
     for mine, theirs in zip(found(model, torch.float32), expected, strict=True):
         assert mine.dtype == theirs.dtype
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
 @needs_compiler
@@ -133,6 +131,52 @@ def test_any_number_of_threads(n_threads):
         torch.testing.assert_close(first, other, rtol=1e-10, atol=1e-12)
 
 
+LARGE = {SMALL.name: PUBLISHED[-1], SMALL_NEQUIP.name: VARIANTS[-2]}
+"""Variants whose weights do not fit into a cache: what products of matrices yield is kept between the passes."""
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+def test_training_computes_again_or_keeps(config):
+    model = potential(config=config, **LARGE[config.name])
+    kept = found(model)
+    model.recompute = True
+    for mine, other in zip(found(model), kept, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11 * other.abs().max().item())
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+def test_what_is_kept_serves_twice_and_with_other_threads(config):
+    model = potential(config=config, **LARGE[config.name])
+    batch = Batch.from_structures(structures(), model.cutoff, dtype=torch.float64)
+    parameters, before = list(model.head.parameters()), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        loss = model(batch).forces.square().sum()
+        first = torch.autograd.grad(loss, parameters, retain_graph=True)
+        torch.set_num_threads(2)
+        second = torch.autograd.grad(loss, parameters)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(first, second, strict=True):
+        assert a.abs().max() > 0
+        assert torch.equal(a, b)
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+def test_no_edge_at_all(monkeypatch, config):
+    model, calls = potential(config=config), count_calls(monkeypatch)
+    alone = Structure(np.array([29, 8]), np.array([[0.0, 0, 0], [50, 0, 0]]), np.zeros((3, 3)), np.zeros(3, dtype=bool))
+    prediction = model(Batch.from_structures([alone], model.cutoff, dtype=torch.float64), virial=True)
+    (prediction.energy.sum() + prediction.forces.sum()).backward()
+    assert calls
+    assert prediction.energy.item() == 0
+    assert not prediction.forces.any()
+    assert not prediction.virial.any()
+
+
 @needs_compiler
 def test_large_values_do_not_overflow(monkeypatch):
     """silu far outside the range of the exponential function."""
@@ -143,7 +187,7 @@ def test_large_values_do_not_overflow(monkeypatch):
         found(model, torch.float32)[:2], without_kernel(monkeypatch, model, torch.float32)[:2], strict=True
     ):
         assert mine.isfinite().all()
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equicat.models import kernels
 from equicat.models.allegro import Allegro, AllegroLayer
 from equicat.models.irreps import dim, offsets
-from equicat.models.kernels import POINTER, Embedding, Problem, Weights, by_channel, padded, remembered
+from equicat.models.kernels import POINTER, Embedding, Kernel, Problem, Radial, Weights, by_channel, padded, remembered
 
 
 class _Layer(ctypes.Structure):
@@ -25,7 +24,7 @@ class _Layer(ctypes.Structure):
 def _network_type(real: type) -> type[ctypes.Structure]:
     class Network(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_int64) for name in ("n_layers", "n_two_body", "n_env", "n_latent", "n_head")),
+            *((name, ctypes.c_int64) for name in ("n_layers", "n_two_body", "n_env", "n_latent")),
             *((name, real) for name in ("keep", "change")),
             ("layers", ctypes.POINTER(_Layer)),
         )
@@ -100,44 +99,27 @@ def _weights(network: Allegro, readout: Sequence[Tensor], multiple: int) -> Weig
         matrices += [padded(w, multiple) for w in rest]
         matrices += [_channel_rows(w, channels, multiple) for w in layer.mix]
     matrices += [padded(w, multiple) for w in readout[:-1]]
-    embedding = Embedding("plus", network.two_body.radial, network.two_body.table())
-    return Weights(matrices, [], padded(readout[-1].t(), multiple, rows=False), embedding)
+    two_body = network.two_body
+    embedding = Embedding("plus", two_body.bessel.frequencies, two_body.table(), two_body.radial)
+    return Weights(embedding, matrices, [], padded(readout[-1].t(), multiple, rows=False))
 
 
-def energies_and_gradient(
-    network: Allegro,
-    readout: Sequence[Tensor],
-    edge_vec: Float[Tensor, "n_edges 3"],
-    edge_index: Int[Tensor, "2 n_edges"],
-    species: Int[Tensor, "n_atoms"],
-    create_graph: bool,
-) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]] | None:
-    """Σ_j MLP(x^ij) of every centre, and the derivative of the sum of all by the pair vectors.
-
-    Arguments and result are those of :func:`equicat.models.nequip_allegro_native.energies_and_gradient`.
-    """
-    config = network.config
-    library = kernels.library("allegro", network, edge_vec)
-    if library is None:
-        return None
+def _problem(network: Allegro, species: Int[Tensor, "n_atoms"]) -> Problem:
+    config, like = network.config, network.two_body.radial
     contractions = [_contraction(layer) for layer in network.layers]
     layers = [c.structure(len(layer.mix)) for c, layer in zip(contractions, network.layers, strict=True)]
-    n_env, n_latent = (len(mlp.weights) for mlp in (network.layers[0].env_embed, network.layers[0].latent_mlp))
-    problem = Problem(
-        library,
-        NETWORK[edge_vec.dtype](
-            *(config.n_layers, len(network.two_body.mlp.weights), n_env, n_latent, len(readout) - 1),
-            *(2 / math.sqrt(5), 1 / math.sqrt(5), (_Layer * len(layers))(*layers)),
+    first = network.layers[0]
+    n_matrices = (len(mlp.weights) for mlp in (network.two_body.mlp, first.env_embed, first.latent_mlp))
+    return Problem(
+        NETWORK[like.dtype](
+            *(config.n_layers, *n_matrices, 2 / math.sqrt(5), 1 / math.sqrt(5)), (_Layer * len(layers))(*layers)
         ),
         config.l_max,
         config.tensor_channels,
-        norm=edge_vec.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
+        Radial(like.new_full((network.n_species**2,), 1 / config.cutoff), config.n_bessel, None, config.envelope_p),
+        norm=like.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
         owned=contractions,
     )
 
-    def see(edge_vec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pair, envelope, radial, sh = network.geometry(edge_vec, edge_index, species)
-        return pair, radial, torch.cat([sh, envelope], dim=1)
 
-    weights = _weights(network, readout, kernels.block(edge_vec.dtype))
-    return kernels.energies_and_gradient(problem, weights, edge_vec, edge_index[0], see, create_graph)
+KERNEL = Kernel("allegro", _problem, _weights)

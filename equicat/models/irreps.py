@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from e3nn import o3
 from jaxtyping import Float
 from torch import Tensor
+
+from equicat.models.wigner import wigner_3j
 
 Irrep = tuple[int, int]
 Parity = Literal["full", "restricted"]
@@ -84,6 +85,6 @@ class Paths:
         at_in, at_env = offsets(irreps_in), offsets(env)
         coefficients = torch.zeros(dim(irreps_in), 2 * out[0] + 1, len(pairs), dim(env), dtype=torch.float64)
         for k, (a, b) in enumerate(pairs):
-            w3j = o3.wigner_3j(a[0], b[0], out[0], dtype=torch.float64) * math.sqrt(2 * out[0] + 1)
+            w3j = wigner_3j(a[0], b[0], out[0]) * math.sqrt(2 * out[0] + 1)
             coefficients[at_in[a], :, k, at_env[b]] = w3j.permute(0, 2, 1)
         return cls(pairs, coefficients)

@@ -2,21 +2,25 @@
 
 A pair depends on the pairs of its own centre alone. So a kernel takes a few centres at a time forward and backward
 through all layers, and what it knows about their edges never leaves the cache. For training it runs on dual numbers:
-with the inputs perturbed along what comes back for the gradient, the derivative of every weight's gradient is that of
-the gradient itself (forward over reverse). Nothing is kept between the two passes but the inputs.
+with the pair vectors perturbed along what comes back for the gradient, the derivative of every weight's gradient is
+that of the gradient itself (forward over reverse). Nothing has to be kept between the two passes but the inputs;
+products of large matrices are, because computing them again takes longer than reading them.
 """
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat import native
+from equicat.models.spherical import raise_degree
 
 MAX_DEGREE = 4
 """Largest l_max that is compiled."""
@@ -25,142 +29,269 @@ BLOCK_BYTES = 64
 POINTER = ctypes.c_void_p
 
 
+def _integers(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, ctypes.c_int64) for name in names)
+
+
+def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, POINTER) for name in names)
+
+
 class _Matrix(ctypes.Structure):
-    _fields_ = (("data", POINTER), ("k", ctypes.c_int64), ("n", ctypes.c_int64), ("grad", POINTER))
+    _fields_ = (*_pointers("data"), *_integers("k", "n"), *_pointers("grad"))
+
+
+class _Geometry(ctypes.Structure):
+    _fields_ = (
+        *_integers("n_species", "splines", "n_radial", "envelope_p", "span", "n_terms"),
+        *_pointers("neighbor", "species", "inverse_cutoff", "terms", "coefficients", "edge_vec", "tangent", "gradient"),
+    )
 
 
 class _Call(ctypes.Structure):
     _fields_ = (
-        ("network", POINTER),
-        *((name, ctypes.c_int64) for name in ("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers")),
-        *((name, ctypes.c_int64) for name in ("width", "n_geometry")),
-        *((name, POINTER) for name in ("first_edge", "norm")),
-        ("embedding", ctypes.c_int64),
-        *((name, POINTER) for name in ("pair", "e", "geometry")),
-        *((name, POINTER) for name in ("e_tangent", "geometry_tangent", "to_energy")),
-        *((name, ctypes.POINTER(_Matrix)) for name in ("matrices", "plain")),
-        *((name, POINTER) for name in ("energy", "e_bar", "geometry_bar")),
+        *_pointers("network"),
+        *_integers("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers", "embedding"),
+        *_pointers("first_edge", "norm"),
+        ("matrices", ctypes.POINTER(_Matrix)),
+        ("plain", ctypes.POINTER(_Matrix)),
+        *_pointers("to_energy", "energy", "tape"),
+        ("geometry", _Geometry),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
-    """What a kernel does first with the e of an edge: e W, times or plus a table's row for its pair of elements."""
+class Radial:
+    """Radial functions of a pair, without their weights."""
 
-    operation: Literal["times", "plus"]
-    radial: Float[Tensor, "n_radial width"]
+    inverse_cutoff: Float[Tensor, "n_pairs"]
+    """1/Å, by ordered pair of elements."""
+    n: int
+    span: int | None = None
+    """Splines that overlap (:class:`equicat.models.layers.SplineBasis`); None for Bessel functions and an envelope."""
+    envelope_p: int = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What a kernel does first with the radial functions e of a pair."""
+
+    operation: Literal["times", "plus", "matrices"]
+    """e W times or plus the table's row for its pair of elements, or e times the matrix of that pair."""
+    frequencies: Float[Tensor, "n_frequencies"]
+    """Of Bessel functions; empty for splines."""
+    table: Float[Tensor, "n_pairs width"] | Float[Tensor, "n_pairs n_radial width"]
+    radial: Float[Tensor, "n_radial width"] | None = None
     """W."""
-    table: Float[Tensor, "n_pairs width"]
-    """By ordered pair of elements."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Of a call, as the kernel reads them, widths padded to multiples."""
 
+    embedding: Embedding
     matrices: list[Tensor]
     """Each [k, n], multiplied from the right."""
     plain: list[Tensor]
     """Each [k, n]."""
     last: Float[Tensor, "1 n"]
     """The end of the readout."""
-    embedding: Embedding | None = None
 
     def listed(self, multiple: int) -> tuple[list[Tensor], list[Tensor]]:
         """Matrices and others as the kernel numbers them: with those of the embedding, and the last at the end."""
-        if self.embedding is None:
-            return self.matrices, [*self.plain, self.last]
-        radial, table = padded(self.embedding.radial, multiple), padded(self.embedding.table, multiple, rows=False)
-        return [radial, *self.matrices], [*self.plain, table, self.last]
+        embedding = self.embedding
+        first = [] if embedding.radial is None else [padded(embedding.radial, multiple)]
+        table = padded(embedding.table.flatten(0, -2), multiple, rows=False)
+        return [*first, *self.matrices], [*self.plain, embedding.frequencies[None], table, self.last]
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What a network tells its kernel, beside weights and edges."""
 
-    library: ctypes.CDLL
     network: ctypes.Structure
     """What only this kernel knows."""
     l_max: int
     channels: int
+    radial: Radial
     norm: Float[Tensor, "n_centers"]
     """Of environments."""
     owned: Any
     """What ``network`` points to: it lives as long as this."""
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """Energies of centres and their gradient, all in one; PyTorch's operators are its oracle.
+
+    Args:
+        source: name of the C++ file.
+        problem: what the kernel has to know of a network, given the species of atoms.
+        weights: of a network and of the readout, given what widths are padded to a multiple of.
+    """
+
+    source: str
+    problem: Callable[[Any, Int[Tensor, "n_atoms"]], Problem]
+    weights: Callable[[Any, Sequence[Tensor], int], Weights]
+
+    def library(self, network: Any, like: Tensor) -> ctypes.CDLL | None:
+        """What is called for this network and such positions, or None.
+
+        There is nothing on other devices than a CPU, without a compiler, for networks with vectors or l_max above 4,
+        for other dtypes than float32 and float64, or where weights and positions differ in it.
+        """
+        suits = not network.n_vectors and network.config.l_max <= MAX_DEGREE
+        same = next(network.parameters()).dtype == like.dtype
+        return native.load(self.source, like.dtype) if like.device.type == "cpu" and suits and same else None
+
+    def energies_and_gradient(
+        self,
+        network: nn.Module,
+        readout: Sequence[Tensor],
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+        create_graph: bool,
+        keep: bool = True,
+    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
+        """Σ_j MLP(x^ij) of every centre, and the derivative of the sum of all by the pair vectors.
+
+        Args:
+            network: that makes x^ij; one for which there is a library.
+            readout: weights of the MLP, the last of one column.
+            edge_vec: Å.
+            edge_index: sorted by centre.
+            species: of atoms.
+            create_graph: whether both stay differentiable once by the weights.
+            keep: products of large matrices until then: less time, more memory.
+        """
+        library = self.library(network, edge_vec)
+        assert library is not None
+        center, neighbor = edge_index
+        ends = torch.bincount(center, minlength=len(species)).cumsum(0)
+        with torch.set_grad_enabled(create_graph):
+            problem, weights = self.problem(network, species), self.weights(network, readout, block(edge_vec.dtype))
+            matrices, plain = weights.listed(block(edge_vec.dtype))
+            first_edge, edge_vec = torch.nn.functional.pad(ends, (1, 0)), edge_vec.detach().contiguous()
+            edges = _Edges(first_edge, neighbor.contiguous(), species.contiguous(), edge_vec)
+            launch = _Launch(library, problem, edges, weights.embedding.operation, len(matrices))
+            return _EnergiesAndGradient.apply(launch, keep, *matrices, *plain)
+
+
+@dataclass(frozen=True, eq=False)
+class _Edges:
+    first_edge: Int[Tensor, "n_centers_plus_1"]
+    """Where each centre's edges begin, and the end."""
+    neighbor: Int[Tensor, "n_edges"]
+    species: Int[Tensor, "n_atoms"]
+    edge_vec: Float[Tensor, "n_edges 3"]
+
+
 @dataclass(frozen=True, eq=False)
 class _Launch:
     """All that a call needs but tensors that are differentiated."""
 
+    library: ctypes.CDLL
     problem: Problem
-    first_edge: Int[Tensor, "n_centers_plus_1"]
-    """Where each centre's edges begin, and the end."""
-    pair: Int[Tensor, "n_edges"]
-    """Ordered pair of elements of each edge, the row of the embedding's table."""
-    embedding: Literal["times", "plus"] | None
+    edges: _Edges
+    embedding: Literal["times", "plus", "matrices"]
     n_matrices: int
 
     def run(
-        self, function: str, weights: Sequence[Tensor], grads: Sequence[Tensor] | None, arrays: dict[str, Tensor]
+        self,
+        function: str,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        tape: "_Tape | None",
+        arrays: dict[str, Tensor],
     ) -> None:
         """Call the kernel.
 
         Args:
             function: which.
             weights: ``n_matrices`` matrices, then plain ones.
-            grads: of these, added to; None for none.
-            arrays: the other fields of the call.
+            grads: of these, added to; None where they are not asked for.
+            tape: written by the first pass, read by the second.
+            arrays: written by the first pass, ``energy`` of centres and ``gradient`` by pair vectors; read by the
+                second, ``to_energy`` and ``tangent``, what both are multiplied with in what is differentiated.
         """
-        pointers = [g.data_ptr() for g in grads] if grads is not None else [None] * len(weights)
-        listed = [_Matrix(w.data_ptr(), *w.shape, g) for w, g in zip(weights, pointers, strict=True)]
+        listed = [_Matrix(_address(w), *w.shape, _address(g)) for w, g in zip(weights, grads, strict=True)]
         matrices, plain = listed[: self.n_matrices], listed[self.n_matrices :]
-        problem = self.problem
+        problem, edges, radial = self.problem, self.edges, self.problem.radial
+        terms, coefficients = _harmonics(problem.l_max, edges.edge_vec.dtype)
+        n_species = math.isqrt(len(radial.inverse_cutoff))
         call = _Call(
             network=ctypes.addressof(problem.network),
             l_max=problem.l_max,
-            channels=problem.channels + -problem.channels % block(problem.norm.dtype),
+            channels=problem.channels + -problem.channels % block(edges.edge_vec.dtype),
             n_matrices=len(matrices),
             n_plain=len(plain),
             n_threads=torch.get_num_threads(),
             n_centers=len(problem.norm),
-            width=arrays["e"].shape[1],
-            n_geometry=arrays["geometry"].shape[1],
-            first_edge=self.first_edge.data_ptr(),
-            norm=problem.norm.data_ptr(),
-            embedding={None: 0, "times": 1, "plus": 2}[self.embedding],
-            pair=self.pair.data_ptr(),
+            embedding=("times", "plus", "matrices").index(self.embedding),
+            first_edge=_address(edges.first_edge),
+            norm=_address(problem.norm),
             matrices=(_Matrix * len(matrices))(*matrices),
             plain=(_Matrix * len(plain))(*plain),
-            **{name: array.data_ptr() for name, array in arrays.items()},
+            to_energy=_address(arrays.get("to_energy")),
+            energy=_address(arrays.get("energy")),
+            tape=tape and tape.handle,
+            geometry=_Geometry(
+                *(n_species, radial.span is not None, radial.n, radial.envelope_p, radial.span or 0, len(terms)),
+                *map(_address, (edges.neighbor, edges.species, radial.inverse_cutoff, terms, coefficients)),
+                *map(_address, (edges.edge_vec, arrays.get("tangent"), arrays.get("gradient"))),
+            ),
         )
-        getattr(problem.library, function)(ctypes.byref(call))
+        getattr(self.library, function)(ctypes.byref(call))
+
+
+class _Tape:
+    """Of products of matrices, between the two passes; the memory is the kernel's."""
+
+    def __init__(self, library: ctypes.CDLL):
+        library.new_tape.restype = POINTER
+        self.handle = library.new_tape()
+        finalize(self, library.delete_tape, POINTER(self.handle))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class _EnergiesAndGradient(torch.autograd.Function):
-    """E_i of centres, and ∂ΣE/∂e, ∂ΣE/∂geometry of edges; differentiable once."""
+    """E_i of centres, and ∂ΣE/∂(edge_vec); differentiable once by weights."""
 
     @staticmethod
-    def forward(ctx: Any, launch: _Launch, e: Tensor, geometry: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        e, geometry, weights = e.contiguous(), geometry.contiguous(), tuple(w.contiguous() for w in weights)
-        ctx.launch = launch
-        ctx.save_for_backward(e, geometry, *weights)
-        out = (torch.empty_like(launch.problem.norm), torch.empty_like(e), torch.empty_like(geometry))
-        arrays = dict(zip(("energy", "e_bar", "geometry_bar"), out, strict=True))
-        launch.run("energies_and_gradient", weights, None, {"e": e, "geometry": geometry} | arrays)
-        return out
+    def forward(ctx: Any, launch: _Launch, keep: bool, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        weights = tuple(w.contiguous() for w in weights)
+        ctx.launch, ctx.tape = launch, _Tape(launch.library) if keep and any(ctx.needs_input_grad) else None
+        ctx.save_for_backward(*weights)
+        energy, gradient = torch.empty_like(launch.problem.norm), torch.empty_like(launch.edges.edge_vec)
+        out = {"energy": energy, "gradient": gradient}
+        launch.run("energies_and_gradient", weights, [None] * len(weights), ctx.tape, out)
+        return energy, gradient
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, to_energy: Tensor, to_e_bar: Tensor, to_geometry_bar: Tensor) -> tuple[Tensor | None, ...]:
-        e, geometry, *weights = ctx.saved_tensors
-        e_bar, geometry_bar = torch.empty_like(e), torch.empty_like(geometry)
-        grads = [torch.zeros_like(w) for w in weights]
-        arrays = {"e": e, "geometry": geometry, "e_bar": e_bar, "geometry_bar": geometry_bar}
-        seeds = {"to_energy": to_energy, "e_tangent": to_e_bar, "geometry_tangent": to_geometry_bar}
-        seeds = {name: tensor.contiguous() for name, tensor in seeds.items()}
-        ctx.launch.run("weight_gradients", weights, grads, arrays | seeds)
-        return None, e_bar, geometry_bar, *grads
+    def backward(ctx: Any, to_energy: Tensor, to_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, (_, _, *needed) = ctx.saved_tensors, ctx.needs_input_grad
+        grads = [torch.zeros_like(w) if need else None for w, need in zip(weights, needed, strict=True)]
+        seeds = {"to_energy": to_energy.contiguous(), "tangent": to_gradient.contiguous()}
+        ctx.launch.run("weight_gradients", weights, grads, ctx.tape, seeds)
+        return None, None, *grads
+
+
+@cache
+def _harmonics(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"], Float[Tensor, "n_terms"]]:
+    """(c, a, b) and coefficient of all terms of Y_c = Σ coefficient Y_a Y_b, degree by degree, b of degree 1."""
+    terms, values = [torch.zeros(0, 3, dtype=torch.int64)], [torch.zeros(0, dtype=dtype)]
+    for degree in range(1, l_max):
+        coefficients = raise_degree(degree).unflatten(0, (2 * degree + 1, 3))
+        a_b_c = coefficients.nonzero()
+        first = torch.tensor([degree**2, 1, (degree + 1) ** 2])
+        terms.append((a_b_c + first)[:, [2, 0, 1]])
+        values.append(coefficients[tuple(a_b_c.t())].to(dtype))
+    return torch.cat(terms).contiguous(), torch.cat(values)
 
 
 def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -174,19 +305,6 @@ def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return known[module][1]
 
     return of
-
-
-def library(source: str, network: Any, edge_vec: Float[Tensor, "n_edges 3"]) -> ctypes.CDLL | None:
-    """The kernel for such a network and edges, or None.
-
-    There is none on other devices than a CPU, without a compiler or any edge, for networks with vectors or l_max above
-    4, for other dtypes than float32 and float64, or where weights and edges differ in it.
-    """
-    suits = not network.n_vectors and network.config.l_max <= MAX_DEGREE
-    same = next(network.parameters()).dtype == edge_vec.dtype
-    if edge_vec.device.type != "cpu" or not len(edge_vec) or not suits or not same:
-        return None
-    return native.load(source, edge_vec.dtype)
 
 
 def block(dtype: torch.dtype) -> int:
@@ -204,40 +322,3 @@ def by_channel(weight: Float[Tensor, "k n"], channels: int, multiple: int) -> Fl
     """The same for columns that are blocks of channels: each block is padded."""
     blocks = torch.nn.functional.pad(weight.unflatten(1, (-1, channels)), (0, -channels % multiple))
     return padded(blocks.flatten(1), multiple)
-
-
-def energies_and_gradient(
-    problem: Problem,
-    weights: Weights,
-    edge_vec: Float[Tensor, "n_edges 3"],
-    center: Int[Tensor, "n_edges"],
-    see: Callable[[Float[Tensor, "n_edges 3"]], tuple[Tensor, Tensor, Tensor]],
-    create_graph: bool,
-) -> tuple[Float[Tensor, "n_centers"], Float[Tensor, "n_edges 3"]]:
-    """Energies of centres, and the derivative of their sum by the pair vectors.
-
-    Args:
-        problem: what to call.
-        weights: of the network and its readout.
-        edge_vec: Å.
-        center: of each edge, ascending.
-        see: what the kernel sees of pair vectors: ordered pairs of elements [n_edges], e [n_edges, width] and geometry
-            [n_edges, n_geometry].
-        create_graph: whether both stay differentiable once by the weights.
-    """
-    multiple = block(edge_vec.dtype)
-    with torch.enable_grad():
-        edge_vec = edge_vec.detach().requires_grad_()
-        pair, e, geometry = see(edge_vec)
-        e = padded(e, multiple, rows=False)
-    with torch.set_grad_enabled(create_graph):
-        matrices, plain = weights.listed(multiple)
-        first_edge = torch.nn.functional.pad(torch.bincount(center, minlength=len(problem.norm)).cumsum(0), (1, 0))
-        operation = weights.embedding.operation if weights.embedding else None
-        launch = _Launch(problem, first_edge, pair, operation, len(matrices))
-        energy, *bars = _EnergiesAndGradient.apply(launch, e, geometry, *matrices, *plain)
-    # Harmonics of degree 0 alone are constants.
-    used = [(x, bar) for x, bar in zip((e, geometry), bars, strict=True) if x.requires_grad]
-    outputs, bars = zip(*used, strict=True)
-    (gradient,) = torch.autograd.grad(outputs, edge_vec, bars, create_graph=create_graph)
-    return energy, gradient

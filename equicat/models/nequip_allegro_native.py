@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equicat.models import kernels
-from equicat.models.kernels import POINTER, Embedding, Problem, Weights, by_channel, padded, remembered
-from equicat.models.nequip_allegro import NequipAllegro, ProductEmbedding
+from equicat.models.kernels import POINTER, Embedding, Kernel, Problem, Radial, Weights, by_channel, padded, remembered
+from equicat.models.layers import BesselBasis
+from equicat.models.nequip_allegro import NequipAllegro, ProductEmbedding, SplineEmbedding
 
 
 class _Product(ctypes.Structure):
@@ -23,7 +23,7 @@ class _Product(ctypes.Structure):
 
 class _Network(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n_layers", "n_two_body", "n_latent", "n_head", "features_silu")),
+        *((name, ctypes.c_int64) for name in ("n_layers", "n_two_body", "n_latent", "features_silu")),
         ("products", ctypes.POINTER(_Product)),
     )
 
@@ -73,54 +73,33 @@ def _weights(network: NequipAllegro, readout: Sequence[Tensor], multiple: int) -
     matrices += [padded(w, multiple) for w in readout[:-1]]
     products = [layer.product.weight.expand(channels, -1).t() for layer in network.layers]
     *plain, last = (padded(w, multiple, rows=False) for w in (*products, readout[-1].t()))
-    embedding = None
-    if isinstance(network.embedding, ProductEmbedding):
-        embedding = Embedding("times", network.embedding.radial, network.embedding.table())
-    return Weights(matrices, plain, last, embedding)
+    return Weights(_embedding(network), matrices, plain, last)
 
 
-def energies_and_gradient(
-    network: NequipAllegro,
-    readout: Sequence[Tensor],
-    edge_vec: Float[Tensor, "n_edges 3"],
-    edge_index: Int[Tensor, "2 n_edges"],
-    species: Int[Tensor, "n_atoms"],
-    create_graph: bool,
-) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]] | None:
-    """Σ_j MLP(x^ij) of every centre, and the derivative of the sum of all by the pair vectors.
+def _embedding(network: NequipAllegro) -> Embedding:
+    basis, embedding = network.basis, network.embedding
+    if isinstance(basis, BesselBasis) and isinstance(embedding, ProductEmbedding):
+        return Embedding("times", basis.frequencies, embedding.table(), embedding.radial)
+    assert isinstance(embedding, SplineEmbedding)
+    return Embedding("matrices", embedding.weight.new_empty(0), embedding.weight)
 
-    Args:
-        network: that makes x^ij.
-        readout: weights of the MLP, the last of one column.
-        edge_vec: Å.
-        edge_index: sorted by centre.
-        species: of atoms.
-        create_graph: whether both stay differentiable once by the weights.
 
-    Returns:
-        None where there is no kernel (see :func:`equicat.models.kernels.library`).
-    """
-    config = network.config
-    library = kernels.library("nequip_allegro", network, edge_vec)
-    if library is None:
-        return None
+def _problem(network: NequipAllegro, species: Int[Tensor, "n_atoms"]) -> Problem:
+    config, like = network.config, network.readout
     terms = [_terms(layer.product) for layer in network.layers]
     products = [
         _Product(len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms
     ]
-    sizes = (config.n_layers, len(config.two_body_hidden), len(config.latent_hidden), len(readout) - 1)
-    problem = Problem(
-        library,
-        _Network(*sizes, config.features_silu, (_Product * len(products))(*products)),
+    sizes = (config.n_layers, len(config.two_body_hidden), len(config.latent_hidden), config.features_silu)
+    span = config.spline_span if config.radial == "spline" else None
+    return Problem(
+        _Network(*sizes, (_Product * len(products))(*products)),
         config.l_max,
         config.tensor_channels,
-        norm=network.env_norm[species].to(edge_vec.dtype),
+        Radial(network.inverse_cutoff.to(like.dtype), config.n_radial, span, config.envelope_p),
+        norm=network.env_norm[species].to(like.dtype),
         owned=terms,
     )
 
-    def see(edge_vec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pair, basis, sh = network.geometry(edge_vec, edge_index, species)
-        return pair, (basis if config.radial == "bessel" else network.embedding(basis, pair)), sh
 
-    weights = _weights(network, readout, kernels.block(edge_vec.dtype))
-    return kernels.energies_and_gradient(problem, weights, edge_vec, edge_index[0], see, create_graph)
+KERNEL = Kernel("nequip_allegro", _problem, _weights)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from equicat.errors import InputError, nearest
 from equicat.models import allegro_native, nequip_allegro_native
@@ -12,6 +12,7 @@ from equicat.models.allegro import Allegro, AllegroConfig
 from equicat.models.cgcnn import CGCNN, CGCNNConfig
 from equicat.models.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, DimeNetPlusPlusConfig
 from equicat.models.gemnet import GemNet, GemNetConfig, Graph, fit_scales
+from equicat.models.kernels import Kernel
 from equicat.models.nequip import NequIP, NequIPConfig
 from equicat.models.nequip_allegro import NequipAllegro, NequipAllegroConfig
 from equicat.models.schnet import SchNet, SchNetConfig
@@ -39,9 +40,8 @@ class Architecture:
     """Whether a centre's features depend on its own edges alone, and on its neighbours' species: no message passing."""
     prepare: Callable[[Any, Iterable[Graph]], Any] | None = None
     """Fits constants of an untrained network to a few batches of the training data."""
-    kernel: Callable[..., tuple[Tensor, Tensor] | None] | None = None
-    """Energies of centres and their gradient by pair vectors, all in one; None where it cannot be used. Takes the
-    network, the weights of the readout, pair vectors, edge_index, species, and whether to stay differentiable."""
+    kernel: Kernel | None = None
+    """Energies of centres and their gradient by pair vectors, all in one."""
 
 
 NETWORKS = {
@@ -49,7 +49,7 @@ NETWORKS = {
         AllegroConfig,
         lambda c, elements, vectors: Allegro(c, len(elements), vectors),
         strictly_local=True,
-        kernel=allegro_native.energies_and_gradient,
+        kernel=allegro_native.KERNEL,
     ),
     "cgcnn": Architecture(CGCNNConfig, lambda c, elements, vectors: CGCNN(c, len(elements), elements)),
     "dimenet": Architecture(DimeNetConfig, lambda c, elements, vectors: DimeNet(c, len(elements))),
@@ -62,7 +62,7 @@ NETWORKS = {
         NequipAllegroConfig,
         lambda c, elements, vectors: NequipAllegro(c, len(elements), vectors),
         strictly_local=True,
-        kernel=nequip_allegro_native.energies_and_gradient,
+        kernel=nequip_allegro_native.KERNEL,
     ),
     "schnet": Architecture(SchNetConfig, lambda c, elements, vectors: SchNet(c, len(elements))),
 }

@@ -4,22 +4,20 @@ import math
 from functools import cache
 
 import torch
-from e3nn import o3
 from jaxtyping import Float
 from torch import Tensor
 
+from equicat.models.wigner import wigner_3j
+
 
 @cache
-def _raise_degree(degree: int) -> Float[Tensor, "n_products dim_out"]:
+def raise_degree(degree: int) -> Float[Tensor, "n_products dim_out"]:
     """C with Y_{l+1} = (Y_l ⊗ Y_1) C: the part of degree l+1 of that product is Y_{l+1} up to a factor.
 
     The factor follows from evaluating both sides at the pole, where Y_{l0} = sqrt(2l + 1) and all other m vanish.
     """
-    w3j = o3.wigner_3j(degree, 1, degree + 1, dtype=torch.float64)
-    pole = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    low = o3.spherical_harmonics(degree, pole, normalize=False, normalization="component")
-    product = torch.einsum("abc,a,b->c", w3j, low, math.sqrt(3) * pole)
-    factor = math.sqrt(2 * degree + 3) / product[degree + 1]
+    w3j = wigner_3j(degree, 1, degree + 1)
+    factor = math.sqrt((2 * degree + 3) / (2 * degree + 1) / 3) / w3j[degree, 1, degree + 1]
     return (w3j * factor).flatten(0, 1)
 
 
@@ -33,5 +31,5 @@ def spherical_harmonics(l_max: int, unit: Float[Tensor, "n 3"]) -> Float[Tensor,
     out = [torch.ones_like(first[:1]), first][: l_max + 1]
     for degree in range(1, l_max):
         outer = (out[-1][:, None] * first[None]).flatten(0, 1)
-        out.append(_raise_degree(degree).to(outer).t() @ outer)
+        out.append(raise_degree(degree).to(outer).t() @ outer)
     return torch.cat(out).t()

@@ -3,7 +3,7 @@
 // Tensor features V of an edge are arrays by irrep, rows (edge, component). A layer contracts the environment with the
 // coupling coefficients once a centre; each edge then multiplies its V with the small matrix of its centre, column by
 // column, and a matrix product mixes paths and channels.
-#include "tile.h"
+#include "edges.h"
 
 extern "C" {
 struct Column {  // one component of one path: Σ_a V[irrep][a] M[row + a], a < size
@@ -21,7 +21,7 @@ struct Layer {
     const int64_t* dims;    // of the irreps that enter
 };
 struct Allegro {
-    int64_t n_layers, n_two_body, n_env, n_latent, n_head;  // numbers of matrices
+    int64_t n_layers, n_two_body, n_env, n_latent;  // numbers of matrices
     real keep, change;  // x = keep x + change u(r) MLP
     const Layer* layers;
 };
@@ -51,15 +51,17 @@ struct Network {
             part.mix = numbers.several(sizes.layers[k].n_mixed);
             layers.push_back(part);
         }
-        head = numbers.several(sizes.n_head);
+        head = numbers.several(call.n_matrices - numbers.next);
     }
 };
 
-template <int D> class Worker : public Tile<D> {
-    using Base = Tile<D>;
+template <int D> class Worker : public EdgeTile<D> {
+    using Base = EdgeTile<D>;
     using Hidden = typename Base::Hidden;
     using Base::call, Base::l_max, Base::dims, Base::channels, Base::n, Base::n_centers, Base::geometry;
-    using Base::array, Base::linear, Base::linear_backward, Base::activated, Base::activated_backward;
+    using Base::array, Base::complete;
+    using Base::linear, Base::linear_part, Base::linear_backward, Base::linear_backward_part;
+    using Base::activated, Base::activated_backward;
     using Base::hidden_layers, Base::hidden_layers_backward, Base::environment, Base::environment_backward;
     using Base::for_centers, Base::at, Base::add_at, Base::set_at, Base::harmonic, Base::add_to_harmonic;
 
@@ -87,8 +89,7 @@ template <int D> class Worker : public Tile<D> {
     void tile(int start, int stop) {
         if (!this->begin_tile(start, stop)) return;
         forward();
-        this->rows_to(call.e_bar, this->embedded_backward(backward()));
-        this->rows_to(call.geometry_bar, this->geometry_bar);
+        this->embedded_backward(backward());
     }
 
   private:
@@ -287,15 +288,15 @@ template <int D> class Worker : public Tile<D> {
             v.clear();
             for (int o = 0, i = 0; o < sizes.n_outputs; o++)
                 if (mixed(sizes, o)) v.push_back(linear(s.products[o], part.mix[i++]));
-            const Array z = linear(x, part.from_x);
-            linear(s.products[0], part.from_scalars, z, true);
+            const Array z = linear_part(x, part.from_x);
+            linear(s.products[0], part.from_scalars, z, true), complete(z);
             s.y = mlp(z, part.rest, s.latent);
             x = updated(&s.x, s.y);
         }
         this->energies(hidden_layers(x, net.head, head));
     }
 
-    // The derivative by e; that by geometry is left in geometry_bar.
+    // The derivative by the embedding; that by geometry is left in geometry_bar.
     Array backward() {
         const int n_weights = (l_max + 1) * channels;
         Array bar = hidden_layers_backward(this->energies_backward(head.h.back()), net.head, head);
@@ -308,9 +309,12 @@ template <int D> class Worker : public Tile<D> {
             linear_backward(s.x, part.from_x, z_bar, bar, true);
             std::vector<Array> bars(sizes.n_outputs);
             for (int o = 0, i = 0; o < sizes.n_outputs; o++)
-                if (mixed(sizes, o)) bars[o] = linear_backward(s.products[o], part.mix[i], v_bar[i]), i++;
+                if (mixed(sizes, o)) {
+                    bars[o] = linear_backward_part(s.products[o], part.mix[i], v_bar[i]), i++;
+                    if (o) complete(bars[o]);
+                }
             if (!bars[0].p) bars[0] = array(n, s.products[0].width, true);
-            linear_backward(s.products[0], part.from_scalars, z_bar, bars[0], true);
+            linear_backward(s.products[0], part.from_scalars, z_bar, bars[0], true), complete(bars[0]);
             v_bar.clear();
             for (int i = 0; i < sizes.n_irreps; i++) v_bar.push_back(array(n * sizes.dims[i], channels, true));
             const Array m_bar = array(n_centers * sizes.n_rows, channels);
@@ -318,7 +322,7 @@ template <int D> class Worker : public Tile<D> {
             const Array w_bar = array(n, s.weights.width);
             environment_backward(s.weights, 0, contracted_backward(sizes, m_bar), w_bar);
             if (k == 0) first_tensors_backward(s.weights, n_weights, v_bar, w_bar);
-            linear_backward(s.x, part.env, mlp_backward(w_bar, part.env_rest, s.env_mlp), bar, true);
+            linear_backward(s.x, part.env, mlp_backward(w_bar, part.env_rest, s.env_mlp), bar, true), complete(bar);
         }
         return mlp_backward(updated_backward(two_body_out, bar, true), net.two_body, two_body);
     }

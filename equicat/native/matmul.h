@@ -20,10 +20,13 @@ inline std::vector<real> packed(const real* weight, int k, int n) {
     return out;
 }
 
-inline std::vector<real> transposed(const real* weight, int k, int n) {
+// The same of its transpose, k a multiple of BLOCK.
+inline std::vector<real> packed_transposed(const real* weight, int k, int n) {
     std::vector<real> out(size_t(k) * n);
-    for (int row = 0; row < k; row++)
-        for (int column = 0; column < n; column++) out[size_t(column) * k + row] = weight[size_t(row) * n + column];
+    real* p = out.data();
+    for (int block = 0; block < k; block += BLOCK)
+        for (int column = 0; column < n; column++)
+            for (int row = block; row < block + BLOCK; row++) *p++ = weight[size_t(row) * n + column];
     return out;
 }
 

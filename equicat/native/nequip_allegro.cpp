@@ -1,5 +1,5 @@
 // Energies of atoms and their gradient, for the network of equicat/models/nequip_allegro.py, whose names these are.
-#include "tile.h"
+#include "edges.h"
 
 extern "C" {
 struct Product {  // M[a, c] = Σ_t coefficient_t weight[p_t] A[b_t] over terms t = (a, c, b, p)
@@ -8,7 +8,7 @@ struct Product {  // M[a, c] = Σ_t coefficient_t weight[p_t] A[b_t] over terms 
     const real* coefficients;
 };
 struct NequipAllegro {
-    int64_t n_layers, n_two_body, n_latent, n_head, features_silu;
+    int64_t n_layers, n_two_body, n_latent, features_silu;
     const Product* products;  // their weights are the first of Call.plain
 };
 }
@@ -35,15 +35,17 @@ struct Network {
             layer.shares = numbers.several(sizes.n_layers + 1 - k);
             layers.push_back(layer);
         }
-        head = numbers.several(sizes.n_head);
+        head = numbers.several(call.n_matrices - numbers.next);
     }
 };
 
-template <int D> class Worker : public Tile<D> {
-    using Base = Tile<D>;
+template <int D> class Worker : public EdgeTile<D> {
+    using Base = EdgeTile<D>;
     using Hidden = typename Base::Hidden;
     using Base::call, Base::l_max, Base::dims, Base::channels, Base::n, Base::n_centers, Base::plain_grads;
-    using Base::array, Base::linear, Base::linear_backward, Base::activated, Base::activated_backward;
+    using Base::array, Base::complete;
+    using Base::linear, Base::linear_part, Base::linear_backward, Base::linear_backward_part;
+    using Base::activated, Base::activated_backward;
     using Base::hidden_layers, Base::hidden_layers_backward, Base::environment, Base::environment_backward;
     using Base::for_centers, Base::at, Base::add_at, Base::set_at, Base::harmonic, Base::add_to_harmonic;
 
@@ -62,8 +64,7 @@ template <int D> class Worker : public Tile<D> {
     void tile(int start, int stop) {
         if (!this->begin_tile(start, stop)) return;
         forward();
-        this->rows_to(call.e_bar, this->embedded_backward(backward()));
-        this->rows_to(call.geometry_bar, this->geometry_bar);
+        this->embedded_backward(backward());
     }
 
   private:
@@ -193,22 +194,23 @@ template <int D> class Worker : public Tile<D> {
         chains.assign(K, {}), rest.assign(K, {});
         hidden[0] = hidden_layers(this->embedded(), net.two_body, two_body);
         w0 = linear(hidden[0], net.layers[0].env);
-        for (int r = 0; r <= K; r++) sums[r] = linear(hidden[0], net.layers[0].shares[r]);
+        for (int r = 0; r <= K; r++) sums[r] = linear_part(hidden[0], net.layers[0].shares[r]);
         for (int k = 0; k < K; k++) {
             const Network::Layer& layer = net.layers[k + 1];
             envs[k] = k ? environment(env_weights[k], 0) : environment(w0, (l_max + 1) * channels);
             matrices[k] = product(k, envs[k]);
             chain(k);
             scalars[k] = read_out(chains[k][0]);
-            linear(scalars[k], layer.first, sums[k], true);
+            linear(scalars[k], layer.first, sums[k], true), complete(sums[k]);
             hidden[k + 1] = hidden_layers(activated(sums[k]), layer.rest, rest[k]);
             if (k + 1 < K) env_weights[k + 1] = linear(hidden[k + 1], layer.env);
             for (int r = k + 1; r <= K; r++) linear(hidden[k + 1], layer.shares[r - k - 1], sums[r], true);
         }
+        complete(sums[K]);
         this->energies(hidden_layers(net.sizes.features_silu ? activated(sums[K]) : sums[K], net.head, head));
     }
 
-    // The derivative by e; that by geometry is left in geometry_bar.
+    // The derivative by the embedding; that by geometry is left in geometry_bar.
     Array backward() {
         const int K = n_layers, n_weights = (l_max + 1) * channels;
         for (auto* list : {&sums_bar, &env_weights_bar, &matrices_bar}) list->assign(K + 1, Array{});
@@ -235,10 +237,11 @@ template <int D> class Worker : public Tile<D> {
 
     // The derivative by the last hidden features of layer k, from all that reads them.
     Array hidden_bar(int k) {
-        const Array bar = linear_backward(hidden[k], net.layers[k].shares[0], sums_bar[k]);
+        const Array bar = linear_backward_part(hidden[k], net.layers[k].shares[0], sums_bar[k]);
         for (size_t r = 1; r < net.layers[k].shares.size(); r++)
             linear_backward(hidden[k], net.layers[k].shares[r], sums_bar[k + r], bar, true);
         if (k < n_layers) linear_backward(hidden[k], net.layers[k].env, env_weights_bar[k], bar, true);
+        complete(bar);
         return bar;
     }
 };

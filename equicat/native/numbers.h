@@ -44,20 +44,22 @@ inline real sum(Vector x) {
 template <class T> struct Bits;
 template <> struct Bits<float> {
     using type = int32_t;
-    static constexpr int mantissa = 23, bias = 127, terms = 7;
+    static constexpr int mantissa = 23, bias = 127, terms = 7, sine_terms = 5;
     static constexpr float limit = 87, magic = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+    static constexpr float quarter[] = {1.5703125f, 4.837512969970703125e-4f, 7.54978995489188216e-8f};
 };
 template <> struct Bits<double> {
     using type = int64_t;
-    static constexpr int mantissa = 52, bias = 1023, terms = 13;
+    static constexpr int mantissa = 52, bias = 1023, terms = 13, sine_terms = 9;
     static constexpr double limit = 708, magic = 6755399441055744.0, ln2_high = 0.693145751953125,
                             ln2_low = 1.42860682030941723212e-6;
+    static constexpr double quarter[] = {1.57079625129699707031, 7.54978941586159635336e-8, 5.39030285815811905290e-15};
 };
+typedef Bits<real>::type Integers __attribute__((vector_size(VECTOR_BYTES)));
 
 // eˣ = 2ⁿ eʳ with |r| ≤ ln 2 / 2 and the power series of eʳ, to rounding; x is kept within the range of `real`.
 inline Vector exponential(Vector x) {
     using B = Bits<real>;
-    typedef B::type Integers __attribute__((vector_size(VECTOR_BYTES)));
     x = x < -B::limit ? Vector{} - B::limit : (x > B::limit ? Vector{} + B::limit : x);
     const Vector n = (x * real(1.44269504088896340736) + B::magic) - B::magic;
     const Vector r = (x - n * B::ln2_high) - n * B::ln2_low;
@@ -65,6 +67,23 @@ inline Vector exponential(Vector x) {
     for (int k = B::terms; k > 0; k--) total = total * r * real(1.0 / k) + 1;
     const Integers power = (__builtin_convertvector(n, Integers) + B::bias) << B::mantissa;
     return total * (Vector)power;
+}
+
+// sin x and cos x: x = n π/2 + r with |r| ≤ π/4, and the power series in r.
+inline void sine_cosine(Vector x, Vector& sine, Vector& cosine) {
+    using B = Bits<real>;
+    const Vector n = (x * real(0.63661977236758134308) + B::magic) - B::magic;
+    const Vector r = ((x - n * B::quarter[0]) - n * B::quarter[1]) - n * B::quarter[2], minus_square = -r * r;
+    Vector s = Vector{} + 1, c = Vector{} + 1;
+    for (int k = B::sine_terms; k > 0; k--) {
+        s = s * minus_square * real(1.0 / (2 * k * (2 * k + 1))) + 1;
+        c = c * minus_square * real(1.0 / (2 * k * (2 * k - 1))) + 1;
+    }
+    s *= r;
+    const Integers turns = __builtin_convertvector(n, Integers);
+    const auto odd = (turns & 1) != 0;
+    sine = odd ? c : s, cosine = odd ? s : c;
+    sine = (turns & 2) != 0 ? -sine : sine, cosine = ((turns + 1) & 2) != 0 ? -cosine : cosine;
 }
 
 template <int D> struct Num {
@@ -97,14 +116,11 @@ template <int D> inline void store(real* p, long plane, Num<D> x) {
 template <int D> inline void add(real* p, long plane, Num<D> x) {
     for (int d = 0; d < D; d++) store(p + d * plane, load(p + d * plane) + x.v[d]);
 }
-// One number in all lanes, and the sum of all lanes added to one number.
+// One number in all lanes.
 template <int D> inline Num<D> spread(const real* p, long plane) {
     Num<D> out;
     for (int d = 0; d < D; d++) out.v[d] = Vector{} + p[d * plane];
     return out;
-}
-template <int D> inline void add_sum(real* p, long plane, Num<D> x) {
-    for (int d = 0; d < D; d++) p[d * plane] += sum(x.v[d]);
 }
 
 // silu(z) = z σ(z); in the place of z its slope silu'(z).

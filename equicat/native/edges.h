@@ -1,0 +1,310 @@
+// Edges of a tile: geometry, embedding, environments, energies, each with its reverse; and all tiles of a call.
+#pragma once
+
+#include <thread>
+
+#include "tile.h"
+
+// f with the degree as a constant.
+template <class F> void for_degree(int degree, F f) {
+    switch (degree) {
+        case 0: return f(std::integral_constant<int, 0>{});
+        case 1: return f(std::integral_constant<int, 1>{});
+        case 2: return f(std::integral_constant<int, 2>{});
+        case 3: return f(std::integral_constant<int, 3>{});
+        default: return f(std::integral_constant<int, MAX_DEGREE>{});
+    }
+}
+template <class F> void for_degrees(int l_max, F f) {
+    for (int degree = 0; degree <= l_max; degree++) for_degree(degree, f);
+}
+
+template <int D> class EdgeTile : public Tile<D> {
+    using Base = Tile<D>;
+
+  public:
+    EdgeTile(const Call& call, const Weights& weights)
+        : Base(call, weights), frequencies(call.n_plain - 3), table(call.n_plain - 2), last(call.n_plain - 1) {}
+
+  protected:
+    using Base::call, Base::l_max, Base::dims, Base::channels, Base::plain_grads;
+    using Base::first_center, Base::n_centers, Base::n;
+    using Base::array, Base::linear, Base::linear_backward, Base::for_centers, Base::at, Base::add_at, Base::set_at;
+
+    const int frequencies, table, last;       // where they are in call.plain
+    Indices pair;                             // of elements, of each row
+    Array e, radial, geometry, geometry_bar;  // geometry: a row for each harmonic and the envelope, pairs along it
+
+    Num<D> harmonic(int j, int lm) const { return spread<D>(geometry.row(lm) + j, geometry.plane()); }
+    // Training needs no derivative by geometry.
+    void add_to_harmonic(int j, int lm, Num<D> x) {
+        if constexpr (D == 1) geometry_bar.row(lm)[j] += sum(x.v[0]);
+    }
+
+    // ---- geometry and the embedding of pairs ------------------------------------------------------------------------
+
+    // f(first row, number of rows, their pair vectors) for LANES rows at a time.
+    template <class F> void for_pairs(F f) {
+        for (int j = 0; j < n; j += LANES) {
+            const int count = std::min(LANES, n - j);
+            f(j, count, pairs_at<D>(call.geometry, call.first_edge[first_center] + j, count, pair.data() + j));
+        }
+    }
+    // One column of some rows.
+    static void to_rows(const Array& to, int j, int count, int column, Num<D> x) {
+        real lanes[LANES];
+        for (int d = 0; d < D; d++) {
+            store(lanes, x.v[d]);
+            for (int k = 0; k < count; k++) to.row(j + k)[d * to.plane() + column] = lanes[k];
+        }
+    }
+    static Num<D> from_rows(const Array& from, int j, int count, int column) {
+        real lanes[LANES] = {};
+        Num<D> x;
+        for (int d = 0; d < D; d++) {
+            for (int k = 0; k < count; k++) lanes[k] = from.row(j + k)[d * from.plane() + column];
+            x.v[d] = load(lanes);
+        }
+        return x;
+    }
+    Sloped radial_function(int k, Vector x, Sloped u) const {
+        const Geometry& g = call.geometry;
+        if (!g.splines) return bessel(call.plain[frequencies].data[k], x, u);
+        return spline(x, real(k - g.span) / g.n_radial, real(g.span + 1) / g.n_radial);
+    }
+
+    // Harmonics, the envelope, and radial functions e; what the embedding makes of e.
+    Array embedded() {
+        const Geometry& g = call.geometry;
+        pair.clear();
+        for_centers([&](int c, int start, int stop) {
+            const int64_t* neighbor = g.neighbor + call.first_edge[first_center];
+            for (int j = start; j < stop; j++)
+                pair.push_back(g.species[first_center + c] * g.n_species + g.species[neighbor[j]]);
+        });
+        const int n_lanes = (n + LANES - 1) / LANES * LANES;
+        geometry = array(dims + 1, n_lanes), geometry_bar = array(dims + 1, n_lanes, true);
+        e = array(n, (g.n_radial + BLOCK - 1) / BLOCK * BLOCK, true);
+        for_pairs([&](int j, int count, const Pairs<D>& pairs) {
+            Num<D> y[MAX_HARMONICS];
+            harmonics(g, l_max, pairs.unit, y);
+            for (int lm = 0; lm < dims; lm++) set_at(geometry, lm, j, y[lm]);
+            const Sloped u = envelope(pairs.x.v[0], g.envelope_p);
+            set_at(geometry, dims, j, along(u, pairs.x));
+            for (int k = 0; k < g.n_radial; k++)
+                to_rows(e, j, count, k, along(radial_function(k, pairs.x.v[0], u), pairs.x));
+        });
+        if (call.embedding == MATRICES) return embedded_by_matrices();
+        radial = linear(e, 0);
+        const Array out = array(n, radial.width);
+        for (int j = 0; j < n; j++)
+            for (int u = 0; u < out.width; u += LANES) {
+                const Vector entry = load(table_row(pair[j]) + u);
+                Num<D> x = at(radial, j, u);
+                if (call.embedding == TIMES) x = x * entry;
+                if (call.embedding == PLUS) x.v[0] += entry;
+                set_at(out, j, u, x);
+            }
+        return out;
+    }
+
+    // To weights, and in an inference to the gradient.
+    void embedded_backward(const Array& bar) {
+        if (call.embedding == MATRICES) return geometry_backward(embedded_by_matrices_backward(bar));
+        for (int j = 0; j < n; j++)
+            for (int u = 0; u < bar.width; u += LANES) {
+                const Num<D> x = at(bar, j, u);
+                add_to_table(pair[j], u, call.embedding == TIMES ? x * at(radial, j, u) : x);
+                if (call.embedding == TIMES) set_at(bar, j, u, x * load(table_row(pair[j]) + u));
+            }
+        geometry_backward(linear_backward(e, 0, bar));
+    }
+
+    // Σ_k e_k T[pair, k]; most splines are 0 at any one distance.
+    Array embedded_by_matrices() {
+        const Array out = array(n, call.plain[table].n, true);
+        for_radial([&](int j, int, Num<D> x, int row) {
+            for (int u = 0; u < out.width; u += LANES) add_at(out, j, u, x * load(table_row(row) + u));
+        });
+        return out;
+    }
+    Array embedded_by_matrices_backward(const Array& bar) {
+        const Array e_bar = array(n, e.width, true);
+        for_radial([&](int j, int k, Num<D> x, int row) {
+            Num<D> total = {};
+            for (int u = 0; u < bar.width; u += LANES) {
+                total += at(bar, j, u) * load(table_row(row) + u);
+                add_to_table(row, u, at(bar, j, u) * x);
+            }
+            if (D == 1) e_bar.row(j)[k] = sum(total.v[0]);
+        });
+        return e_bar;
+    }
+    // f(row, radial function, its value, row of the table) where it is not 0.
+    template <class F> void for_radial(F f) {
+        const int n_radial = call.geometry.n_radial;
+        for (int j = 0; j < n; j++)
+            for (int k = 0; k < n_radial; k++)
+                if (e.row(j)[k]) f(j, k, spread<D>(e.row(j) + k, e.plane()), pair[j] * n_radial + k);
+    }
+
+    const real* table_row(int row) const { return call.plain[table].data + row * call.plain[table].n; }
+    void add_to_table(int row, int column, Num<D> x) {
+        if constexpr (D == 2) {
+            real* grad = plain_grads[table].data() + row * call.plain[table].n + column;
+            store(grad, load(grad) + x.v[1]);
+        }
+    }
+
+    void geometry_backward(const Array& e_bar) {
+        const Geometry& g = call.geometry;
+        const Matrix& w = call.plain[frequencies];
+        if (D == 2 && !w.grad) return;
+        for_pairs([&](int j, int count, const Pairs<D>& pairs) {
+            const Sloped u = envelope(pairs.x.v[0], g.envelope_p);
+            if constexpr (D == 2) {
+                for (int k = 0; k < w.n; k++) {
+                    const Num<D> by_frequency = along(bessel_by_frequency(w.data[k], pairs.x.v[0], u), pairs.x);
+                    plain_grads[frequencies][k] += sum((from_rows(e_bar, j, count, k) * by_frequency).v[1]);
+                }
+            } else {
+                Num<D> y[MAX_HARMONICS];
+                Vector y_bar[MAX_HARMONICS], unit_bar[3], along_unit = {};
+                harmonics(g, l_max, pairs.unit, y);
+                for (int lm = 0; lm < dims; lm++) y_bar[lm] = at(geometry_bar, lm, j).v[0];
+                harmonics_backward(g, l_max, y, y_bar, unit_bar);
+                Vector x_bar = at(geometry_bar, dims, j).v[0] * u.slope;
+                for (int k = 0; k < g.n_radial; k++)
+                    x_bar += from_rows(e_bar, j, count, k).v[0] * radial_function(k, pairs.x.v[0], u).slope;
+                for (int k = 0; k < 3; k++) along_unit += unit_bar[k] * pairs.unit[k].v[0];
+                x_bar = x_bar * pairs.inverse_cutoff - along_unit * pairs.inverse_r;
+                real* gradient = g.gradient + 3 * (call.first_edge[first_center] + j);
+                for (int k = 0; k < 3; k++) {
+                    const Vector bar = unit_bar[k] * pairs.inverse_r + pairs.unit[k].v[0] * x_bar;
+                    real lanes[LANES];
+                    store(lanes, bar);
+                    for (int lane = 0; lane < count; lane++) gradient[3 * lane + k] = lanes[lane];
+                }
+            }
+        });
+    }
+
+    // ---- environments ---------------------------------------------------------------------------------------------
+
+    // A[lm, u] = norm Σ_j Y[j, lm] w[j, l, u] for every centre; w begins at column `from` of `w`.
+    Array environment(const Array& w, int from) {
+        const Array env = array(n_centers * dims, channels);
+        for_centers([&](int c, int start, int stop) {
+            const Vector norm = Vector{} + call.norm[first_center + c];
+            for_degrees(l_max, [&](auto degree) {
+                constexpr int l = degree, size = 2 * l + 1;
+                for (int u = 0; u < channels; u += LANES) {
+                    Num<D> acc[size] = {};
+                    for (int j = start; j < stop; j++) {
+                        const Num<D> x = at(w, j, from + l * channels + u);
+                        for (int m = 0; m < size; m++) acc[m] += harmonic(j, l * l + m) * x;
+                    }
+                    for (int m = 0; m < size; m++) set_at(env, c * dims + l * l + m, u, acc[m] * norm);
+                }
+            });
+        });
+        return env;
+    }
+
+    // To geometry_bar, and to the columns from `from` on of w_bar.
+    void environment_backward(const Array& w, int from, const Array& env_bar, const Array& w_bar) {
+        for_centers([&](int c, int start, int stop) {
+            const Vector norm = Vector{} + call.norm[first_center + c];
+            for_degrees(l_max, [&](auto degree) {
+                constexpr int l = degree, size = 2 * l + 1;
+                for (int j = start; j < stop; j++) {
+                    Num<D> to_sh[size] = {};
+                    for (int u = 0; u < channels; u += LANES) {
+                        const int column = from + l * channels + u;
+                        const Num<D> x = at(w, j, column);
+                        Num<D> to_w = {};
+                        for (int m = 0; m < size; m++) {
+                            const Num<D> bar = at(env_bar, c * dims + l * l + m, u) * norm;
+                            to_w += harmonic(j, l * l + m) * bar;
+                            to_sh[m] += x * bar;
+                        }
+                        set_at(w_bar, j, column, to_w);
+                    }
+                    for (int m = 0; m < size; m++) add_to_harmonic(j, l * l + m, to_sh[m]);
+                }
+            });
+        });
+    }
+
+    // ---- energies -------------------------------------------------------------------------------------------------
+
+    // E_i = Σ_j h^ij · v with the last weights v of the readout; only values are asked for.
+    void energies(const Array& h) {
+        const real* v = call.plain[last].data;
+        if constexpr (D == 1) for_centers([&](int c, int start, int stop) {
+            Vector total = {};
+            for (int j = start; j < stop; j++)
+                for (int u = 0; u < h.width; u += LANES) total += load(h.row(j) + u) * load(v + u);
+            call.energy[first_center + c] = sum(total);
+        });
+    }
+
+    // The derivative by h: v, and as its ε part to_energy v.
+    Array energies_backward(const Array& h) {
+        const Array bar = array(n, h.width);
+        const real* v = call.plain[last].data;
+        for_centers([&](int c, int start, int stop) {
+            for (int j = start; j < stop; j++)
+                for (int u = 0; u < h.width; u += LANES) {
+                    store(bar.row(j) + u, load(v + u));
+                    if constexpr (D == 2) {
+                        const real to_energy = call.to_energy[first_center + c];
+                        store(bar.row(j) + bar.plane() + u, load(v + u) * to_energy);
+                        const Num<D> x = at(h, j, u);
+                        real* grad = plain_grads[last].data() + u;
+                        store(grad, load(grad) + x.v[0] * to_energy + x.v[1]);
+                    }
+                }
+        });
+        return bar;
+    }
+};
+
+// All centres. Each thread takes a run of consecutive ones with about as many edges: the same sums, in the same order,
+// every time. A Worker is an EdgeTile with a method tile(start, stop).
+template <class Worker, class Network> void run(const Call& call, const Network& network) {
+    const int64_t *first = call.first_edge, n_edges = first[call.n_centers];
+    const Weights weights(call);
+    int n_threads = std::max<int64_t>(1, std::min<int64_t>(call.n_threads, n_edges / weights.tile_rows()));
+    // Small products take no longer than it takes to remember them.
+    Tape* tape = weights.large ? call.tape : nullptr;
+    if (tape && !tape->reels.empty()) n_threads = tape->reels.size();  // as in the pass that wrote them
+    if (tape) tape->reels.resize(n_threads);
+    std::vector<Worker> workers(n_threads, Worker(call, weights, network));
+    for (int t = 0; tape && t < n_threads; t++) workers[t].attach(&tape->reels[t]);
+    const auto cut = [&](int part) {
+        return part == n_threads ? call.n_centers
+                                 : std::lower_bound(first, first + call.n_centers, n_edges / n_threads * part) - first;
+    };
+    const auto work = [&](int t) {
+        const int stop = cut(t + 1);
+        for (int start = cut(t), end; start < stop; start = end) {
+            for (end = start + 1; end < stop && first[end] - first[start] < weights.tile_rows();) end++;
+            workers[t].tile(start, end);
+        }
+    };
+#ifdef _OPENMP
+    // PyTorch's own threads, which would otherwise wait for work, spinning, on the cores that ours need.
+#pragma omp parallel for schedule(static, 1) num_threads(n_threads)
+    for (int t = 0; t < n_threads; t++) work(t);
+#else
+    std::vector<std::thread> threads;
+    for (int t = 1; t < n_threads; t++) threads.emplace_back(work, t);
+    work(0);
+    for (std::thread& thread : threads) thread.join();
+#endif
+    for (const Worker& worker : workers) worker.add_gradients();
+}
+
+extern "C" inline __attribute__((used)) Tape* new_tape() { return new Tape; }
+extern "C" inline __attribute__((used)) void delete_tape(Tape* tape) { delete tape; }
