@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-O2", "-march=native", "-std=c++17", "-fPIC")
+FLAGS = ("-O2", "-fpeel-loops", "-march=native", "-std=c++17", "-fPIC")
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 

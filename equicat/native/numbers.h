@@ -57,14 +57,21 @@ template <> struct Bits<double> {
 };
 typedef Bits<real>::type Integers __attribute__((vector_size(VECTOR_BYTES)));
 
+constexpr real over_factorial(int k) {
+    double out = 1;
+    for (; k > 0; k--) out /= k;
+    return out;
+}
+
 // eˣ = 2ⁿ eʳ with |r| ≤ ln 2 / 2 and the power series of eʳ, to rounding; x is kept within the range of `real`.
 inline Vector exponential(Vector x) {
     using B = Bits<real>;
     x = x < -B::limit ? Vector{} - B::limit : (x > B::limit ? Vector{} + B::limit : x);
     const Vector n = (x * real(1.44269504088896340736) + B::magic) - B::magic;
     const Vector r = (x - n * B::ln2_high) - n * B::ln2_low;
-    Vector total = Vector{} + 1;
-    for (int k = B::terms; k > 0; k--) total = total * r * real(1.0 / k) + 1;
+    Vector total = Vector{} + over_factorial(B::terms);
+#pragma GCC unroll 16
+    for (int k = B::terms - 1; k >= 0; k--) total = total * r + over_factorial(k);
     const Integers power = (__builtin_convertvector(n, Integers) + B::bias) << B::mantissa;
     return total * (Vector)power;
 }
@@ -73,11 +80,12 @@ inline Vector exponential(Vector x) {
 inline void sine_cosine(Vector x, Vector& sine, Vector& cosine) {
     using B = Bits<real>;
     const Vector n = (x * real(0.63661977236758134308) + B::magic) - B::magic;
-    const Vector r = ((x - n * B::quarter[0]) - n * B::quarter[1]) - n * B::quarter[2], minus_square = -r * r;
-    Vector s = Vector{} + 1, c = Vector{} + 1;
-    for (int k = B::sine_terms; k > 0; k--) {
-        s = s * minus_square * real(1.0 / (2 * k * (2 * k + 1))) + 1;
-        c = c * minus_square * real(1.0 / (2 * k * (2 * k - 1))) + 1;
+    const Vector r = ((x - n * B::quarter[0]) - n * B::quarter[1]) - n * B::quarter[2], minus = -r * r;
+    Vector s = Vector{} + over_factorial(2 * B::sine_terms + 1), c = Vector{} + over_factorial(2 * B::sine_terms);
+#pragma GCC unroll 16
+    for (int k = B::sine_terms - 1; k >= 0; k--) {
+        s = s * minus + over_factorial(2 * k + 1);
+        c = c * minus + over_factorial(2 * k);
     }
     s *= r;
     const Integers turns = __builtin_convertvector(n, Integers);
