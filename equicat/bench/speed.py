@@ -184,8 +184,9 @@ def _speed_of(size: str, config: BenchConfig, folder: Path, frames: Sequence[Ato
         for contestant in tqdm(
             contestants(config.device, config.peer, config.modes), desc=f"{size}: start", disable=not config.progress
         ):
+            row = _inference_alone(contestant, requests, folder / f"{contestant.name}.npz")
             process = stack.enter_context(Process(contestant, config.threads, config.peer_python))
-            rows[contestant.name] = _first_calls(process, requests, folder / f"{contestant.name}.npz")
+            rows[contestant.name] = row | _first_calls(process, requests)
             if "failed" in rows["equicat"]:  # the first
                 raise InputError(f"equicat cannot be run on {config.device}: {rows['equicat']['failed']}")
             if "failed" not in rows[contestant.name]:
@@ -256,21 +257,30 @@ class Requests:
                 ) from error
 
 
-def _first_calls(process: Process, requests: Requests, outputs: Path) -> Results:
-    """Start, outputs to compare, memory, and the first training step of a process that has trained nothing yet."""
+def _inference_alone(contestant: Contestant, requests: Requests, outputs: Path) -> Results:
+    """First call, outputs to compare, and memory of a process that never trains: training brings more along."""
+    row: Results = {}
+    with Process(contestant, requests.config.threads, requests.config.peer_python) as process:
+        try:
+            process.ask("start", **requests.start(contestant))
+            row["first_inference_s"] = process.ask("seconds", what="inference")
+            process.ask("outputs", path=str(outputs))
+            row["inference_memory"] = process.ask("peak", what="inference", device=requests.config.device)
+        except Failed as error:
+            row["failed"] = str(error)
+    return row
+
+
+def _first_calls(process: Process, requests: Requests) -> Results:
+    """Start, first training step and its memory."""
     started = time.perf_counter()
-    device = requests.config.device
     row: Results = {}
     try:
         row |= process.ask("start", **requests.start(process.contestant))
         row["ready_s"] = time.perf_counter() - started
         if process.contestant.trains:
             row["first_training_s"] = process.ask("seconds", what="training")
-        row["first_inference_s"] = process.ask("seconds", what="inference")
-        process.ask("outputs", path=str(outputs))
-        row["inference_memory"] = process.ask("peak", what="inference", device=device)
-        if process.contestant.trains:
-            row["training_memory"] = process.ask("peak", what="training", device=device)
+            row["training_memory"] = process.ask("peak", what="training", device=requests.config.device)
     except Failed as error:
         row["failed"] = str(error)
     return row

@@ -1,13 +1,13 @@
 """Our side of `equicat bench`: a potential, with the peer's weights if there are any, in a process of its own."""
 
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from ase import Atoms
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from equicat.batch import Batch
 from equicat.convert import potential, read_arrays
@@ -31,13 +31,18 @@ class Ours:
         self.model.recompute = request.get("recompute", False)
         torch.set_float32_matmul_precision("high" if request.get("tf32") else "highest")
         trainable = [p for name, p in self.model.named_parameters() if not name.endswith("frequencies")]
-        self.trainable, self.optimizer = trainable, torch.optim.Adam(trainable, lr=1e-9, fused=True)
+        self.trainable = trainable
         self.setup_s = {"model": worker.seconds_since(start)}
         start = time.perf_counter()
         structures = [Structure.from_ase(Atoms(**system)) for system in worker.systems(request["systems"])]
         self.batch = Batch.from_structures(structures, self.model.cutoff).to(request["device"])
         self.n_edges = self.batch.n_edges
         self.setup_s["neighbors"] = worker.seconds_since(start)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """PyTorch's optimisers bring its compiler along: memory that an inference does without."""
+        return torch.optim.Adam(self.trainable, lr=1e-9, fused=True)
 
     def inference(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Energies and forces."""
@@ -61,12 +66,16 @@ class Ours:
 class _Products(TorchDispatchMode):
     """Counts the operations of matrix products; PyTorch's own follows modules, which ``grad`` forbids."""
 
-    flop = 0
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.utils.flop_counter import flop_registry  # brings Triton along, which no other contestant needs
+
+        self.registry, self.flop = flop_registry, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flop += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        if func._overloadpacket in self.registry:
+            self.flop += self.registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
         return out
 
 

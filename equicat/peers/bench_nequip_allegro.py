@@ -3,6 +3,7 @@
 import sys
 import tempfile
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ class NequipAllegro:
 
             self.model = modify(self.model, [{"modifier": request["modifier"]}])
         self.model = self.model.to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-9, fused=True)
         self.setup_s = {"model": worker.seconds_since(start)}
         start, types = time.perf_counter(), request["hyperparameters"]["type_names"]
         frames = [
@@ -51,6 +51,11 @@ class NequipAllegro:
         self.n_edges = AtomicDataDict.num_edges(batch)
         self.setup_s["neighbors"] = worker.seconds_since(start)
         self.compiled: Any = None
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made when first used: an inference does without what it brings along."""
+        return torch.optim.Adam(self.model.parameters(), lr=1e-9, fused=True)
 
     def inference(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Energies and forces."""
