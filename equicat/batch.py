@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from equicat.errors import InputError
@@ -106,6 +107,8 @@ class Batch:
         n_atoms = np.array([len(s) for s in structures])
         first_atom = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
         graphs = [neighbor_list(s, cutoff, max_neighbors) for s in structures]
+        for (edge_index, _), first in zip(graphs, first_atom, strict=True):
+            edge_index += first
 
         def stacked(name: str, to: torch.dtype) -> Tensor:
             return torch.from_numpy(np.concatenate([getattr(s, name) for s in structures])).to(to)
@@ -127,10 +130,8 @@ class Batch:
             pbc=torch.from_numpy(np.stack([s.pbc for s in structures])),
             numbers=stacked("numbers", torch.int64),
             system_idx=torch.from_numpy(np.repeat(np.arange(len(structures)), n_atoms)),
-            edge_index=torch.from_numpy(
-                np.concatenate([e + k for (e, _), k in zip(graphs, first_atom, strict=True)], axis=1)
-            ),
-            edge_shift=torch.from_numpy(np.concatenate([shift for _, shift in graphs])),
+            edge_index=torch.from_numpy(_joined([edge_index for edge_index, _ in graphs], axis=1)),
+            edge_shift=torch.from_numpy(_joined([shift for _, shift in graphs], axis=0)),
             fixed=stacked("fixed", torch.bool),
             tags=stacked("tags", torch.int64),
             energy=None if energy is None else torch.tensor(energy, dtype=torch.float64),
@@ -139,3 +140,8 @@ class Batch:
             displacements=displacements,
             ids=tuple(s.id for s in structures),
         )
+
+
+def _joined(arrays: Sequence[ndarray], axis: int) -> ndarray:
+    """One after the other; a single one as it is, because it may be large."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)

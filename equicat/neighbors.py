@@ -4,6 +4,7 @@ import numpy as np
 from ase.geometry import complete_cell
 from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy import sparse
 from vesin import NeighborList
 
 from equicat.errors import InputError
@@ -41,19 +42,31 @@ def neighbor_list(
     cell = complete_cell(np.where(structure.pbc[:, None], structure.cell, 0.0))
     search = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
     found = search.compute(structure.positions, cell, periodic=structure.pbc, quantities="ijSd")
-    # Sorting by centre alone is ten times faster than vesin's sorting, which takes longer than its search.
-    order = np.argsort(found[0], kind="stable")
-    centers, neighbors, shifts, distances = (np.take(array, order, axis=0) for array in found)
-    centers, neighbors = centers.astype(np.int64), neighbors.astype(np.int64)
+    centers, neighbors, shifts, distances = found
+    centers, neighbors = centers.view(np.int64), neighbors.view(np.int64)
     if len(distances) and distances.min() < MIN_DISTANCE:
         k = int(distances.argmin())
-        i, j = int(centers[k]), int(neighbors[k])
         raise InputError(
-            f"{structure.where}: atoms {i} and {j} are {distances[k]:.4f} Å apart, at the same place; "
-            "remove one of them or check the cell"
+            f"{structure.where}: atoms {centers[k]} and {neighbors[k]} are {distances[k]:.4f} Å apart, at the same "
+            "place; remove one of them or check the cell"
         )
-    keep = slice(None) if max_neighbors is None else _nearest(centers, distances, max_neighbors)
-    return np.stack([centers[keep], neighbors[keep]]), shifts[keep].astype(np.int64)
+    order = _by_center(centers, len(structure.positions))
+    if max_neighbors is not None:
+        order = order[_nearest(centers[order], distances[order], max_neighbors)]
+    edge_index = np.empty((2, len(order)), dtype=np.int64)
+    for row, array in zip(edge_index, (centers, neighbors), strict=True):
+        np.take(array, order, out=row, mode="clip")
+    return edge_index, np.take(shifts, order, axis=0)
+
+
+def _by_center(centers: Int[ndarray, "n_edges"], n_atoms: int) -> Int[ndarray, "n_edges"]:
+    """What sorts edges by centre, otherwise as they are: a sparse matrix lists its entries row by row.
+
+    Vesin's own sorting takes longer than its search.
+    """
+    n_edges = len(centers)
+    entries = (np.ones(n_edges, dtype=bool), (centers, np.arange(n_edges, dtype=np.int32)))
+    return sparse.coo_array(entries, shape=(n_atoms, n_edges)).tocsr().indices
 
 
 def _nearest(

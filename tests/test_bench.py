@@ -65,7 +65,7 @@ def test_scaling_alone(tiny, tmp_path, capsys):
     saved = json.loads((tmp_path / "s.json").read_text())
     (series,) = saved["series"]
     assert [p["n_atoms"] for p in series["points"]] == [len(copper("slab", n)) for n in (30, 120)]
-    assert all(p["inference_s"] > 0 and p["setup_s"]["neighbors"] > 0 for p in series["points"])
+    assert all(p["inference_s"] > 0 and p["neighbors_s"] > 0 for p in series["points"])
     assert scaling_text(saved) in capsys.readouterr().out
     assert (tmp_path / "s.png").stat().st_size > 1000
 

@@ -68,7 +68,7 @@ def scaling_text(results: Results) -> str:
             if "failed" in p:
                 rows.append([title, str(p["n_atoms"]), p["failed"], *[""] * 4])
                 continue
-            seconds, batch = p["inference_s"], p["setup_s"]["neighbors"]
+            seconds, batch = p["inference_s"], p["neighbors_s"]
             values = [f"{seconds:.3f}", f"{seconds / p['n_atoms'] * 1e6:.1f}", f"{batch:.3f}", f"{batch / seconds:.0%}"]
             rows.append([title, str(p["n_atoms"]), *values, f"{p['peak_gb']:.2f}"])
         if "kb_per_atom" in series:

@@ -76,8 +76,9 @@ def _points(way: Contestant, kind: str, sizes: Sequence[int], requests: Requests
             with Process(way, config.threads, config.peer_python) as process:
                 point |= process.ask("start", **requests.start(way))
                 point |= process.ask("peak", what="inference", device=config.device)
-                times = [process.ask("seconds", what="inference") for _ in range(config.repeats)]
-                point |= {"inference_s": statistics.median(times), "inference_all_s": times}
+                for what in ("inference", "neighbors"):
+                    times = [process.ask("seconds", what=what) for _ in range(config.repeats)]
+                    point |= {f"{what}_s": statistics.median(times), f"{what}_all_s": times}
         except Failed as error:
             yield point | {"failed": str(error)}
             return

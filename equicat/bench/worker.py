@@ -33,11 +33,15 @@ class Ours:
         trainable = [p for name, p in self.model.named_parameters() if not name.endswith("frequencies")]
         self.trainable = trainable
         self.setup_s = {"model": worker.seconds_since(start)}
-        start = time.perf_counter()
-        structures = [Structure.from_ase(Atoms(**system)) for system in worker.systems(request["systems"])]
-        self.batch = Batch.from_structures(structures, self.model.cutoff).to(request["device"])
+        self.structures = [Structure.from_ase(Atoms(**system)) for system in worker.systems(request["systems"])]
+        self.device, start = request["device"], time.perf_counter()
+        self.neighbors()
         self.n_edges = self.batch.n_edges
         self.setup_s["neighbors"] = worker.seconds_since(start)
+
+    def neighbors(self) -> None:
+        """Neighbour lists and the batch, from structures that have neither."""
+        self.batch = Batch.from_structures(self.structures, self.model.cutoff).to(self.device)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:

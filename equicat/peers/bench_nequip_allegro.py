@@ -41,16 +41,18 @@ class NequipAllegro:
             self.model = modify(self.model, [{"modifier": request["modifier"]}])
         self.model = self.model.to(self.device)
         self.setup_s = {"model": worker.seconds_since(start)}
-        start, types = time.perf_counter(), request["hyperparameters"]["type_names"]
-        frames = [
-            ChemicalSpeciesToAtomTypeMapper(types)(from_ase(Atoms(**s))) for s in worker.systems(request["systems"])
-        ]
-        cutoff = request["hyperparameters"]["r_max"]
-        batch = AtomicDataDict.batched_from_list([compute_neighborlist_(frame, r_max=cutoff) for frame in frames])
-        self.data = AtomicDataDict.to_(batch, self.device)
-        self.n_edges = AtomicDataDict.num_edges(batch)
+        self.mapper = ChemicalSpeciesToAtomTypeMapper(request["hyperparameters"]["type_names"])
+        self.frames = [self.mapper(from_ase(Atoms(**s))) for s in worker.systems(request["systems"])]
+        self.cutoff, start = request["hyperparameters"]["r_max"], time.perf_counter()
+        self.neighbors()
+        self.n_edges = AtomicDataDict.num_edges(self.data)
         self.setup_s["neighbors"] = worker.seconds_since(start)
         self.compiled: Any = None
+
+    def neighbors(self) -> None:
+        """Neighbour lists and the batch, from structures that have neither."""
+        frames = [compute_neighborlist_(frame.copy(), r_max=self.cutoff) for frame in self.frames]
+        self.data = AtomicDataDict.to_(AtomicDataDict.batched_from_list(frames), self.device)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:

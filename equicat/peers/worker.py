@@ -17,7 +17,7 @@ import torch
 
 
 class Contestant(Protocol):
-    """What is measured. Both functions return energies [n_systems] (eV) and forces [n_atoms, 3] (eV/Å)."""
+    """What is measured. Inference and training return energies [n_systems] (eV) and forces [n_atoms, 3] (eV/Å)."""
 
     setup_s: dict[str, float]
     """Seconds, by what they were spent on: ``model``, ``neighbors`` (the neighbour list and the batch)."""
@@ -26,6 +26,8 @@ class Contestant(Protocol):
     def inference(self) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def training(self) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def neighbors(self) -> None: ...
 
 
 def systems(path: str) -> Iterator[dict[str, np.ndarray]]:
@@ -87,12 +89,20 @@ def _wait() -> None:
 
 def _seconds(contestant: Any, request: dict[str, Any]) -> float:
     """Of one call of ``what``."""
-    return _timed({"inference": contestant.inference, "training": contestant.training}[request["what"]])
+    return _timed(_call(contestant, request["what"]))
+
+
+def _call(contestant: Any, what: str) -> Callable[[], Any]:
+    return {
+        "inference": lambda: contestant.inference(),
+        "training": lambda: contestant.training(),
+        "neighbors": lambda: contestant.neighbors(),
+    }[what]
 
 
 def _peak(contestant: Any, request: dict[str, Any]) -> dict[str, float]:
     """Largest memory of one call of ``what``, and memory before it, in GB: of the process, or of the GPU."""
-    function = {"inference": contestant.inference, "training": contestant.training}[request["what"]]
+    function = _call(contestant, request["what"])
     gc.collect()
     if torch.cuda.is_available() and request["device"] != "cpu":
         torch.cuda.empty_cache()
