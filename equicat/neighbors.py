@@ -41,8 +41,9 @@ def neighbor_list(
     # Directions without periodicity may have no vector at all; the search needs three independent ones.
     cell = complete_cell(np.where(structure.pbc[:, None], structure.cell, 0.0))
     search = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
-    found = search.compute(structure.positions, cell, periodic=structure.pbc, quantities="ijSd")
-    centers, neighbors, shifts, distances = found
+    centers, neighbors, shifts, distances = search.compute(
+        structure.positions, cell, periodic=structure.pbc, quantities="ijSd"
+    )
     centers, neighbors = centers.view(np.int64), neighbors.view(np.int64)
     if len(distances) and distances.min() < MIN_DISTANCE:
         k = int(distances.argmin())

@@ -14,6 +14,7 @@ from equicat.errors import InputError
 from equicat.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
 from equicat.models.centers import consecutive
 from equicat.models.features import Features
+from equicat.models.kernels import Kernel
 from equicat.models.networks import NetworkConfig, architecture, avg_num_neighbors
 from equicat.models.zbl import ZBL, Repulsion
 
@@ -243,7 +244,7 @@ class Potential(AtomisticModel):
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
         pieces = [_Piece(slice(None), slice(None), batch.edge_index, species)]
         if architecture(self.config.name).strictly_local and (self.recompute or not training):
-            floats = KERNEL_FLOATS_PER_EDGE if self.has_kernel(batch.positions) else self.model.floats_per_edge
+            floats = KERNEL_FLOATS_PER_EDGE if self.kernel(batch.positions) else self.model.floats_per_edge
             pieces = _pieces(batch, species, floats, len(self.elements))
         parameters = [p for p in self.parameters() if p.requires_grad]
         energies = []
@@ -251,7 +252,7 @@ class Potential(AtomisticModel):
         strain = batch.positions.new_zeros(batch.n_systems, 3, 3)
         for piece in pieces:
             edge_vec = batch.edge_vec(piece.edges).detach()
-            if training and self.recompute and not self.has_kernel(edge_vec):
+            if training and self.recompute and not self.kernel(edge_vec):
                 energy, gradient = _Recomputed.apply(self.energies_and_gradient, edge_vec, piece, *parameters)
             else:
                 energy, gradient = self.energies_and_gradient(edge_vec, piece, create_graph=training)
@@ -277,10 +278,10 @@ class Potential(AtomisticModel):
                 found = self.direct_forces(features, center, unit, n_atoms) * self.scale
         return Prediction(self.system_energies(atom_energies, species, batch), atom_energies, found)
 
-    def has_kernel(self, positions: Float[Tensor, "n_atoms 3"]) -> bool:
-        """Whether the network's energies and gradient are computed by a kernel of their own, for such positions."""
+    def kernel(self, like: Float[Tensor, "n 3"]) -> Kernel | None:
+        """What computes the network's energies and gradient instead of autograd, for such positions or pair vectors."""
         kernel = architecture(self.config.name).kernel
-        return kernel is not None and kernel.library(self.model, positions) is not None
+        return kernel if kernel is not None and kernel.library(self.model, like) is not None else None
 
     def energies_and_gradient(
         self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece, create_graph: bool
@@ -289,8 +290,8 @@ class Potential(AtomisticModel):
 
         By the network's kernel where it has one, else by autograd.
         """
-        kernel, index = architecture(self.config.name).kernel, piece.edge_index
-        if kernel is not None and self.has_kernel(edge_vec):
+        kernel, index = self.kernel(edge_vec), piece.edge_index
+        if kernel is not None:
             readout = list(self.head.mlp.weights)
             sums, gradient = kernel.energies_and_gradient(
                 self.model, readout, edge_vec, index, piece.species, create_graph, keep=not self.recompute

@@ -30,8 +30,7 @@ class Ours:
         self.model = model.to(request["device"])
         self.model.recompute = request.get("recompute", False)
         torch.set_float32_matmul_precision("high" if request.get("tf32") else "highest")
-        trainable = [p for name, p in self.model.named_parameters() if not name.endswith("frequencies")]
-        self.trainable = trainable
+        self.trainable = [p for name, p in self.model.named_parameters() if not name.endswith("frequencies")]
         self.setup_s = {"model": worker.seconds_since(start)}
         self.structures = [Structure.from_ase(Atoms(**system)) for system in worker.systems(request["systems"])]
         self.device, start = request["device"], time.perf_counter()

@@ -170,8 +170,9 @@ class Kernel:
         center, neighbor = edge_index
         ends = torch.bincount(center, minlength=len(species)).cumsum(0)
         with torch.set_grad_enabled(create_graph):
-            problem, weights = self.problem(network, species), self.weights(network, readout, block(edge_vec.dtype))
-            matrices, plain = weights.listed(block(edge_vec.dtype))
+            problem, multiple = self.problem(network, species), block(edge_vec.dtype)
+            weights = self.weights(network, readout, multiple)
+            matrices, plain = weights.listed(multiple)
             first_edge, edge_vec = torch.nn.functional.pad(ends, (1, 0)), edge_vec.detach().contiguous()
             edges = _Edges(first_edge, neighbor.contiguous(), species.contiguous(), edge_vec)
             launch = _Launch(library, problem, edges, weights.embedding.operation, len(matrices))

@@ -15,10 +15,7 @@ from torch import Tensor
 
 def _clebsch_gordan(l1: int, m1: int, l2: int, m2: int, l3: int) -> float:
     """⟨l1 m1 l2 m2 | l3 m1+m2⟩ by Racah's formula (Phys. Rev. 62, 438 (1942), eq. 16)."""
-    m3 = m1 + m2
-    if abs(m3) > l3:
-        return 0.0
-    total = 0.0
+    m3, total = m1 + m2, 0.0
     for k in range(max(0, l2 - l3 - m1, l1 - l3 + m2), min(l1 + l2 - l3, l1 - m1, l2 + m2) + 1):
         below = (k, l1 + l2 - l3 - k, l1 - m1 - k, l2 + m2 - k, l3 - l2 + m1 + k, l3 - l1 - m2 + k)
         total += (-1) ** k / math.prod(map(factorial, below))

@@ -57,7 +57,7 @@ struct Weights {
     int tile_rows() const { return large ? 192 : 48; }
 };
 
-using Indices = std::vector<int>;  // of matrices
+using Indices = std::vector<int>;  // of matrices, of rows
 
 // Numbers of matrices, in the order in which Python lists them; the embedding's comes first.
 struct Numbering {

@@ -89,20 +89,12 @@ def _wait() -> None:
 
 def _seconds(contestant: Any, request: dict[str, Any]) -> float:
     """Of one call of ``what``."""
-    return _timed(_call(contestant, request["what"]))
-
-
-def _call(contestant: Any, what: str) -> Callable[[], Any]:
-    return {
-        "inference": lambda: contestant.inference(),
-        "training": lambda: contestant.training(),
-        "neighbors": lambda: contestant.neighbors(),
-    }[what]
+    return _timed(getattr(contestant, request["what"]))
 
 
 def _peak(contestant: Any, request: dict[str, Any]) -> dict[str, float]:
     """Largest memory of one call of ``what``, and memory before it, in GB: of the process, or of the GPU."""
-    function = _call(contestant, request["what"])
+    function = getattr(contestant, request["what"])
     gc.collect()
     if torch.cuda.is_available() and request["device"] != "cpu":
         torch.cuda.empty_cache()
