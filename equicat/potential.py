@@ -146,7 +146,8 @@ class _Piece:
 def _pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int, n_species: int) -> list[_Piece]:
     """Cut a batch between centres, so that few edges are worked on at a time.
 
-    Of a neighbour a strictly local network sees the species alone, so in a piece one atom stands for all of a species.
+    Of a neighbour a strictly local network sees the species alone, so in a piece one atom stands for all of a species
+    that are not themselves centres there.
     """
     center, neighbor = batch.edge_index
     budget = FLOATS_AT_A_TIME.get(center.device.type, FLOATS_AT_A_TIME["cuda"]) // floats_per_edge
@@ -155,8 +156,9 @@ def _pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int,
     ends = torch.bincount(center, minlength=len(species)).cumsum(0)
     pieces = []
     for atoms, edges in consecutive(ends, budget):
-        own = atoms.stop - atoms.start
-        index = torch.stack([center[edges] - atoms.start, own + species[neighbor[edges]]])
+        own, there = atoms.stop - atoms.start, neighbor[edges]
+        inside = (there >= atoms.start) & (there < atoms.stop)
+        index = torch.stack([center[edges], torch.where(inside, there, atoms.stop + species[there])]) - atoms.start
         kinds = torch.cat([species[atoms], torch.arange(n_species, device=species.device)])
         pieces.append(_Piece(edges, slice(own), index, kinds))
     return pieces

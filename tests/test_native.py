@@ -14,7 +14,7 @@ from equicat.models import networks
 from equicat.models.kernels import MAX_DEGREE, Kernel
 from equicat.models.nequip_allegro_native import Terms
 from equicat.models.zbl import Repulsion
-from equicat.potential import EnergyTerms, Potential
+from equicat.potential import EnergyTerms, Potential, _Piece, minus_gradient
 from equicat.structure import Structure
 from equicat.testing import example_structures
 
@@ -143,6 +143,40 @@ def test_training_computes_again_or_keeps(config):
     model.recompute = True
     for mine, other in zip(found(model), kept, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11 * other.abs().max().item())
+
+
+def of_edges(model: Potential, edge_vec: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
+    """Energies, their derivative by pair vectors and by atoms, and the gradient of something that depends on both."""
+    piece = _Piece(slice(None), slice(None), batch.edge_index, model.species(batch))
+    energy, gradient = model.energies_and_gradient(edge_vec, piece, create_graph=True)
+    forces = minus_gradient(gradient, batch.edge_index, len(batch.numbers))
+    loss = (energy * torch.linspace(-1, 2, len(energy))).sum() + forces.sin().sum()
+    return [energy, forces, gradient, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@pytest.mark.parametrize("case", ["all", "some edges missing", "vectors of both ends differ"])
+def test_edges_that_share_their_embedding(monkeypatch, config, case):
+    """ij and ji do between atoms of one element, if both are there and one vector is minus the other."""
+    model = potential(config=config, **LARGE[config.name])
+    batch = Batch.from_structures(structures(), model.cutoff, dtype=torch.float64)
+    edge_vec, chance = batch.edge_vec(), torch.Generator().manual_seed(0)
+    if case == "some edges missing":
+        kept = torch.rand(len(edge_vec), generator=chance) < 0.7
+        batch = dataclasses.replace(batch, edge_index=batch.edge_index[:, kept], edge_shift=batch.edge_shift[kept])
+        edge_vec = edge_vec[kept]
+    if case == "vectors of both ends differ":
+        edge_vec = edge_vec + 1e-6 * torch.randn(edge_vec.shape, generator=chance, dtype=torch.float64)
+    energy, forces, gradient, *others = of_edges(model, edge_vec, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Potential, "kernel", lambda self, like: None)
+        expected_energy, expected_forces, expected_gradient, *expected = of_edges(model, edge_vec, batch)
+    for mine, theirs in zip([energy, forces, *others], [expected_energy, expected_forces, *expected], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * theirs.abs().max().item())
+    # The radial part of the gradient of both edges is at one of them.
+    moved = ((gradient - expected_gradient).abs().amax(1) > 1e-9).double().mean()
+    assert {"all": 0.2 < moved < 0.9, "some edges missing": 0.1 < moved < 0.6}.get(case, moved == 0)
 
 
 @needs_compiler

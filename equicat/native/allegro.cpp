@@ -58,7 +58,7 @@ struct Network {
 template <int D> class Worker : public EdgeTile<D> {
     using Base = EdgeTile<D>;
     using Hidden = typename Base::Hidden;
-    using Base::call, Base::l_max, Base::dims, Base::channels, Base::n, Base::n_centers, Base::geometry;
+    using Base::call, Base::l_max, Base::dims, Base::channels, Base::n, Base::n_centers, Base::geometry, Base::geometry_bar;
     using Base::array, Base::complete;
     using Base::linear, Base::linear_part, Base::linear_backward, Base::linear_backward_part;
     using Base::activated, Base::activated_backward;
@@ -70,26 +70,52 @@ template <int D> class Worker : public EdgeTile<D> {
         Array slope;  // of the first nonlinearity
         Hidden hidden;
     };
+    // What a layer makes of the scalars alone: environment weights, and a share of the latent MLP's first sum.
+    struct Reading {
+        Array x, weights, z;
+        MLP env_mlp;
+    };
     struct Saved {  // of a layer
-        Array x, y, weights, env, m;
+        Reading reading;
+        Array y, env, m;
         std::vector<Array> v, products;  // by irrep that enters, by output
-        MLP env_mlp, latent;
+        MLP latent;
     };
     const Network& net;
     const int n_layers;
     std::vector<Saved> saved;
     MLP two_body;
-    Array two_body_out, x;
+    Array two_body_out;           // of the group, by row, and so are x⁰ and what the first layer makes of it
+    Reading row_reading, row_bar;
     Hidden head;
+    typename Base::Mark group;  // memory that begins with tiles
 
   public:
     Worker(const Call& call, const Weights& weights, const Network& net)
         : Base(call, weights), net(net), n_layers(net.sizes.n_layers) {}
 
+    void begin(int start, int stop) {
+        if (!this->begin_group(start, stop)) return;
+        two_body_out = mlp(this->embedded(), net.two_body, two_body);
+        row_reading = read(updated(nullptr, two_body_out, this->row_geometry, 0), net.layers[0]);
+        for (auto part : {&Reading::x, &Reading::weights, &Reading::z}) row_bar.*part = this->rows_bar(row_reading.*part);
+        group = this->mark();
+    }
+
     void tile(int start, int stop) {
+        this->release(group);
         if (!this->begin_tile(start, stop)) return;
         forward();
-        this->embedded_backward(backward());
+        backward();
+        this->geometry_backward();
+    }
+
+    void end() {
+        if (!this->n_rows()) return;
+        if (!this->own_rows()) this->release(group);
+        read_backward(row_reading, net.layers[0], row_bar);
+        const Array bar = updated_backward(two_body_out, row_bar.x, true, this->row_geometry, this->row_geometry_bar, 0);
+        this->embedded_backward(mlp_backward(bar, net.two_body, two_body));
     }
 
   private:
@@ -111,12 +137,26 @@ template <int D> class Worker : public EdgeTile<D> {
         return bar;
     }
 
-    // keep x + change u y, u the envelope; without x, u y.
-    Array updated(const Array* x, const Array& y) {
-        const Array out = array(n, y.width);
+    Reading read(const Array& x, const Network::Part& part) {
+        Reading r;
+        r.x = x;
+        r.weights = mlp(linear(x, part.env), part.env_rest, r.env_mlp);
+        r.z = linear_part(x, part.from_x);
+        return r;
+    }
+    // Added to bar.x.
+    void read_backward(const Reading& r, const Network::Part& part, const Reading& bar) {
+        linear_backward(r.x, part.from_x, bar.z, bar.x, true);
+        linear_backward(r.x, part.env, mlp_backward(bar.weights, part.env_rest, r.env_mlp), bar.x, true);
+        complete(bar.x);
+    }
+
+    // keep x + change u y, u the envelope, which is row `what` of `geometry`; without x, u y.
+    Array updated(const Array* x, const Array& y, const Array& geometry, int what) {
+        const Array out = array(y.n, y.width);
         const Vector keep = Vector{} + net.sizes.keep, change = Vector{} + (x ? net.sizes.change : 1);
-        for (int j = 0; j < n; j++) {
-            const Num<D> u = harmonic(j, dims) * change;
+        for (int j = 0; j < y.n; j++) {
+            const Num<D> u = this->along_edges(geometry, what, j) * change;
             for (int f = 0; f < y.width; f += LANES) {
                 Num<D> total = at(y, j, f) * u;
                 if (x) total += at(*x, j, f) * keep;
@@ -127,11 +167,12 @@ template <int D> class Worker : public EdgeTile<D> {
     }
 
     // The derivative by y, and that by u; in place of `bar` the derivative by x.
-    Array updated_backward(const Array& y, const Array& bar, bool first) {
-        const Array y_bar = array(n, y.width);
+    Array updated_backward(const Array& y, const Array& bar, bool first, const Array& geometry,
+                           const Array& geometry_bar, int what) {
+        const Array y_bar = array(y.n, y.width);
         const Vector keep = Vector{} + net.sizes.keep, change = Vector{} + (first ? 1 : net.sizes.change);
-        for (int j = 0; j < n; j++) {
-            const Num<D> u = harmonic(j, dims) * change;
+        for (int j = 0; j < y.n; j++) {
+            const Num<D> u = this->along_edges(geometry, what, j) * change;
             Num<D> to_u = {};
             for (int f = 0; f < y.width; f += LANES) {
                 const Num<D> b = at(bar, j, f);
@@ -139,7 +180,7 @@ template <int D> class Worker : public EdgeTile<D> {
                 to_u += b * at(y, j, f) * change;
                 set_at(bar, j, f, b * keep);
             }
-            add_to_harmonic(j, dims, to_u);
+            this->add_along_edges(geometry_bar, what, j, to_u);
         }
         return y_bar;
     }
@@ -272,41 +313,43 @@ template <int D> class Worker : public EdgeTile<D> {
     void forward() {
         const int n_weights = (l_max + 1) * channels;
         saved.assign(n_layers, Saved{});
-        two_body_out = mlp(this->embedded(), net.two_body, two_body);
-        x = updated(nullptr, two_body_out);
+        Array x;
         std::vector<Array> v;
         for (int k = 0; k < n_layers; k++) {
             const Layer& sizes = layer(k);
             const Network::Part& part = net.layers[k];
             Saved& s = saved[k];
-            s.x = x;
-            s.weights = mlp(linear(x, part.env), part.env_rest, s.env_mlp);
-            s.env = environment(s.weights, 0);
-            s.v = k ? v : first_tensors(s.weights, n_weights);
+            if (k) s.reading = read(x, part);
+            for (auto array : {&Reading::x, &Reading::weights, &Reading::z})
+                if (!k) s.reading.*array = this->to_edges(row_reading.*array);
+            const Array &weights = s.reading.weights, &z = s.reading.z;
+            s.env = environment(weights, 0);
+            s.v = k ? v : first_tensors(weights, n_weights);
             s.m = contracted(sizes, s.env);
             s.products = products(sizes, s.v, s.m);
             v.clear();
             for (int o = 0, i = 0; o < sizes.n_outputs; o++)
                 if (mixed(sizes, o)) v.push_back(linear(s.products[o], part.mix[i++]));
-            const Array z = linear_part(x, part.from_x);
             linear(s.products[0], part.from_scalars, z, true), complete(z);
             s.y = mlp(z, part.rest, s.latent);
-            x = updated(&s.x, s.y);
+            x = updated(&s.reading.x, s.y, geometry, dims);
         }
         this->energies(hidden_layers(x, net.head, head));
     }
 
-    // The derivative by the embedding; that by geometry is left in geometry_bar.
-    Array backward() {
+    // The derivative by what rows yield; that by geometry is left in geometry_bar.
+    void backward() {
         const int n_weights = (l_max + 1) * channels;
-        Array bar = hidden_layers_backward(this->energies_backward(head.h.back()), net.head, head);
+        Reading bar;
+        bar.x = hidden_layers_backward(this->energies_backward(head.h.back()), net.head, head);
         std::vector<Array> v_bar;
         for (int k = n_layers - 1; k >= 0; k--) {
             const Layer& sizes = layer(k);
             const Network::Part& part = net.layers[k];
-            Saved& s = saved[k];
-            const Array z_bar = mlp_backward(updated_backward(s.y, bar, false), part.rest, s.latent);
-            linear_backward(s.x, part.from_x, z_bar, bar, true);
+            const Saved& s = saved[k];
+            const Array& weights = s.reading.weights;
+            const Array y_bar = updated_backward(s.y, bar.x, false, geometry, geometry_bar, dims);
+            bar.z = mlp_backward(y_bar, part.rest, s.latent);
             std::vector<Array> bars(sizes.n_outputs);
             for (int o = 0, i = 0; o < sizes.n_outputs; o++)
                 if (mixed(sizes, o)) {
@@ -314,17 +357,18 @@ template <int D> class Worker : public EdgeTile<D> {
                     if (o) complete(bars[o]);
                 }
             if (!bars[0].p) bars[0] = array(n, s.products[0].width, true);
-            linear_backward(s.products[0], part.from_scalars, z_bar, bars[0], true), complete(bars[0]);
+            linear_backward(s.products[0], part.from_scalars, bar.z, bars[0], true), complete(bars[0]);
             v_bar.clear();
             for (int i = 0; i < sizes.n_irreps; i++) v_bar.push_back(array(n * sizes.dims[i], channels, true));
             const Array m_bar = array(n_centers * sizes.n_rows, channels);
             products_backward(sizes, s.v, s.m, bars, v_bar, m_bar);
-            const Array w_bar = array(n, s.weights.width);
-            environment_backward(s.weights, 0, contracted_backward(sizes, m_bar), w_bar);
-            if (k == 0) first_tensors_backward(s.weights, n_weights, v_bar, w_bar);
-            linear_backward(s.x, part.env, mlp_backward(w_bar, part.env_rest, s.env_mlp), bar, true), complete(bar);
+            bar.weights = array(n, weights.width);
+            environment_backward(weights, 0, contracted_backward(sizes, m_bar), bar.weights);
+            if (k) read_backward(s.reading, part, bar);
         }
-        return mlp_backward(updated_backward(two_body_out, bar, true), net.two_body, two_body);
+        first_tensors_backward(saved[0].reading.weights, n_weights, v_bar, bar.weights);
+        for (auto array : {&Reading::x, &Reading::weights, &Reading::z})
+            this->add_to_rows(row_bar.*array, bar.*array);
     }
 };
 

@@ -27,29 +27,118 @@ template <int D> class EdgeTile : public Tile<D> {
         : Base(call, weights), frequencies(call.n_plain - 3), table(call.n_plain - 2), last(call.n_plain - 1) {}
 
   protected:
-    using Base::call, Base::l_max, Base::dims, Base::channels, Base::plain_grads;
+    using Base::call, Base::weights, Base::l_max, Base::dims, Base::channels, Base::plain_grads;
     using Base::first_center, Base::n_centers, Base::n;
     using Base::array, Base::linear, Base::linear_backward, Base::for_centers, Base::at, Base::add_at, Base::set_at;
 
-    const int frequencies, table, last;       // where they are in call.plain
-    Indices pair;                             // of elements, of each row
-    Array e, radial, geometry, geometry_bar;  // geometry: a row for each harmonic and the envelope, pairs along it
+    const int frequencies, table, last;  // where they are in call.plain
+    // Geometry: a row for each harmonic and the envelope, edges of the tile along it; of rows the envelope alone.
+    Array geometry, geometry_bar, row_geometry, row_geometry_bar, e, radial;
 
-    Num<D> harmonic(int j, int lm) const { return spread<D>(geometry.row(lm) + j, geometry.plane()); }
+    static Num<D> along_edges(const Array& x, int what, int j) { return spread<D>(x.row(what) + j, x.plane()); }
     // Training needs no derivative by geometry.
-    void add_to_harmonic(int j, int lm, Num<D> x) {
-        if constexpr (D == 1) geometry_bar.row(lm)[j] += sum(x.v[0]);
+    static void add_along_edges(const Array& x, int what, int j, Num<D> y) {
+        if constexpr (D == 1) x.row(what)[j] += sum(y.v[0]);
+    }
+    Num<D> harmonic(int j, int lm) const { return along_edges(geometry, lm, j); }
+    void add_to_harmonic(int j, int lm, Num<D> x) { add_along_edges(geometry_bar, lm, j, x); }
+
+    // ---- groups and tiles -------------------------------------------------------------------------------------------
+    //
+    // A tile is some centres of a group with all their edges. What is embedded are rows. The embedding of ij sees the
+    // distance and both elements; if these are equal, that of ji is the same, and both edges have one row if they are in
+    // one group. Which takes looking for, and copying from rows to edges: worth it where products of matrices are large.
+
+    int group_start = 0;
+    int64_t first = 0;          // edge of the group, counted in the call
+    Indices row, pair;          // of each edge of the group; of elements, of each row
+    std::vector<int64_t> edge;  // the first of each row, counted in the call
+    int tile_start = 0;         // the tile's first edge, counted in the group
+
+    int n_rows() const { return edge.size(); }
+    bool own_rows() const { return !weights.large; }  // then a group is a tile, and its edges are its rows
+
+    // Centres [start, stop); false if they have no edges.
+    bool begin_group(int start, int stop) {
+        this->release({});
+        const Geometry& g = call.geometry;
+        group_start = start, first = call.first_edge[start];
+        row.clear(), pair.clear(), edge.clear();
+        for (int c = start; c < stop; c++)
+            for (int64_t j = call.first_edge[c]; j < call.first_edge[c + 1]; j++) {
+                const int64_t twin = own_rows() ? -1 : reverse(c, j);
+                row.push_back(twin < 0 ? n_rows() : row[twin - first]);
+                if (twin >= 0) continue;
+                edge.push_back(j), pair.push_back(g.species[c] * g.n_species + g.species[g.neighbor[j]]);
+            }
+        return n_rows() > 0;
+    }
+    // Of edge j of centre c that from its other end, if it has a row already and joins atoms of the same element, else -1.
+    int64_t reverse(int c, int64_t j) const {
+        const Geometry& g = call.geometry;
+        const int64_t other = g.neighbor[j];
+        if (other < group_start || other > c || g.species[other] != g.species[c]) return -1;
+        const int64_t stop = other < c ? call.first_edge[other + 1] : j;
+        for (int64_t k = call.first_edge[other]; k < stop; k++)
+            if (g.neighbor[k] == c && opposite(g.edge_vec + 3 * j, g.edge_vec + 3 * k)) return k;
+        return -1;
     }
 
-    // ---- geometry and the embedding of pairs ------------------------------------------------------------------------
+    // Centres [start, stop) of the group, and the geometry of their edges; false if they have none.
+    bool begin_tile(int start, int stop) {
+        if (!Base::begin_tile(start, stop)) return false;
+        tile_start = call.first_edge[start] - first;
+        const Geometry& g = call.geometry;
+        geometry = array(dims + 1, in_lanes(n)), geometry_bar = array(dims + 1, in_lanes(n), true);
+        for_edges([&](int j, int, const Pairs<D>& pairs) {
+            Num<D> y[MAX_HARMONICS];
+            harmonics(g, l_max, pairs.unit, y);
+            for (int lm = 0; lm < dims; lm++) set_at(geometry, lm, j, y[lm]);
+            set_at(geometry, dims, j, along(envelope(pairs.x.v[0], g.envelope_p), pairs.x));
+        });
+        return true;
+    }
 
-    // f(first row, number of rows, their pair vectors) for LANES rows at a time.
-    template <class F> void for_pairs(F f) {
-        for (int j = 0; j < n; j += LANES) {
-            const int count = std::min(LANES, n - j);
-            f(j, count, pairs_at<D>(call.geometry, call.first_edge[first_center] + j, count, pair.data() + j));
+    static int in_lanes(int n) { return (n + LANES - 1) / LANES * LANES; }
+    // f(first, count, their pair vectors) for LANES rows at a time, or edges of the tile.
+    template <class F> void for_rows(F f) const {
+        for (int j = 0; j < n_rows(); j += LANES) {
+            const int count = std::min(LANES, n_rows() - j);
+            f(j, count, pairs_at<D>(call.geometry, count, [&](int k) { return edge[j + k]; }, &pair[j]));
         }
     }
+    template <class F> void for_edges(F f) const {
+        for (int j = 0; j < n; j += LANES) {
+            const int count = std::min(LANES, n - j);
+            int pairs[LANES];
+            for (int k = 0; k < count; k++) pairs[k] = pair[row[tile_start + j + k]];
+            f(j, count, pairs_at<D>(call.geometry, count, [&](int k) { return first + tile_start + j + k; }, pairs));
+        }
+    }
+
+    // An array by row as one by edge of the tile.
+    Array to_edges(const Array& x) {
+        if (own_rows()) return x;
+        const Array out = array(n, x.width);
+        for (int d = 0; d < D; d++)
+            for (int j = 0; j < n; j++)
+                std::memcpy(out.row(j) + d * out.plane(), x.row(row[tile_start + j]) + d * x.plane(),
+                            sizeof(real) * x.width);
+        return out;
+    }
+    // The derivative by an array by row: where those by edge are added up, zeros to begin with.
+    Array rows_bar(const Array& x) { return own_rows() ? Array{} : array(x.n, x.width, true); }
+    void add_to_rows(Array& to, const Array& bar) {
+        if (own_rows()) {
+            to = bar;
+            return;
+        }
+        for (int j = 0; j < n; j++)
+            for (int u = 0; u < bar.width; u += LANES) add_at(to, row[tile_start + j], u, at(bar, j, u));
+    }
+
+    // ---- the embedding ----------------------------------------------------------------------------------------------
+
     // One column of some rows.
     static void to_rows(const Array& to, int j, int count, int column, Num<D> x) {
         real lanes[LANES];
@@ -73,31 +162,21 @@ template <int D> class EdgeTile : public Tile<D> {
         return spline(x, real(k - g.span) / g.n_radial, real(g.span + 1) / g.n_radial);
     }
 
-    // Harmonics, the envelope, and radial functions e; what the embedding makes of e.
+    // The envelope and radial functions e of all rows, and what the embedding makes of these.
     Array embedded() {
         const Geometry& g = call.geometry;
-        pair.clear();
-        for_centers([&](int c, int start, int stop) {
-            const int64_t* neighbor = g.neighbor + call.first_edge[first_center];
-            for (int j = start; j < stop; j++)
-                pair.push_back(g.species[first_center + c] * g.n_species + g.species[neighbor[j]]);
-        });
-        const int n_lanes = (n + LANES - 1) / LANES * LANES;
-        geometry = array(dims + 1, n_lanes), geometry_bar = array(dims + 1, n_lanes, true);
-        e = array(n, (g.n_radial + BLOCK - 1) / BLOCK * BLOCK, true);
-        for_pairs([&](int j, int count, const Pairs<D>& pairs) {
-            Num<D> y[MAX_HARMONICS];
-            harmonics(g, l_max, pairs.unit, y);
-            for (int lm = 0; lm < dims; lm++) set_at(geometry, lm, j, y[lm]);
+        e = array(n_rows(), (g.n_radial + BLOCK - 1) / BLOCK * BLOCK, true);
+        row_geometry = array(1, in_lanes(n_rows())), row_geometry_bar = array(1, in_lanes(n_rows()), true);
+        for_rows([&](int j, int count, const Pairs<D>& pairs) {
             const Sloped u = envelope(pairs.x.v[0], g.envelope_p);
-            set_at(geometry, dims, j, along(u, pairs.x));
+            set_at(row_geometry, 0, j, along(u, pairs.x));
             for (int k = 0; k < g.n_radial; k++)
                 to_rows(e, j, count, k, along(radial_function(k, pairs.x.v[0], u), pairs.x));
         });
         if (call.embedding == MATRICES) return embedded_by_matrices();
         radial = linear(e, 0);
-        const Array out = array(n, radial.width);
-        for (int j = 0; j < n; j++)
+        const Array out = array(n_rows(), radial.width);
+        for (int j = 0; j < n_rows(); j++)
             for (int u = 0; u < out.width; u += LANES) {
                 const Vector entry = load(table_row(pair[j]) + u);
                 Num<D> x = at(radial, j, u);
@@ -110,31 +189,31 @@ template <int D> class EdgeTile : public Tile<D> {
 
     // To weights, and in an inference to the gradient.
     void embedded_backward(const Array& bar) {
-        if (call.embedding == MATRICES) return geometry_backward(embedded_by_matrices_backward(bar));
-        for (int j = 0; j < n; j++)
+        if (call.embedding == MATRICES) return radial_backward(embedded_by_matrices_backward(bar));
+        for (int j = 0; j < n_rows(); j++)
             for (int u = 0; u < bar.width; u += LANES) {
                 const Num<D> x = at(bar, j, u);
                 add_to_table(pair[j], u, call.embedding == TIMES ? x * at(radial, j, u) : x);
                 if (call.embedding == TIMES) set_at(bar, j, u, x * load(table_row(pair[j]) + u));
             }
-        geometry_backward(linear_backward(e, 0, bar));
+        radial_backward(linear_backward(e, 0, bar));
     }
 
     // Σ_k e_k T[pair, k]; most splines are 0 at any one distance.
     Array embedded_by_matrices() {
-        const Array out = array(n, call.plain[table].n, true);
-        for_radial([&](int j, int, Num<D> x, int row) {
-            for (int u = 0; u < out.width; u += LANES) add_at(out, j, u, x * load(table_row(row) + u));
+        const Array out = array(n_rows(), call.plain[table].n, true);
+        for_radial([&](int j, int, Num<D> x, int entry) {
+            for (int u = 0; u < out.width; u += LANES) add_at(out, j, u, x * load(table_row(entry) + u));
         });
         return out;
     }
     Array embedded_by_matrices_backward(const Array& bar) {
-        const Array e_bar = array(n, e.width, true);
-        for_radial([&](int j, int k, Num<D> x, int row) {
+        const Array e_bar = array(n_rows(), e.width, true);
+        for_radial([&](int j, int k, Num<D> x, int entry) {
             Num<D> total = {};
             for (int u = 0; u < bar.width; u += LANES) {
-                total += at(bar, j, u) * load(table_row(row) + u);
-                add_to_table(row, u, at(bar, j, u) * x);
+                total += at(bar, j, u) * load(table_row(entry) + u);
+                add_to_table(entry, u, at(bar, j, u) * x);
             }
             if (D == 1) e_bar.row(j)[k] = sum(total.v[0]);
         });
@@ -143,7 +222,7 @@ template <int D> class EdgeTile : public Tile<D> {
     // f(row, radial function, its value, row of the table) where it is not 0.
     template <class F> void for_radial(F f) {
         const int n_radial = call.geometry.n_radial;
-        for (int j = 0; j < n; j++)
+        for (int j = 0; j < n_rows(); j++)
             for (int k = 0; k < n_radial; k++)
                 if (e.row(j)[k]) f(j, k, spread<D>(e.row(j) + k, e.plane()), pair[j] * n_radial + k);
     }
@@ -156,11 +235,36 @@ template <int D> class EdgeTile : public Tile<D> {
         }
     }
 
-    void geometry_backward(const Array& e_bar) {
+    // ---- to pair vectors --------------------------------------------------------------------------------------------
+
+    // From harmonics and the envelope of the tile's edges.
+    void geometry_backward() {
+        if constexpr (D == 1) for_edges([&](int j, int count, const Pairs<D>& pairs) {
+            const Geometry& g = call.geometry;
+            Num<D> y[MAX_HARMONICS];
+            Vector y_bar[MAX_HARMONICS], unit_bar[3], along_unit = {}, bar[3];
+            harmonics(g, l_max, pairs.unit, y);
+            for (int lm = 0; lm < dims; lm++) y_bar[lm] = at(geometry_bar, lm, j).v[0];
+            harmonics_backward(g, l_max, y, y_bar, unit_bar);
+            for (int k = 0; k < 3; k++) along_unit += unit_bar[k] * pairs.unit[k].v[0];
+            const Vector x_bar = at(geometry_bar, dims, j).v[0] * envelope(pairs.x.v[0], g.envelope_p).slope;
+            const Vector r_bar = x_bar * pairs.inverse_cutoff - along_unit * pairs.inverse_r;
+            for (int k = 0; k < 3; k++) bar[k] = unit_bar[k] * pairs.inverse_r + pairs.unit[k].v[0] * r_bar;
+            for (int k = 0; k < 3; k++) {
+                real lanes[LANES];
+                store(lanes, bar[k]);
+                for (int lane = 0; lane < count; lane++)
+                    g.gradient[3 * (first + tile_start + j + lane) + k] = lanes[lane];
+            }
+        });
+    }
+
+    // From the envelope and radial functions of rows, to the first edge of each; or to the frequencies.
+    void radial_backward(const Array& e_bar) {
         const Geometry& g = call.geometry;
         const Matrix& w = call.plain[frequencies];
         if (D == 2 && !w.grad) return;
-        for_pairs([&](int j, int count, const Pairs<D>& pairs) {
+        for_rows([&](int j, int count, const Pairs<D>& pairs) {
             const Sloped u = envelope(pairs.x.v[0], g.envelope_p);
             if constexpr (D == 2) {
                 for (int k = 0; k < w.n; k++) {
@@ -168,22 +272,13 @@ template <int D> class EdgeTile : public Tile<D> {
                     plain_grads[frequencies][k] += sum((from_rows(e_bar, j, count, k) * by_frequency).v[1]);
                 }
             } else {
-                Num<D> y[MAX_HARMONICS];
-                Vector y_bar[MAX_HARMONICS], unit_bar[3], along_unit = {};
-                harmonics(g, l_max, pairs.unit, y);
-                for (int lm = 0; lm < dims; lm++) y_bar[lm] = at(geometry_bar, lm, j).v[0];
-                harmonics_backward(g, l_max, y, y_bar, unit_bar);
-                Vector x_bar = at(geometry_bar, dims, j).v[0] * u.slope;
+                Vector x_bar = at(row_geometry_bar, 0, j).v[0] * u.slope;
                 for (int k = 0; k < g.n_radial; k++)
                     x_bar += from_rows(e_bar, j, count, k).v[0] * radial_function(k, pairs.x.v[0], u).slope;
-                for (int k = 0; k < 3; k++) along_unit += unit_bar[k] * pairs.unit[k].v[0];
-                x_bar = x_bar * pairs.inverse_cutoff - along_unit * pairs.inverse_r;
-                real* gradient = g.gradient + 3 * (call.first_edge[first_center] + j);
                 for (int k = 0; k < 3; k++) {
-                    const Vector bar = unit_bar[k] * pairs.inverse_r + pairs.unit[k].v[0] * x_bar;
                     real lanes[LANES];
-                    store(lanes, bar);
-                    for (int lane = 0; lane < count; lane++) gradient[3 * lane + k] = lanes[lane];
+                    store(lanes, pairs.unit[k].v[0] * x_bar * pairs.inverse_cutoff);
+                    for (int lane = 0; lane < count; lane++) g.gradient[3 * edge[j + lane] + k] += lanes[lane];
                 }
             }
         });
@@ -271,11 +366,11 @@ template <int D> class EdgeTile : public Tile<D> {
 };
 
 // All centres. Each thread takes a run of consecutive ones with about as many edges: the same sums, in the same order,
-// every time. A Worker is an EdgeTile with a method tile(start, stop).
+// every time. A Worker is an EdgeTile with methods for groups and the tiles that they consist of.
 template <class Worker, class Network> void run(const Call& call, const Network& network) {
     const int64_t *first = call.first_edge, n_edges = first[call.n_centers];
     const Weights weights(call);
-    int n_threads = std::max<int64_t>(1, std::min<int64_t>(call.n_threads, n_edges / weights.tile_rows()));
+    int n_threads = std::max<int64_t>(1, std::min<int64_t>(call.n_threads, n_edges / weights.tile_edges()));
     // Small products take no longer than it takes to remember them.
     Tape* tape = weights.large ? call.tape : nullptr;
     if (tape && !tape->reels.empty()) n_threads = tape->reels.size();  // as in the pass that wrote them
@@ -286,12 +381,19 @@ template <class Worker, class Network> void run(const Call& call, const Network&
         return part == n_threads ? call.n_centers
                                  : std::lower_bound(first, first + call.n_centers, n_edges / n_threads * part) - first;
     };
-    const auto work = [&](int t) {
-        const int stop = cut(t + 1);
-        for (int start = cut(t), end; start < stop; start = end) {
-            for (end = start + 1; end < stop && first[end] - first[start] < weights.tile_rows();) end++;
-            workers[t].tile(start, end);
+    // f(start, end) for runs of at least that many edges, of centres in [start, stop).
+    const auto in_runs = [&](int start, int stop, int n_edges, auto f) {
+        for (int end; start < stop; start = end) {
+            for (end = start + 1; end < stop && first[end] - first[start] < n_edges;) end++;
+            f(start, end);
         }
+    };
+    const auto work = [&](int t) {
+        in_runs(cut(t), cut(t + 1), weights.group_edges(), [&](int start, int stop) {
+            workers[t].begin(start, stop);
+            in_runs(start, stop, weights.tile_edges(), [&](int from, int to) { workers[t].tile(from, to); });
+            workers[t].end();
+        });
     };
 #ifdef _OPENMP
     // PyTorch's own threads, which would otherwise wait for work, spinning, on the cores that ours need.

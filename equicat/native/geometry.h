@@ -63,13 +63,13 @@ template <int D> struct Pairs {
     Vector inverse_r, inverse_cutoff;
 };
 
-// Of `count` pairs from `first` on; unused lanes get some vector that does no harm.
-template <int D> Pairs<D> pairs_at(const Geometry& g, int64_t first, int count, const int* pair) {
+// Of `count` edges, edge(lane) and their pairs of elements; unused lanes get some vector that does no harm.
+template <int D, class F> Pairs<D> pairs_at(const Geometry& g, int count, F edge, const int* pair) {
     real lanes[3 + 3 * (D - 1)][LANES] = {}, inverse_cutoff[LANES], r[LANES];
     for (int lane = 0; lane < LANES; lane++) lanes[0][lane] = inverse_cutoff[lane] = 1;
     for (int lane = 0; lane < count; lane++) {
-        for (int k = 0; k < 3; k++) lanes[k][lane] = g.edge_vec[3 * (first + lane) + k];
-        for (int k = 0; k < 3 * (D - 1); k++) lanes[3 + k][lane] = g.tangent[3 * (first + lane) + k];
+        for (int k = 0; k < 3; k++) lanes[k][lane] = g.edge_vec[3 * edge(lane) + k];
+        for (int k = 0; k < 3 * (D - 1); k++) lanes[3 + k][lane] = g.tangent[3 * edge(lane) + k];
         inverse_cutoff[lane] = g.inverse_cutoff[pair[lane]];
     }
     Pairs<D> out;
@@ -88,6 +88,12 @@ template <int D> Pairs<D> pairs_at(const Geometry& g, int64_t first, int count, 
         out.x.v[1] = along_unit * out.inverse_cutoff;
     }
     return out;
+}
+
+// Whether one vector is minus the other, up to rounding; other images of an atom are further away than that.
+inline bool opposite(const real* a, const real* b) {
+    constexpr real tolerance = 1000 * std::numeric_limits<real>::epsilon();  // Å
+    return std::abs(a[0] + b[0]) < tolerance && std::abs(a[1] + b[1]) < tolerance && std::abs(a[2] + b[2]) < tolerance;
 }
 
 template <int D> void harmonics(const Geometry& g, int l_max, const Num<D>* unit, Num<D>* y) {

@@ -51,20 +51,44 @@ template <int D> class Worker : public EdgeTile<D> {
 
     const Network& net;
     const int n_layers;
-    Array w0;
-    std::vector<Array> sums, sums_bar, envs, env_weights, env_weights_bar, scalars, hidden, matrices, matrices_bar;
+    Array row_w0, row_w0_bar, w0;                // row_: of the group, by row
+    std::vector<Array> row_sums, row_sums_bar, sums, sums_bar, envs, env_weights, env_weights_bar, scalars, hidden,
+        matrices, matrices_bar;
     std::vector<std::vector<Array>> chains;
     std::vector<Hidden> rest;
     Hidden two_body, head;
+    typename Base::Mark group;  // memory that begins with tiles
 
   public:
     Worker(const Call& call, const Weights& weights, const Network& net)
         : Base(call, weights), net(net), n_layers(net.sizes.n_layers) {}
 
+    void begin(int start, int stop) {
+        if (!this->begin_group(start, stop)) return;
+        const Network::Layer& embedding = net.layers[0];
+        hidden.assign(n_layers + 1, Array{}), row_sums.clear(), row_sums_bar.clear();
+        hidden[0] = hidden_layers(this->embedded(), net.two_body, two_body);
+        row_w0 = linear(hidden[0], embedding.env), row_w0_bar = this->rows_bar(row_w0);
+        for (int share : embedding.shares) {
+            row_sums.push_back(linear_part(hidden[0], share));
+            row_sums_bar.push_back(this->rows_bar(row_sums.back()));
+        }
+        group = this->mark();
+    }
+
     void tile(int start, int stop) {
+        this->release(group);
         if (!this->begin_tile(start, stop)) return;
         forward();
-        this->embedded_backward(backward());
+        backward();
+        this->geometry_backward();
+    }
+
+    void end() {
+        if (!this->n_rows()) return;
+        if (!this->own_rows()) this->release(group);
+        const Array bar = hidden_bar(0, row_sums_bar, row_w0_bar);
+        this->embedded_backward(hidden_layers_backward(bar, net.two_body, two_body));
     }
 
   private:
@@ -190,11 +214,10 @@ template <int D> class Worker : public EdgeTile<D> {
 
     void forward() {
         const int K = n_layers;
-        for (auto* list : {&sums, &envs, &env_weights, &scalars, &hidden, &matrices}) list->assign(K + 1, Array{});
+        for (auto* list : {&sums, &envs, &env_weights, &scalars, &matrices}) list->assign(K + 1, Array{});
         chains.assign(K, {}), rest.assign(K, {});
-        hidden[0] = hidden_layers(this->embedded(), net.two_body, two_body);
-        w0 = linear(hidden[0], net.layers[0].env);
-        for (int r = 0; r <= K; r++) sums[r] = linear_part(hidden[0], net.layers[0].shares[r]);
+        w0 = this->to_edges(row_w0);
+        for (int r = 0; r <= K; r++) sums[r] = this->to_edges(row_sums[r]);
         for (int k = 0; k < K; k++) {
             const Network::Layer& layer = net.layers[k + 1];
             envs[k] = k ? environment(env_weights[k], 0) : environment(w0, (l_max + 1) * channels);
@@ -210,8 +233,8 @@ template <int D> class Worker : public EdgeTile<D> {
         this->energies(hidden_layers(net.sizes.features_silu ? activated(sums[K]) : sums[K], net.head, head));
     }
 
-    // The derivative by the embedding; that by geometry is left in geometry_bar.
-    Array backward() {
+    // The derivative by what rows yield; that by geometry is left in geometry_bar.
+    void backward() {
         const int K = n_layers, n_weights = (l_max + 1) * channels;
         for (auto* list : {&sums_bar, &env_weights_bar, &matrices_bar}) list->assign(K + 1, Array{});
         const Array w0_bar = env_weights_bar[0] = array(n, w0.width, true);
@@ -220,7 +243,7 @@ template <int D> class Worker : public EdgeTile<D> {
         if (net.sizes.features_silu) activated_backward(sums[K], sums_bar[K]);
         for (int k = K - 1; k >= 0; k--) {
             const Network::Layer& layer = net.layers[k + 1];
-            sums_bar[k] = hidden_layers_backward(hidden_bar(k + 1), layer.rest, rest[k]);
+            sums_bar[k] = hidden_layers_backward(hidden_bar(k + 1, sums_bar, env_weights_bar[k + 1]), layer.rest, rest[k]);
             activated_backward(sums[k], sums_bar[k]);
             const Array s_bar = linear_backward(scalars[k], layer.first, sums_bar[k]);
             chain_backward(k, read_out_backward(chains[k][0], s_bar, w0_bar));
@@ -232,15 +255,16 @@ template <int D> class Worker : public EdgeTile<D> {
                 environment_backward(env_weights[k], 0, env_bar, env_weights_bar[k]);
             }
         }
-        return hidden_layers_backward(hidden_bar(0), net.two_body, two_body);
+        this->add_to_rows(row_w0_bar, w0_bar);
+        for (int r = 0; r <= K; r++) this->add_to_rows(row_sums_bar[r], sums_bar[r]);
     }
 
     // The derivative by the last hidden features of layer k, from all that reads them.
-    Array hidden_bar(int k) {
+    Array hidden_bar(int k, const std::vector<Array>& sums_bar, const Array& env_bar) {
         const Array bar = linear_backward_part(hidden[k], net.layers[k].shares[0], sums_bar[k]);
         for (size_t r = 1; r < net.layers[k].shares.size(); r++)
             linear_backward(hidden[k], net.layers[k].shares[r], sums_bar[k + r], bar, true);
-        if (k < n_layers) linear_backward(hidden[k], net.layers[k].env, env_weights_bar[k], bar, true);
+        if (k < n_layers) linear_backward(hidden[k], net.layers[k].env, env_bar, bar, true);
         complete(bar);
         return bar;
     }

@@ -53,8 +53,9 @@ struct Weights {
         }
         large = size >= (1 << 19);
     }
-    // That a tile should have, at least.
-    int tile_rows() const { return large ? 192 : 48; }
+    // Edges that a tile should have, at least, and those of the tiles that share their embedding.
+    int tile_edges() const { return large ? 192 : 48; }
+    int group_edges() const { return large ? 4096 : tile_edges(); }
 };
 
 using Indices = std::vector<int>;  // of matrices, of rows
@@ -132,9 +133,15 @@ template <int D> class Tile {
 
     // ---- memory ---------------------------------------------------------------------------------------------------
 
+    // What is taken from here on lasts until `release`.
+    struct Mark {
+        size_t block = 0, used = 0;
+    };
+    Mark mark() const { return taken; }
+    void release(Mark to) { taken = to; }
+
     // Centres [start, stop); false if they have no edges.
     bool begin_tile(int start, int stop) {
-        block_at = used = 0;
         first_center = start, n_centers = stop - start;
         begin.clear();
         for (int c = start; c <= stop; c++) begin.push_back(call.first_edge[c] - call.first_edge[start]);
@@ -147,12 +154,12 @@ template <int D> class Tile {
         const int step = leading(width);
         const size_t size = size_t(D) * rows * step;
         while (true) {
-            if (block_at == blocks.size()) blocks.emplace_back(std::max(size, size_t(1) << 18));
-            if (used + size <= blocks[block_at].size()) break;
-            block_at++, used = 0;
+            if (taken.block == blocks.size()) blocks.emplace_back(std::max(size, size_t(1) << 18));
+            if (taken.used + size <= blocks[taken.block].size()) break;
+            taken.block++, taken.used = 0;
         }
-        real* p = blocks[block_at].data() + used;
-        used += size;
+        real* p = blocks[taken.block].data() + taken.used;
+        taken.used += size;
         if (zero) std::fill(p, p + size, real(0));
         return {p, rows, width, step};
     }
@@ -258,6 +265,6 @@ template <int D> class Tile {
 
   private:
     std::vector<std::vector<real>> blocks;  // memory, used again by every tile
-    size_t block_at = 0, used = 0;
+    Mark taken;
     Tape::Reel* reel = nullptr;
 };
