@@ -272,9 +272,13 @@ template <int D> class Worker : public EdgeTile<D> {
 
 }  // namespace
 
+// Compiled as two objects, side by side: of all the code each has one instance.
+#if PASS == 1
 extern "C" void energies_and_gradient(const Call* call) {
     run<Worker<1>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
 }
+#else
 extern "C" void weight_gradients(const Call* call) {
     run<Worker<2>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
 }
+#endif
