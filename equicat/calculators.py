@@ -23,6 +23,7 @@ class Calculator(AseCalculator):
     Args:
         run: run directory.
         device: where to compute.
+        cuda_graphs: record inferences of small systems (:mod:`equicat.graphs`) on a GPU with Triton; never run on one.
 
     Raises:
         InputError: if the run has no weights or predicts no forces; when computing, for an element that the model does
@@ -37,9 +38,10 @@ class Calculator(AseCalculator):
         "stress",
     ]
 
-    def __init__(self, run: str | Path, device: str = "cpu", **kwargs: Any):
+    def __init__(self, run: str | Path, device: str = "cpu", cuda_graphs: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.potential = runs.load_potential(run, device)
+        self.potential.cuda_graphs = cuda_graphs
         self.energy_reference = self.potential.info.energy_reference
 
     def calculate(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equicat.batch import Batch
 from equicat.errors import InputError
+from equicat.graphs import MAX_EDGES, Graphs
 from equicat.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
 from equicat.models.centers import consecutive
 from equicat.models.features import Features
@@ -204,6 +205,10 @@ class Potential(AtomisticModel):
     factors: Tensor | None
     recompute = False
     """Whether training, too, works on a few centres at a time, and computes them twice: less memory, more time."""
+    cuda_graphs = False
+    """Whether inferences of small systems are recorded as CUDA graphs, where Triton kernels are used (never run)."""
+    graphs: tuple[tuple[int, ...], Graphs] | None = None
+    """Those of weights at these addresses."""
 
     def __init__(
         self,
@@ -256,6 +261,8 @@ class Potential(AtomisticModel):
             edge_vec = batch.edge_vec(piece.edges).detach()
             if training and self.recompute and not self.kernel(edge_vec):
                 energy, gradient = _Recomputed.apply(self.energies_and_gradient, edge_vec, piece, *parameters)
+            elif not training and self.cuda_graphs and 0 < len(edge_vec) <= MAX_EDGES:
+                energy, gradient = self.by_graph(edge_vec, piece)
             else:
                 energy, gradient = self.energies_and_gradient(edge_vec, piece, create_graph=training)
             center, neighbor = batch.edge_index[:, piece.edges]
@@ -310,6 +317,21 @@ class Potential(AtomisticModel):
             energy = self.atom_energies(edge_vec, piece.edge_index, piece.species)[piece.own]
             (gradient,) = torch.autograd.grad(energy.sum(), edge_vec, create_graph=create_graph)
         return (energy if create_graph else energy.detach()), gradient
+
+    def by_graph(
+        self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece
+    ) -> tuple[Float[Tensor, "n_own"], Float[Tensor, "n_edges 3"]]:
+        """What :meth:`energies_and_gradient` computes without a graph of its own, from a CUDA graph."""
+
+        def function(edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+            whole = _Piece(slice(None), slice(None), edge_index, species)
+            return self.energies_and_gradient(edge_vec, whole, create_graph=False)
+
+        addresses = tuple(p.data_ptr() for p in self.parameters())
+        if self.graphs is None or self.graphs[0] != addresses:
+            self.graphs = addresses, Graphs(function, far=2 * self.cutoff)
+        energy, gradient = self.graphs[1](edge_vec, piece.edge_index, piece.species)
+        return energy[piece.own], gradient
 
     def repulsion_and_gradient(
         self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece

@@ -103,10 +103,11 @@ def test_contestants_that_differ_are_not_compared(tmp_path):
     _compare({"a": tmp_path / "a.npz", "b": tmp_path / "b.npz"}, {"b": 4 * AGREEMENT})
 
 
-def test_a_gpu_has_a_contestant_of_its_own():
+def test_a_gpu_has_contestants_of_its_own():
     ours = contestants("cuda", peer=False)
-    assert contestants("cpu", peer=False) == [way for way in ours if not way.tf32]
+    assert contestants("cpu", peer=False) == [way for way in ours if not (way.tf32 or way.cuda_graphs)]
     assert [way.name for way in ours if way.tf32] == ["equicat, TF32"]
+    assert [way.name for way in ours if way.cuda_graphs] == ["equicat, CUDA graph"]
 
 
 def test_a_device_that_is_not_there(tiny):

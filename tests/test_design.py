@@ -36,7 +36,7 @@ LAYERS = """
     models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.nequip_allegro
     models.nequip_allegro_plain models.kernels models.allegro_native
     models.nequip_allegro_native models.zbl models.networks
-    peers peers.nequip_allegro peers.worker peers.bench_nequip_allegro peers.bench_fairchem
+    graphs peers peers.nequip_allegro peers.worker peers.bench_nequip_allegro peers.bench_fairchem
     heads potential direct statistics metrics config tasks sampler loader runs
     optimizers training train evaluate predict calculators
     testing.structures testing.layers testing.potentials testing

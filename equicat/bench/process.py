@@ -31,6 +31,8 @@ class Contestant:
     """Of ours: kernels are used, otherwise PyTorch's operators."""
     tf32: bool = False
     """Of ours: matrix products of the rounded numbers that tensor cores take."""
+    cuda_graphs: bool = False
+    """Of ours: small inferences are recorded."""
     command: tuple[str, ...] = ()
     """What to run instead, of a benchmark with its own two sides."""
 

@@ -69,6 +69,7 @@ def contestants(device: str, peer: bool, modes: Sequence[str] = MODES) -> list[C
     ]
     if device != "cpu":
         ours.append(Contestant("equicat, TF32", ours=True, tf32=True))
+        ours.append(Contestant("equicat, CUDA graph", ours=True, cuda_graphs=True))
     if not peer:
         return ours
     theirs = [
@@ -236,7 +237,7 @@ class Requests:
             return common | options | {"hyperparameters": hyperparameters(self.size, self.elements)}
         elements = [atomic_numbers[s] for s in self.elements]
         model = {"arrays": None if self.arrays is None else str(self.arrays), "config": our_config(self.size)}
-        options = {name: getattr(contestant, name) for name in ("recompute", "tf32")}
+        options = {name: getattr(contestant, name) for name in ("recompute", "tf32", "cuda_graphs")}
         return common | model | {"elements": elements} | options
 
     def export(self) -> None:

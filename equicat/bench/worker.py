@@ -29,6 +29,7 @@ class Ours:
             model = Potential(NequipAllegroConfig(**request["config"]), tuple(request["elements"]), ())
         self.model = model.to(request["device"])
         self.model.recompute = request.get("recompute", False)
+        self.model.cuda_graphs = request.get("cuda_graphs", False)
         torch.set_float32_matmul_precision("high" if request.get("tf32") else "highest")
         self.trainable = [p for name, p in self.model.named_parameters() if not name.endswith("frequencies")]
         self.setup_s = {"model": worker.seconds_since(start)}
