@@ -58,7 +58,9 @@ def recorded(monkeypatch) -> list[tuple[int, int]]:
 def potential(config) -> Potential:
     torch.manual_seed(0)
     terms = EnergyTerms(factors=(0.5, 1.0, 2.0), repulsion=Repulsion(6, (4.0,)))
-    model = Potential(dataclasses.replace(config, l_max=1, n_layers=1, cutoff=3.5), ELEMENTS, (5,), scale=1.7, terms=terms)
+    model = Potential(
+        dataclasses.replace(config, l_max=1, n_layers=1, cutoff=3.5), ELEMENTS, (5,), scale=1.7, terms=terms
+    )
     model.model.triton = True
     return model.double().to(DEVICE).eval().requires_grad_(False)
 
