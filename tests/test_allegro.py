@@ -144,18 +144,19 @@ def test_each_layer_rotates_and_reflects(first, l_max):
     x = torch.randn(n_atoms * n_max, SMALL.n_features, dtype=torch.float64)
     envelope = torch.rand(len(x), 1, dtype=torch.float64)
 
+    def slots(features):
+        return features.view(n_atoms, n_max, *features.shape[1:])
+
     def by_irrep(features, irreps):
-        return list(features.view(n_atoms, n_max, *features.shape[1:]).split([2 * d + 1 for d, _ in irreps], dim=2))
+        return list(slots(features).split([2 * d + 1 for d, _ in irreps], dim=2))
 
     def tensors(sh, v):
-        sh = [y[..., 0] for y in by_irrep(sh, harmonics(l_max))]
         v = [] if first else by_irrep(v, entering)
-        return torch.cat(layer(x, v, sh, envelope, piece)[1], dim=2).flatten(0, 1)
+        return torch.cat(layer(x, v, slots(sh)[..., 0], envelope, piece)[1], dim=2).flatten(0, 1)
 
     def scalars(sh, v):
-        sh = [y[..., 0] for y in by_irrep(sh, harmonics(l_max))]
         v = [] if first else by_irrep(v, entering)
-        return layer(x, v, sh, envelope, piece)[0][:, :, None].transpose(1, 2)
+        return layer(x, v, slots(sh)[..., 0], envelope, piece)[0][:, :, None].transpose(1, 2)
 
     inputs = [name(harmonics(l_max)), name(entering)]
     options = {"n": n_atoms * n_max, "channels": SMALL.tensor_channels}

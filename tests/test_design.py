@@ -31,6 +31,7 @@ LAYERS = """
     oc20 oc20.pickles oc20.raw oc20.lmdb oc20.files oc20.mapping
     shards store subsets splits neighbors packing datasets describe batch
     native models models.wigner models.irreps models.spherical models.centers models.triton_kernels models.segments
+    models.triton_tensor_product models.tensor_product
     models.contract models.layers models.features
     models.allegro models.allegro_plain models.extras models.memory models.bessel models.angles
     models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.nequip_allegro

@@ -139,7 +139,7 @@ def test_no_more_graphs_than_memory_should_hold(monkeypatch, recorded):
     assert len(recorded) == 4
 
 
-@pytest.mark.parametrize("config", [SMALL_NEQUIP], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
 def test_nothing_waits_for_the_gpu(monkeypatch, recorded, config):
     model = potential(config)
     model.cuda_graphs = True

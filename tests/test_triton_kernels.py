@@ -10,19 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from ase import Atoms
-from conftest import SMALL_NEQUIP
+from conftest import SMALL, SMALL_NEQUIP
 
 from equicat import native
 from equicat.batch import Batch
 from equicat.models import centers, segments
+from equicat.models.allegro import Allegro
 from equicat.models.centers import Chunk
+from equicat.models.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, harmonics
 from equicat.models.nequip_allegro import NequipAllegro
 from equicat.models.segments import Segments
+from equicat.models.tensor_product import tensor_product, tensor_product_plain
 from equicat.potential import Potential
 from equicat.structure import Structure
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
-from equicat.models import triton_kernels
+from equicat.models import triton_kernels, triton_tensor_product
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COUNTS = (0, 5, 0, 1, 3, 0)
@@ -34,6 +37,8 @@ ELEMENTS = (1, 8, 29)
 def few_edges_a_tile(monkeypatch):
     """So that short segments have several tiles, the last one not full."""
     monkeypatch.setattr(triton_kernels, "TILE", 16)
+    monkeypatch.setattr(triton_tensor_product, "LANES", 16)
+    monkeypatch.setattr(triton_tensor_product, "EDGES", 1)
 
 
 def layout(counts: tuple[int, ...] = COUNTS) -> Segments:
@@ -89,6 +94,61 @@ def test_gradients_that_are_one_number_repeated():
         torch.testing.assert_close(a, b)
 
 
+def products(
+    l_max: int, outputs: list[Irrep], channels: int, dtype: torch.dtype = torch.float64
+) -> tuple[Contraction, list[torch.Tensor]]:
+    """Tensor products of harmonics and a pseudovector with harmonics, and arguments: V by irrep, and M."""
+    torch.manual_seed(0)
+    entering = [*harmonics(l_max), *([(1, 1)] if l_max else [])]
+    contraction = Contraction.build(entering, {out: Paths.build(entering, l_max, out) for out in outputs})
+    shapes = [*((sum(COUNTS), d) for d in contraction.dims), (len(COUNTS), len(contraction.coefficients))]
+    inputs = [torch.randn(*shape, channels, dtype=dtype, device=DEVICE, requires_grad=True) for shape in shapes]
+    return contraction.to(inputs[0]), inputs
+
+
+@pytest.mark.parametrize(
+    ("l_max", "outputs", "channels"),
+    [
+        (0, [SCALAR], 1),
+        (1, [SCALAR, VECTOR, (1, 1)], 3),
+        (2, [SCALAR, VECTOR, (2, -1)], 3),
+        (3, [(3, -1)], 5),
+    ],
+)
+def test_tensor_products_agree_with_the_plain_version_in_value_and_derivatives(l_max, outputs, channels):
+    contraction, inputs = products(l_max, outputs, channels)
+    found, expected = (
+        value_and_derivatives(
+            lambda *x, f=f: torch.cat(f(x[:-2], x[-2], contraction, x[-1]), dim=1),  # the last is the layout
+            inputs,
+        )
+        for f in (tensor_product, tensor_product_plain)
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_third_derivatives_of_tensor_products():
+    contraction, (*v, m) = products(1, [SCALAR, VECTOR], 2)
+    results = []
+    for function in (tensor_product, tensor_product_plain):
+        value = sum(b.sin().sum() for b in function([x.detach() for x in v[:-1]] + v[-1:], m, contraction, layout()))
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(value, v[-1], create_graph=True)
+            value = gradient.cos().sum()
+        results.append(gradient)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_tensor_products_in_single_precision_stay_single():
+    contraction, (*v, m) = products(2, [SCALAR, VECTOR], 3, torch.float32)
+    arguments = (v, m, contraction, layout())
+    for found, expected in zip(tensor_product(*arguments), tensor_product_plain(*arguments), strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("max_edges", [1, 4, 6, 8])
 def test_cut_between_centers(max_edges):
     center = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
@@ -122,16 +182,22 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"tensor_channels": 3}, {"n_layers": 3, "l_max": 1, "coupling": "path", "radial": "spline"}],
-    ids=["small", "deep, shared weights, spline"],
+    ("small", "changes"),
+    [
+        (SMALL_NEQUIP, {"tensor_channels": 3}),
+        (SMALL_NEQUIP, {"n_layers": 3, "l_max": 1, "coupling": "path", "radial": "spline"}),
+        (SMALL, {"tensor_channels": 3}),
+        (SMALL, {"n_layers": 3, "l_max": 1, "env_embed_mlp": (6,)}),
+        (SMALL, {"n_layers": 1, "l_max": 3, "parity": "restricted"}),
+    ],
+    ids=["nequip-allegro", "deep, shared weights, spline", "published", "published, deep", "published, scalars alone"],
 )
-def test_a_potential_trains_on_the_same_numbers(changes, monkeypatch):
+def test_a_potential_trains_on_the_same_numbers(small, changes, monkeypatch):
     monkeypatch.setattr(native, "load", lambda name, dtype: None)
     results = []
     for triton in (False, True):
         torch.manual_seed(0)
-        model = Potential(dataclasses.replace(SMALL_NEQUIP, **changes), ELEMENTS, (5,)).double().to(DEVICE).train()
+        model = Potential(dataclasses.replace(small, **changes), ELEMENTS, (5,)).double().to(DEVICE).train()
         model.model.triton = triton
         found = model(batch())
         (found.energy.square().sum() + found.forces.square().sum()).backward()
@@ -141,15 +207,16 @@ def test_a_potential_trains_on_the_same_numbers(changes, monkeypatch):
         torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
 
 
-def test_vectors_and_several_pieces(monkeypatch):
+@pytest.mark.parametrize(("network", "small"), [(NequipAllegro, SMALL_NEQUIP), (Allegro, SMALL)])
+def test_vectors_and_several_pieces(network, small, monkeypatch):
     torch.manual_seed(0)
-    model = NequipAllegro(dataclasses.replace(SMALL_NEQUIP, l_max=1), 3, vectors=True).double().to(DEVICE)
+    model = network(dataclasses.replace(small, l_max=1), 3, vectors=True).double().to(DEVICE)
     system = batch()
     species = torch.searchsorted(torch.tensor(ELEMENTS, device=DEVICE), system.numbers)
     expected = model(system.edge_vec(), system.edge_index, species)
     model.triton = True
     monkeypatch.setitem(centers.FLOATS_PER_CHUNK, "cuda", 5 * model.floats_per_edge)
-    pieces, position = model.layouts(system.edge_index[0], len(species))
+    pieces, position = segments.layouts(system.edge_index[0], len(species), model.floats_per_edge, triton=True)
     assert len(pieces) == 4
     assert position is None
     found = model(system.edge_vec(), system.edge_index, species)
@@ -173,12 +240,10 @@ def test_used_on_gpus_where_triton_can_compile_them(monkeypatch):
 
 
 def test_not_used_by_themselves_on_a_cpu_nor_without_edges():
-    model = NequipAllegro(SMALL_NEQUIP, 3)
     center = torch.zeros(2, dtype=torch.long)
-    assert isinstance(model.layouts(center, 1)[0][0], Chunk)
-    model.triton = True
-    assert isinstance(model.layouts(center, 1)[0][0], Segments)
-    assert isinstance(model.layouts(center[:0], 1)[0][0], Chunk)
+    assert isinstance(segments.layouts(center, 1, 1, triton=None)[0][0], Chunk)
+    assert isinstance(segments.layouts(center, 1, 1, triton=True)[0][0], Segments)
+    assert isinstance(segments.layouts(center[:0], 1, 1, triton=True)[0][0], Chunk)
 
 
 # ---- compiled ------------------------------------------------------------------------------------------------------
@@ -196,6 +261,7 @@ def test_they_compile_for_a_gpu(tmp_path, l_max, channels):
     found = [json.loads(line) for line in done.stdout.splitlines()]
     single, double = found[: len(found) // 2], found[len(found) // 2 :]
     for kernels in (single, double):
-        assert [f["kernel"] for f in kernels] == ["_environment", "_read_out", "_gradient", "_gradient", "_change"]
+        names = ["_environment", "_read_out", "_gradient", "_gradient", "_change", *["_derivative"] * 3]
+        assert [f["kernel"] for f in kernels] == names
         assert all(f["bytes"] > 1000 for f in kernels)
     assert all(f.get("spilled", 0) == f.get("stack", 0) == 0 for f in single)

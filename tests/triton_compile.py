@@ -21,6 +21,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from equicat.models import triton_kernels as kernels
+from equicat.models import triton_tensor_product
+from equicat.models.irreps import SCALAR, Contraction, Paths, layer_irreps
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -54,6 +56,13 @@ def call_all(l_max: int, channels: int, dtype: torch.dtype) -> None:
     kernels.gradient(None, w, y, g, first)
     kernels.gradient(a, w, y, g, first)
     kernels.change((a, w, y, g), (w.contiguous(), y.contiguous(), g), first)
+    _, entering, leaving = layer_irreps(l_max, 3, "full")
+    outputs = {out: Paths.build(entering, l_max, out) for out in dict.fromkeys([SCALAR, *leaving])}
+    contraction = Contraction.build(entering, outputs)
+    v, b = ([a.new_zeros(n_edges, n, channels) for n in sizes] for sizes in (contraction.dims, contraction.widths))
+    m = [a.new_zeros(2, len(contraction.coefficients), channels)]
+    for by, arguments in enumerate([((), m, b), (v, (), b), (v, m, ())]):
+        triton_tensor_product.derivative(by, arguments, contraction, first)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -6,8 +6,9 @@ pair, so after any number of layers E_ij depends on atoms within one cutoff of i
 
 Edges are sorted by centre. That makes the environment sum a batched matrix product, and it lets the environment meet
 the coupling coefficients once per *atom*: each edge then only multiplies the small matrix of its centre, instead of
-repeating the tensor product. :mod:`equicat.models.allegro_plain` is the same function as the paper writes it, path by
-path and edge by edge; the tests hold the two together.
+repeating the tensor product. Where GPU kernels are used, edges stay as they lie and the same is done without padding
+(:mod:`equicat.models.tensor_product`). :mod:`equicat.models.allegro_plain` is the same function as the paper writes it,
+path by path and edge by edge; the tests hold them together.
 """
 
 import math
@@ -20,12 +21,25 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat.errors import InputError
-from equicat.models.centers import Chunk, chunks, join
+from equicat.models import segments
+from equicat.models.centers import Chunk, join
 from equicat.models.contract import contract_and_mix
 from equicat.models.features import Features
-from equicat.models.irreps import SCALAR, VECTOR, Irrep, Parity, Paths, couples, harmonics, layer_irreps
+from equicat.models.irreps import (
+    SCALAR,
+    VECTOR,
+    Contraction,
+    Irrep,
+    Parity,
+    Paths,
+    couples,
+    harmonics,
+    layer_irreps,
+)
 from equicat.models.layers import MLP, BesselBasis, linear_weight, polynomial_envelope, silu
+from equicat.models.segments import Segments
 from equicat.models.spherical import spherical_harmonics
+from equicat.models.tensor_product import tensor_product
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ class AllegroLayer(nn.Module):
         config: hyperparameters.
         irreps_in: of the tensor features V^{L-1}.
         irreps_out: of V^L; empty in a last layer of which only scalars are used.
-        first: V⁰ is then weights times harmonics and is never written out.
+        first: V⁰ is then weights times harmonics and, in the padded layout, never written out.
     """
 
     def __init__(self, config: AllegroConfig, irreps_in: list[Irrep], irreps_out: list[Irrep], first: bool):
@@ -132,6 +146,7 @@ class AllegroLayer(nn.Module):
         self.latent_mlp = MLP([features + len(self.paths[SCALAR].pairs) * channels, *config.latent_mlp])
         n_paths = [len(self.paths[ir].pairs) for ir in irreps_out]
         self.mix = nn.ParameterList(linear_weight(n * channels, channels) for n in n_paths)
+        self._exact_contraction = Contraction.build(irreps_in, self.paths)
         self._apply(lambda tensor: tensor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AllegroLayer":
@@ -139,36 +154,78 @@ class AllegroLayer(nn.Module):
         super()._apply(fn, recurse)
         like = next(self.parameters())  # a change of device alone keeps the dtype
         self.coefficients = [paths.coefficients.to(like) for paths in self.paths.values()]
+        self.contraction = self._exact_contraction.to(like)
         return self
 
     def forward(
         self,
         x: Float[Tensor, "n_edges n_features"],
         v: list[Tensor],
-        sh: list[Tensor],
+        sh: Float[Tensor, "*slots dim_env"],
         envelope: Float[Tensor, "n_edges 1"],
-        chunk: Chunk,
+        layout: Segments | Chunk,
     ) -> tuple[Float[Tensor, "n_edges n_features"], list[Tensor]]:
         """Scalar and tensor features after the layer.
 
         Args:
-            x: scalar features of the chunk's edges.
-            v: tensor features by irrep, each [n_atoms, n_max, 2l+1, channels]; empty before the first layer.
-            sh: spherical harmonics by degree, each [n_atoms, n_max, 2l+1].
+            x: scalar features of the edges.
+            v: tensor features by irrep, each [*slots, 2l+1, channels]; empty before the first layer.
+            sh: spherical harmonics.
             envelope: u(r_ij).
-            chunk: centres and their edges.
+            layout: centres and their edges; slots are edges as they lie, or [n_atoms, n_max].
         """
-        weights = chunk.pad(self.env_embed(x)).chunk((self.l_max + 1) * (2 if self.first else 1), dim=2)
-        env = self.environment(weights[: self.l_max + 1], sh)
-        if self.irreps_out:
-            scalars, v = self.tensor_products(v, weights[self.l_max + 1 :], sh, torch.cat(env, dim=1))
+        weights = layout.pad(self.env_embed(x))
+        if isinstance(layout, Segments):
+            scalars, v = self.products_by_edge(v, weights, sh, layout)
         else:
-            scalars, v = self.scalar_products(v, weights[self.l_max + 1 :], sh, env), []
+            scalars, v = self.products_by_center(v, weights, sh)
         # Eqs. 11 and 12, then the residual update with coefficients of unit norm (α = 1/2, supplement).
-        update = self.latent_mlp(torch.cat([x, chunk.unpad(scalars)], dim=1)) * (envelope / math.sqrt(5))
+        update = self.latent_mlp(torch.cat([x, layout.unpad(scalars)], dim=1)) * (envelope / math.sqrt(5))
         return torch.add(update, x, alpha=2 / math.sqrt(5)), v
 
-    def environment(self, weights: Sequence[Tensor], sh: list[Tensor]) -> list[Tensor]:
+    def products_by_edge(
+        self,
+        v: list[Tensor],
+        weights: Float[Tensor, "n_edges n_weights"],
+        sh: Float[Tensor, "n_edges dim_env"],
+        layout: Segments,
+    ) -> tuple[Float[Tensor, "n_edges n_scalars"], list[Tensor]]:
+        """Environment and tensor products of edges as they lie: scalars of all paths, and new tensor features by irrep.
+
+        All paths are a kernel's, V⁰ among what it reads; eq. 10's linear map is a matrix product.
+        """
+        env_weights, *rest = weights.chunk(2 if self.first else 1, dim=1)
+        env = segments.environment(env_weights, sh, layout) / math.sqrt(self.avg_num_neighbors)
+        if self.first:
+            w0, by_degree = rest[0].chunk(self.l_max + 1, dim=1), self.by_degree(sh)
+            v = [w[:, None] * y[:, :, None] for w, y in zip(w0, by_degree, strict=True)]
+        found = tensor_product(v, self.contraction.coefficients @ env, self.contraction, layout)
+        products = dict(zip(self.paths, found, strict=True))
+        mixed = [
+            products[ir].flatten(1).unflatten(1, (2 * ir[0] + 1, -1)) @ mix
+            for ir, mix in zip(self.irreps_out, self.mix, strict=True)
+        ]
+        return products[SCALAR].flatten(1), mixed
+
+    def products_by_center(
+        self,
+        v: list[Tensor],
+        weights: Float[Tensor, "n_atoms n_max n_weights"],
+        sh: Float[Tensor, "n_atoms n_max dim_env"],
+    ) -> tuple[Float[Tensor, "n_atoms n_max n_scalars"], list[Tensor]]:
+        """The same in the padded layout."""
+        every, by_degree = weights.chunk((self.l_max + 1) * (2 if self.first else 1), dim=2), self.by_degree(sh)
+        env_weights, w0 = every[: self.l_max + 1], every[self.l_max + 1 :]
+        env = self.environment(env_weights, by_degree)
+        if self.irreps_out:
+            return self.tensor_products(v, w0, sh, torch.cat(env, dim=1))
+        return self.scalar_products(v, w0, by_degree, env), []
+
+    def by_degree(self, sh: Float[Tensor, "*slots dim_env"]) -> tuple[Tensor, ...]:
+        """Spherical harmonics, cut along the last axis."""
+        return sh.split([2 * degree + 1 for degree in range(self.l_max + 1)], dim=-1)
+
+    def environment(self, weights: Sequence[Tensor], sh: Sequence[Tensor]) -> list[Tensor]:
         """Σ_k w^ik_l Y_l(r_ik) / sqrt(avg_num_neighbors), the bracket of eq. 9: [n_atoms, 2l+1, channels] by degree.
 
         Y_00 is 1, and unused slots have no weight: the first is a plain sum.
@@ -178,7 +235,7 @@ class AllegroLayer(nn.Module):
         return [weights[0].sum(1, keepdim=True) * norm, *products]
 
     def scalar_products(
-        self, v: list[Tensor], w0: Sequence[Tensor], sh: list[Tensor], env: list[Tensor]
+        self, v: list[Tensor], w0: Sequence[Tensor], sh: Sequence[Tensor], env: list[Tensor]
     ) -> Float[Tensor, "n_atoms n_max n_scalars"]:
         """The paths (l) ⊗ (l) → scalar alone: Σ_m V_lm A_lm / sqrt(2l+1), the sign that of the Wigner 3j symbol."""
         env = [a * norm for a, norm in zip(env, self.scalar_norms, strict=True)]
@@ -191,7 +248,7 @@ class AllegroLayer(nn.Module):
         self,
         v: list[Tensor],
         w0: Sequence[Tensor],
-        sh: list[Tensor],
+        sh: Float[Tensor, "n_atoms n_max dim_env"],
         env: Float[Tensor, "n_atoms dim_env channels"],
     ) -> tuple[Float[Tensor, "n_atoms n_max n_scalars"], list[Tensor]]:
         """Scalars of all paths of eq. 8, and all paths mixed into new tensor features (the linear map of eq. 10).
@@ -199,7 +256,7 @@ class AllegroLayer(nn.Module):
         The environment meets the coupling coefficients once per atom.
         """
         n_atoms, dim_env, channels = env.shape
-        left = torch.cat(sh, dim=2) if self.first else torch.cat(v, dim=2).permute(0, 3, 1, 2)
+        left = sh if self.first else torch.cat(v, dim=2).permute(0, 3, 1, 2)
         mixes = dict(zip(self.irreps_out, self.mix, strict=True))
         scalars, mixed = None, []
         for (out, paths), coefficients in zip(self.paths.items(), self.coefficients, strict=True):
@@ -237,6 +294,8 @@ class Allegro(nn.Module):
     """
 
     per: Literal["edge", "atom"] = "edge"
+    triton: bool | None = None
+    """Whether Triton kernels connect edges and centres; null: on a GPU, unless ``EQUICAT_NATIVE=0``."""
 
     def __init__(self, config: AllegroConfig, n_species: int, vectors: bool = False):
         super().__init__()
@@ -281,22 +340,24 @@ class Allegro(nn.Module):
     ) -> Features:
         """Features by edge."""
         pair, envelope, radial, sh = self.geometry(edge_vec, edge_index, species)
-        pieces, position = chunks(edge_index[0], len(species), self.floats_per_edge)
+        pieces, position = segments.layouts(edge_index[0], len(species), self.floats_per_edge, self.triton)
         # Everything about an edge's geometry as one array, so that cutting it into chunks is one operation.
         geometry = torch.cat([envelope, radial, sh], dim=1)
-        found = [self.pair_features(geometry[chunk.edges], pair[chunk.edges], chunk) for chunk in pieces]
+        found = [self.pair_features(geometry[piece.edges], pair[piece.edges], piece) for piece in pieces]
         scalars, vectors = (join(parts, position) for parts in zip(*found, strict=True))
         return Features(scalars, "edge", vectors if self.n_vectors else None)
 
     def pair_features(
-        self, geometry: Float[Tensor, "n_edges n_geometry"], pair: Int[Tensor, "n_edges"], chunk: Chunk
+        self,
+        geometry: Float[Tensor, "n_edges n_geometry"],
+        pair: Int[Tensor, "n_edges"],
+        layout: Segments | Chunk,
     ) -> tuple[Float[Tensor, "n_edges n_features"], Float[Tensor, "n_edges 3 n_vectors"]]:
         """The network, on all edges of some centres: scalars and vectors."""
         config = self.config
         envelope, radial, sh = geometry.split([1, config.n_bessel, (config.l_max + 1) ** 2], dim=1)
         x = self.two_body(radial, envelope, pair)
-        by_degree = list(chunk.pad(sh).split([2 * degree + 1 for degree in range(config.l_max + 1)], dim=2))
-        v: list[Tensor] = []
+        sh, v = layout.pad(sh), list[Tensor]()
         for layer in self.layers:
-            x, v = layer(x, v, by_degree, envelope, chunk)
-        return x, chunk.unpad(v[0]) if v else x.new_zeros(len(x), 3, 0)
+            x, v = layer(x, v, sh, envelope, layout)
+        return x, layout.unpad(v[0]) if v else x.new_zeros(len(x), 3, 0)

@@ -4,11 +4,11 @@ An irrep is ``(l, p)``: degree and parity (+1 even, −1 odd).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from equicat.models.wigner import wigner_3j
@@ -88,3 +88,46 @@ class Paths:
             w3j = wigner_3j(a[0], b[0], out[0]) * math.sqrt(2 * out[0] + 1)
             coefficients[at_in[a], :, k, at_env[b]] = w3j.permute(0, 2, 1)
         return cls(pairs, coefficients)
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """A layer's tensor products as columns of a matrix M that the environment makes, once for each centre.
+
+    A column c is one component of one path, Σ_k V[k] M[i, c, k] over the components k of the irrep that the path begins
+    with; columns are ordered by this irrep, then by output, component and path. M has a row for each c and k, and
+    M[i, row, u] = Σ_b C[row, b] A[i, b, u].
+    """
+
+    coefficients: Float[Tensor, "n_rows dim_env"]
+    """C."""
+    columns: Int[Tensor, "n_columns 4"]
+    """Irrep of V; output, how many columns that has, and this one's place among them (component · n_paths + path)."""
+    irreps: Int[Tensor, "n_ends 3"]
+    """Of V: components, first column, first row; one more entry says where the last irrep's end."""
+    dims: list[int]
+    """Components of V's irreps."""
+    widths: list[int]
+    """Columns of each output."""
+
+    @classmethod
+    def build(cls, irreps_in: list[Irrep], outputs: dict[Irrep, Paths]) -> "Contraction":
+        """All paths from ``irreps_in``, by output."""
+        at_in = offsets(irreps_in)
+        widths = [paths.coefficients[0, :, :, 0].numel() for paths in outputs.values()]
+        rows, columns, irreps = list[Tensor](), list[tuple[int, int, int, int]](), list[tuple[int, int, int]]()
+        for irrep, a in enumerate(irreps_in):
+            irreps.append((dim([a]), len(columns), sum(map(len, rows))))
+            for output, paths in enumerate(outputs.values()):
+                by_place = paths.coefficients[at_in[a]].flatten(1, 2)
+                for place in range(widths[output]):
+                    if paths.pairs[place % len(paths.pairs)][0] == a:
+                        columns.append((irrep, output, widths[output], place))
+                        rows.append(by_place[:, place])
+        irreps.append((0, len(columns), sum(map(len, rows))))
+        return cls(torch.cat(rows), torch.tensor(columns), torch.tensor(irreps), [dim([a]) for a in irreps_in], widths)
+
+    def to(self, like: Tensor) -> "Contraction":
+        """On the device of this tensor; coefficients also in its precision."""
+        columns, irreps = self.columns.to(like.device), self.irreps.to(like.device)
+        return replace(self, coefficients=self.coefficients.to(like), columns=columns, irreps=irreps)

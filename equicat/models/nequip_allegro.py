@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from equicat.errors import InputError
 from equicat.models import segments
-from equicat.models.centers import FLOATS_PER_CHUNK, Chunk, chunks, join
+from equicat.models.centers import Chunk, join
 from equicat.models.features import Features
 from equicat.models.irreps import SCALAR, VECTOR, Irrep, Parity, Paths, layer_irreps
 from equicat.models.layers import MLP, BesselBasis, SplineBasis, linear_weight, polynomial_envelope, silu
@@ -282,19 +282,10 @@ class NequipAllegro(nn.Module):
         # All about an edge's geometry as one array, so that cutting it into chunks is one operation.
         geometry = torch.cat([basis, sh], dim=1)
         maps, products = self.composed(), [layer.product.weighted() for layer in self.layers]
-        pieces, position = self.layouts(edge_index[0], len(species))
+        pieces, position = segments.layouts(edge_index[0], len(species), self.floats_per_edge, self.triton)
         found = [self.pair_features(geometry[c.edges], pair[c.edges], c, maps, products) for c in pieces]
         scalars, vectors = (join(parts, position) for parts in zip(*found, strict=True))
         return Features(scalars, "edge", vectors if self.n_vectors else None)
-
-    def layouts(
-        self, center: Int[Tensor, "n_edges"], n_atoms: int
-    ) -> tuple[list[Segments] | list[Chunk], Int[Tensor, "n_edges"] | None]:
-        """All edges, as they lie where kernels are used, else padded; and where each is found, if not in its place."""
-        triton = segments.has_kernels(center.device) if self.triton is None else self.triton
-        if triton and len(center):
-            return segments.cut(center, n_atoms, FLOATS_PER_CHUNK["cuda"] // self.floats_per_edge), None
-        return chunks(center, n_atoms, self.floats_per_edge)
 
     def pair_features(
         self,

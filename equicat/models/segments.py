@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equicat.models.centers import consecutive
+from equicat.models.centers import FLOATS_PER_CHUNK, Chunk, chunks, consecutive
 
 MIN_TRITON = (3, 5)
 """What PyTorch 2.9 comes with; 3.3 cannot compile the kernels."""
@@ -78,6 +78,23 @@ def has_kernels(device: torch.device) -> bool:
     except ImportError:
         return False
     return tuple(map(int, triton.__version__.split(".")[:2])) >= MIN_TRITON
+
+
+def layouts(
+    center: Int[Tensor, "n_edges"], n_atoms: int, floats_per_edge: int, triton: bool | None
+) -> tuple[list[Segments] | list[Chunk], Int[Tensor, "n_edges"] | None]:
+    """All edges, as they lie where kernels are used, else padded; and where each is found, if not in its place.
+
+    Args:
+        center: of each edge, ascending.
+        n_atoms: number of centres.
+        floats_per_edge: largest intermediate of an edge, which bounds how many are worked on at a time.
+        triton: whether kernels are to be used; None: see :func:`has_kernels`.
+    """
+    triton = has_kernels(center.device) if triton is None else triton
+    if triton and len(center):
+        return cut(center, n_atoms, FLOATS_PER_CHUNK["cuda"] // floats_per_edge), None
+    return chunks(center, n_atoms, floats_per_edge)
 
 
 def environment(
