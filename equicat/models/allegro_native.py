@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equicat.models.allegro import Allegro, AllegroLayer
-from equicat.models.irreps import dim, offsets
+from equicat.models.irreps import dim
 from equicat.models.kernels import POINTER, Embedding, Kernel, Problem, Radial, Weights, by_channel, padded, remembered
 
 
@@ -36,18 +36,14 @@ NETWORK = {torch.float32: _network_type(ctypes.c_float), torch.float64: _network
 
 
 @dataclass(frozen=True, eq=False)
-class Contraction:
-    """A layer's tensor products as lists: M[row] = Σ_t coefficient_t A[b_t] for every centre, and what reads its rows.
-
-    A column is one component of one path, Σ_a V[irrep][a] M[row + a] over the components a of the irrep that the path
-    begins with; columns are ordered by output, component and path.
-    """
+class Lists:
+    """A layer's :class:`~equicat.models.irreps.Contraction` as the kernel reads it."""
 
     terms: Int[Tensor, "n_terms 2"]
     """Row of M and component b of the environment of each coefficient that is not zero."""
     coefficients: Float[Tensor, "n_terms"]
     columns: Int[Tensor, "n_columns 3"]
-    """Irrep of V, its components, first row of M."""
+    """Irrep of V, its components, first row of M; ordered by output, component and path."""
     outputs: Int[Tensor, "n_outputs 3"]
     """Components, paths, first column."""
     dims: Int[Tensor, "n_irreps"]
@@ -55,22 +51,23 @@ class Contraction:
     n_rows: int
 
     @classmethod
-    def of(cls, layer: AllegroLayer) -> "Contraction":
-        """From the layer's dense coefficients [a, m, path, b]."""
-        at_in, n_rows = offsets(layer.irreps_in), 0
-        terms, values, columns, outputs = [], [], list[tuple[int, int, int]](), []
-        for (out, paths), dense in zip(layer.paths.items(), layer.coefficients, strict=True):
-            outputs.append((2 * out[0] + 1, len(paths.pairs), len(columns)))
-            for m in range(2 * out[0] + 1):
-                for p, (a, _) in enumerate(paths.pairs):
-                    block = dense[at_in[a], m, p]
-                    row_b = block.nonzero()
-                    values.append(block[tuple(row_b.t())])
-                    terms.append(row_b + torch.tensor([n_rows, 0]))
-                    columns.append((layer.irreps_in.index(a), len(block), n_rows))
-                    n_rows += len(block)
-        dims = torch.tensor([dim([ir]) for ir in layer.irreps_in])
-        return cls(torch.cat(terms), torch.cat(values), torch.tensor(columns), torch.tensor(outputs), dims, n_rows)
+    def of(cls, layer: AllegroLayer) -> "Lists":
+        """From the layer's dense coefficients."""
+        contraction = layer.contraction
+        dims, widths = torch.tensor(contraction.dims), torch.tensor(contraction.widths)
+        terms = contraction.coefficients.nonzero().contiguous()  # by row, as they are read
+        irrep, output, _, place = contraction.columns.unbind(1)
+        n_components, first_column = dims[irrep], widths.cumsum(0) - widths
+        columns = torch.stack([irrep, n_components, n_components.cumsum(0) - n_components], dim=1)
+        components = torch.tensor([dim([out]) for out in layer.paths])
+        return cls(
+            terms,
+            contraction.coefficients[tuple(terms.t())],
+            columns[(first_column[output] + place).argsort()],
+            torch.stack([components, widths // components, first_column], dim=1),
+            dims,
+            len(contraction.coefficients),
+        )
 
     def structure(self, n_mixed: int) -> _Layer:
         """As the kernel reads it, valid as long as this object."""
@@ -79,7 +76,7 @@ class Contraction:
         return _Layer(*sizes, *(array.data_ptr() for array in arrays))
 
 
-_contraction = remembered(Contraction.of)
+_lists = remembered(Lists.of)
 
 
 def _channel_rows(weight: Float[Tensor, "k n"], channels: int, multiple: int) -> Float[Tensor, "k_padded n_padded"]:
@@ -106,8 +103,8 @@ def _weights(network: Allegro, readout: Sequence[Tensor], multiple: int) -> Weig
 
 def _problem(network: Allegro, species: Int[Tensor, "n_atoms"]) -> Problem:
     config, like = network.config, network.two_body.radial
-    contractions = [_contraction(layer) for layer in network.layers]
-    layers = [c.structure(len(layer.mix)) for c, layer in zip(contractions, network.layers, strict=True)]
+    lists = [_lists(layer) for layer in network.layers]
+    layers = [of_layer.structure(len(layer.mix)) for of_layer, layer in zip(lists, network.layers, strict=True)]
     first = network.layers[0]
     n_matrices = (len(mlp.weights) for mlp in (network.two_body.mlp, first.env_embed, first.latent_mlp))
     return Problem(
@@ -118,7 +115,7 @@ def _problem(network: Allegro, species: Int[Tensor, "n_atoms"]) -> Problem:
         config.tensor_channels,
         Radial(like.new_full((network.n_species**2,), 1 / config.cutoff), config.n_bessel, None, config.envelope_p),
         norm=like.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
-        owned=contractions,
+        owned=lists,
     )
 
 
