@@ -71,6 +71,10 @@ class Graphs:
         self.function, self.far = function, far
         self.recorded: dict[tuple[int, int], _Recorded] = {}
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Graphs":
+        """What is recorded stays with what it was recorded for."""
+        return Graphs(self.function, self.far)
+
     def __call__(
         self,
         edge_vec: Float[Tensor, "n_edges 3"],
