@@ -66,14 +66,20 @@ def potential(config) -> Potential:
     return model.double().to(DEVICE).eval().requires_grad_(False)
 
 
+def clusters(*sizes: int) -> list[Structure]:
+    """The first atoms of an example."""
+    whole = example_structures(ELEMENTS, 0)[0]
+    return [Structure(whole.numbers[:n], whole.positions[:n], whole.cell, whole.pbc) for n in sizes]
+
+
 def batch_of(structures: list[Structure], model: Potential) -> Batch:
     return Batch.from_structures(structures, model.cutoff, dtype=torch.float64).to(DEVICE)
 
 
 def with_and_without(model: Potential, batch: Batch) -> None:
-    model.cuda_graphs = False
+    model.cuda_graphs = model.model.triton = False
     expected = model(batch, virial=True)
-    model.cuda_graphs = True
+    model.cuda_graphs = model.model.triton = True
     found = model(batch, virial=True)
     assert expected.forces.abs().max() > 1e-3
     for name in ("atom_energies", "forces", "virial"):
@@ -93,12 +99,12 @@ def test_sizes_are_few():
 @pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
 def test_the_same_numbers_whatever_was_recorded(recorded, config):
     model = potential(config)
-    cluster, _, bulk = example_structures(ELEMENTS, 0)
-    for structure in (cluster, bulk):
+    few, more = clusters(2, 4)
+    for structure in (few, more):
         with_and_without(model, batch_of([structure], model))
     n = len(recorded)
     assert n == 2
-    for structure in (bulk, cluster):
+    for structure in (more, few):
         moved = dataclasses.replace(structure, positions=0.99 * structure.positions)
         with_and_without(model, batch_of([moved], model))
     assert len(recorded) == n, "sizes that are known are not recorded again"
@@ -143,7 +149,7 @@ def test_no_more_graphs_than_memory_should_hold(monkeypatch, recorded):
 def test_nothing_waits_for_the_gpu(monkeypatch, recorded, config):
     model = potential(config)
     model.cuda_graphs = True
-    batch, function = batch_of(example_structures(ELEMENTS, 0)[:1], model), model.energies_and_gradient
+    batch, function = batch_of(clusters(3), model), model.energies_and_gradient
 
     def watched(*args, **kwargs):
         with NoWaiting():
@@ -158,8 +164,7 @@ def test_nothing_waits_for_the_gpu(monkeypatch, recorded, config):
 def test_left_alone_when_training_or_without_edges(recorded):
     model = potential(SMALL_NEQUIP).requires_grad_(True).train()
     model.cuda_graphs = True
-    structure = example_structures(ELEMENTS, 0)[0]
-    model(batch_of([structure], model)).forces.square().sum().backward()
-    alone = Structure(structure.numbers[:1], structure.positions[:1], structure.cell, structure.pbc)
+    alone, pair = clusters(1, 2)
+    model(batch_of([pair], model)).forces.square().sum().backward()
     assert not model.eval()(batch_of([alone], model)).forces.any()
     assert recorded == []
