@@ -157,6 +157,9 @@ class RunConfig:
     """Stop after so many validations without a better val_loss; null never does."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of weights and features."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of factors in PyTorch's float32 matrix products, sums stay float32: highest float32, high TF32, medium bf16, both
+    where there is hardware for it. The kernels for processors know float32 and float64 alone."""
     accelerator: str = "auto"
     """cpu, gpu, auto (Lightning)."""
     devices: str = "auto"

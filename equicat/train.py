@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> TrainResult:
             (val_set, val_set, options.val_batch_size or options.batch_size, False),
         )
     )
-    with _quiet_lightning():
+    with _quiet_lightning(), _matmul_precision(options.matmul_precision):
         trainer = _trainer(config, run, writer)
         started = time.monotonic()
         trainer.fit(
@@ -94,6 +94,17 @@ def train(config: TrainConfig) -> TrainResult:
     if trainer.is_global_zero and trainer.interrupted:
         raise InputError(f"interrupted; go on with `--run.resume true` ({run})")
     return TrainResult(run, writer.best, time.monotonic() - started)
+
+
+@contextmanager
+def _matmul_precision(name: str) -> Iterator[None]:
+    """Of float32 products, as PyTorch calls it, within the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def is_main_process() -> bool:

@@ -18,6 +18,7 @@ from equicat.loader import batches, training_data
 from equicat.readers import write
 from equicat.statistics import fit
 from equicat.train import train
+from equicat.training import TrainingModule
 
 
 def rows(run) -> list[dict[str, str]]:
@@ -55,6 +56,21 @@ def test_saved_model_is_the_average_that_was_validated(run, data):
     batch = Batch.from_structures(list(dataset), potential.cutoff)
     error = (potential(batch).forces - batch.forces)[~batch.fixed].abs().mean().item()
     assert error == pytest.approx(min(float(r["val_forces_mae"]) for r in rows(run)), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_precision_of_matrix_products_while_training(data, tmp_path, monkeypatch, precision):
+    seen, step = [], TrainingModule.training_step
+
+    def watched(self, *args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
+    options = {"max_epochs": 1, "matmul_precision": precision}
+    train(from_mapping(configuration(data, tmp_path / "run", run=options)))
+    assert set(seen) == {precision}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_resume_goes_on(data, tmp_path):
