@@ -54,7 +54,7 @@ def main() -> None:
     potential = equicat.load(options.run).eval()
     data = equicat.open_dataset(options.data)
     structures = [data[i] for i in range(len(data))]
-    free = torch.from_numpy(~torch.cat([torch.from_numpy(s.fixed) for s in structures]).numpy())
+    free = ~torch.cat([torch.from_numpy(s.fixed) for s in structures])
     labels = torch.cat([torch.from_numpy(s.forces) for s in structures])[free]
     batches = [
         Batch.from_structures(structures[i : i + 8], potential.cutoff, dtype=potential.dtype)

@@ -58,7 +58,8 @@ struct Network {
 template <int D> class Worker : public EdgeTile<D> {
     using Base = EdgeTile<D>;
     using Hidden = typename Base::Hidden;
-    using Base::call, Base::l_max, Base::dims, Base::channels, Base::n, Base::n_centers, Base::geometry, Base::geometry_bar;
+    using Base::call, Base::l_max, Base::dims, Base::channels, Base::n, Base::n_centers;
+    using Base::geometry, Base::geometry_bar;
     using Base::array, Base::complete;
     using Base::linear, Base::linear_part, Base::linear_backward, Base::linear_backward_part;
     using Base::activated, Base::activated_backward;
@@ -75,6 +76,7 @@ template <int D> class Worker : public EdgeTile<D> {
         Array x, weights, z;
         MLP env_mlp;
     };
+    static constexpr Array Reading::*READ[] = {&Reading::x, &Reading::weights, &Reading::z};
     struct Saved {  // of a layer
         Reading reading;
         Array y, env, m;
@@ -88,7 +90,6 @@ template <int D> class Worker : public EdgeTile<D> {
     Array two_body_out;           // of the group, by row, and so are x⁰ and what the first layer makes of it
     Reading row_reading, row_bar;
     Hidden head;
-    typename Base::Mark group;  // memory that begins with tiles
 
   public:
     Worker(const Call& call, const Weights& weights, const Network& net)
@@ -98,12 +99,11 @@ template <int D> class Worker : public EdgeTile<D> {
         if (!this->begin_group(start, stop)) return;
         two_body_out = mlp(this->embedded(), net.two_body, two_body);
         row_reading = read(updated(nullptr, two_body_out, this->row_geometry, 0), net.layers[0]);
-        for (auto part : {&Reading::x, &Reading::weights, &Reading::z}) row_bar.*part = this->rows_bar(row_reading.*part);
-        group = this->mark();
+        for (auto array : READ) row_bar.*array = this->rows_bar(row_reading.*array);
+        this->end_rows();
     }
 
     void tile(int start, int stop) {
-        this->release(group);
         if (!this->begin_tile(start, stop)) return;
         forward();
         backward();
@@ -111,8 +111,7 @@ template <int D> class Worker : public EdgeTile<D> {
     }
 
     void end() {
-        if (!this->n_rows()) return;
-        if (!this->own_rows()) this->release(group);
+        if (!this->end_tiles()) return;
         read_backward(row_reading, net.layers[0], row_bar);
         const Array bar = updated_backward(two_body_out, row_bar.x, true, this->row_geometry, this->row_geometry_bar, 0);
         this->embedded_backward(mlp_backward(bar, net.two_body, two_body));
@@ -142,6 +141,11 @@ template <int D> class Worker : public EdgeTile<D> {
         r.x = x;
         r.weights = mlp(linear(x, part.env), part.env_rest, r.env_mlp);
         r.z = linear_part(x, part.from_x);
+        return r;
+    }
+    Reading row_reading_to_edges() {
+        Reading r;
+        for (auto array : READ) r.*array = this->to_edges(row_reading.*array);
         return r;
     }
     // Added to bar.x.
@@ -319,9 +323,7 @@ template <int D> class Worker : public EdgeTile<D> {
             const Layer& sizes = layer(k);
             const Network::Part& part = net.layers[k];
             Saved& s = saved[k];
-            if (k) s.reading = read(x, part);
-            for (auto array : {&Reading::x, &Reading::weights, &Reading::z})
-                if (!k) s.reading.*array = this->to_edges(row_reading.*array);
+            s.reading = k ? read(x, part) : row_reading_to_edges();
             const Array &weights = s.reading.weights, &z = s.reading.z;
             s.env = environment(weights, 0);
             s.v = k ? v : first_tensors(weights, n_weights);
@@ -367,8 +369,7 @@ template <int D> class Worker : public EdgeTile<D> {
             if (k) read_backward(s.reading, part, bar);
         }
         first_tensors_backward(saved[0].reading.weights, n_weights, v_bar, bar.weights);
-        for (auto array : {&Reading::x, &Reading::weights, &Reading::z})
-            this->add_to_rows(row_bar.*array, bar.*array);
+        for (auto array : READ) this->add_to_rows(row_bar.*array, bar.*array);
     }
 };
 

@@ -54,6 +54,7 @@ template <int D> class EdgeTile : public Tile<D> {
     Indices row, pair;          // of each edge of the group; of elements, of each row
     std::vector<int64_t> edge;  // the first of each row, counted in the call
     int tile_start = 0;         // the tile's first edge, counted in the group
+    typename Base::Mark group;  // where the memory of tiles begins
 
     int n_rows() const { return edge.size(); }
     bool own_rows() const { return !weights.large; }  // then a group is a tile, and its edges are its rows
@@ -84,8 +85,12 @@ template <int D> class EdgeTile : public Tile<D> {
         return -1;
     }
 
+    // What was made of rows stays until the next group.
+    void end_rows() { group = this->mark(); }
+
     // Centres [start, stop) of the group, and the geometry of their edges; false if they have none.
     bool begin_tile(int start, int stop) {
+        this->release(group);
         if (!Base::begin_tile(start, stop)) return false;
         tile_start = call.first_edge[start] - first;
         const Geometry& g = call.geometry;
@@ -100,6 +105,12 @@ template <int D> class EdgeTile : public Tile<D> {
     }
 
     static int in_lanes(int n) { return (n + LANES - 1) / LANES * LANES; }
+    // After the last tile: what came back to rows can go on; false if there are none.
+    bool end_tiles() {
+        if (!own_rows()) this->release(group);
+        return n_rows() > 0;
+    }
+
     // f(first, count, their pair vectors) for LANES rows at a time, or edges of the tile.
     template <class F> void for_rows(F f) const {
         for (int j = 0; j < n_rows(); j += LANES) {

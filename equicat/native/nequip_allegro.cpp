@@ -57,7 +57,6 @@ template <int D> class Worker : public EdgeTile<D> {
     std::vector<std::vector<Array>> chains;
     std::vector<Hidden> rest;
     Hidden two_body, head;
-    typename Base::Mark group;  // memory that begins with tiles
 
   public:
     Worker(const Call& call, const Weights& weights, const Network& net)
@@ -73,11 +72,10 @@ template <int D> class Worker : public EdgeTile<D> {
             row_sums.push_back(linear_part(hidden[0], share));
             row_sums_bar.push_back(this->rows_bar(row_sums.back()));
         }
-        group = this->mark();
+        this->end_rows();
     }
 
     void tile(int start, int stop) {
-        this->release(group);
         if (!this->begin_tile(start, stop)) return;
         forward();
         backward();
@@ -85,8 +83,7 @@ template <int D> class Worker : public EdgeTile<D> {
     }
 
     void end() {
-        if (!this->n_rows()) return;
-        if (!this->own_rows()) this->release(group);
+        if (!this->end_tiles()) return;
         const Array bar = hidden_bar(0, row_sums_bar, row_w0_bar);
         this->embedded_backward(hidden_layers_backward(bar, net.two_body, two_body));
     }
@@ -243,7 +240,8 @@ template <int D> class Worker : public EdgeTile<D> {
         if (net.sizes.features_silu) activated_backward(sums[K], sums_bar[K]);
         for (int k = K - 1; k >= 0; k--) {
             const Network::Layer& layer = net.layers[k + 1];
-            sums_bar[k] = hidden_layers_backward(hidden_bar(k + 1, sums_bar, env_weights_bar[k + 1]), layer.rest, rest[k]);
+            const Array bar = hidden_bar(k + 1, sums_bar, env_weights_bar[k + 1]);
+            sums_bar[k] = hidden_layers_backward(bar, layer.rest, rest[k]);
             activated_backward(sums[k], sums_bar[k]);
             const Array s_bar = linear_backward(scalars[k], layer.first, sums_bar[k]);
             chain_backward(k, read_out_backward(chains[k][0], s_bar, w0_bar));
