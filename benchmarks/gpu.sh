@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that has to be seen on a GPU, in about ten minutes: first that the kernels are right, then speed, then size.
+# All that has to be seen on a GPU, in 18 minutes at most: first that the kernels are right, then speed, then size.
 #   benchmarks/gpu.sh OUT [INTERPRETER OF AN ENVIRONMENT WITH nequip-allegro]
 # Needs PyTorch for CUDA, Triton 3.5 or newer and pytest. Every part is tried, whatever became of the ones before it.
 set -uo pipefail
