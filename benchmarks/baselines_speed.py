@@ -20,10 +20,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from equicat import runs
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.bench.speed import BenchConfig, interleaved, slabs, write_systems
 from equicat.files import write_json
+from equicat.run_directory import environment
 
 WORKER = Path(__file__).with_name("baselines_speed_worker.py")
 N_SYSTEMS = {"gemnet-dt": 2, "gemnet-t": 2}
@@ -88,7 +88,7 @@ def main() -> None:
     sides = {"equicat": sys.executable} | ({"fairchem": options.peer_python} if options.peer_python else {})
     config = BenchConfig(threads=options.threads, repeats=options.repeats)
     out = json.loads(options.out.read_text()) if options.out.exists() else {"models": {}}
-    out["environment"] = runs.environment()
+    out["environment"] = environment()
     with tempfile.TemporaryDirectory() as folder:
         write_systems(Path(folder) / "systems.npz", slabs())
         for name in options.models:

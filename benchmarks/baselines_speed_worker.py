@@ -2,8 +2,8 @@
 
     python benchmarks/baselines_speed_worker.py equicat|fairchem
 
-answers requests, a line of JSON each (`equicat/peers/worker.py`). Energies and forces, float32, Adam; neighbour lists
-are made before the timed part.
+answers requests, a line of JSON each (`equicat/bench/peers/worker.py`). Energies and forces, float32,
+Adam; neighbour lists are made before the timed part.
 """
 
 import sys
@@ -31,14 +31,14 @@ Predict = Callable[[], tuple[Tensor, Tensor]]
 
 def equicat(name: str, systems: list[dict[str, np.ndarray]]) -> tuple[Predict, torch.nn.Module, int, str]:
     """What predicts, its module, the number of edges, and how they were chosen."""
-    from equicat.batch import Batch
-    from equicat.models.cgcnn import CGCNNConfig
-    from equicat.models.dimenet import DimeNetPlusPlusConfig
-    from equicat.models.gemnet import GemNetConfig
-    from equicat.models.networks import NETWORKS
-    from equicat.models.schnet import SchNetConfig
-    from equicat.potential import minus_gradient
-    from equicat.structure import Structure
+    from equicat.data.batch import Batch
+    from equicat.data.structure import Structure
+    from equicat.models.model import minus_gradient
+    from equicat.networks.baselines.cgcnn import CGCNNConfig
+    from equicat.networks.baselines.dimenet import DimeNetPlusPlusConfig
+    from equicat.networks.baselines.gemnet import GemNetConfig
+    from equicat.networks.baselines.schnet import SchNetConfig
+    from equicat.networks.catalogue import NETWORKS
 
     configs = {
         "schnet-200k": SchNetConfig(),

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from equicat import runs
-from equicat.config import from_mapping, read_yaml
-from equicat.evaluate import evaluate
-from equicat.train import train
+from equicat.apply.evaluate import evaluate
+from equicat.models import saved
+from equicat.training.config import from_mapping, read_yaml
+from equicat.training.train import train
 
 ROOT = Path(__file__).parents[1]
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "allegro": ("equicat/demo.yaml", {}),
+    "allegro": ("equicat/studies/demo.yaml", {}),
     "nequip": ("configs/small/nequip.yaml", {}),
     "gemnet-t": ("configs/small/gemnet.yaml", {}),
     "gemnet-dt": ("configs/small/gemnet.yaml", {"force_head": "sum", "displacement_head": "sum"}),
@@ -74,7 +74,7 @@ def run_one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         result = train(from_mapping(configuration(name, seed, f"{folder}/run", options)))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         last = torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=False)
-        model = runs.load(result.run)
+        model = saved.load(result.run)
         splits = evaluate(result.run, options.data, progress=False)["splits"]
     rows = {split: found["rows"] for split, found in splits.items() if split != "train"}
     return {

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from equicat import runs
-from equicat.config import from_mapping, read_yaml
-from equicat.datasets import open_dataset, splits_of
-from equicat.evaluate import evaluate_split, predictions
-from equicat.train import train
+from equicat.apply.evaluate import evaluate_split
+from equicat.apply.predict import predictions
+from equicat.data.datasets import open_dataset
+from equicat.data.directory import splits_of
+from equicat.models import saved
+from equicat.training.config import from_mapping, read_yaml
+from equicat.training.train import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "is2rs_small.yaml"
 ENERGY_VARIANTS: dict[str, dict[str, Any]] = {
@@ -73,7 +75,7 @@ def run_one(variant: str, seed: int, options: argparse.Namespace) -> dict[str, A
     try:
         result = train(from_mapping(configuration(variant, seed, options.data, directory / "run", options)))
         seconds = time.monotonic() - started
-        model = runs.load(result.run)
+        model = saved.load(result.run)
         splits = {}
         for name, path in splits_of(options.data, "is2re").items():
             if name != "train":

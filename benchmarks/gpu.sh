@@ -13,9 +13,9 @@ part() {
   echo "== $1"
   timeout "$2" "${@:3}" 2>&1 | tee "$out/$1.log" || { failed=1; echo "== $1 failed"; }
 }
-part kernels 240 python -m pytest -q tests/test_triton_kernels.py tests/test_graphs.py
-part speed 420 python -m equicat.cli bench speed --device cuda --modes '[eager,compile]' "${peer[@]}" \
+part kernels 240 python -m pytest -q tests/kernels/gpu/test_triton_kernels.py tests/kernels/gpu/test_graphs.py
+part speed 420 python -m equicat bench speed --device cuda --modes '[eager,compile]' "${peer[@]}" \
   --json "$out/speed.json" --figure "$out/speed.svg"
-part scaling 420 python -m equicat.cli bench scaling --device cuda --peer false \
+part scaling 420 python -m equicat bench scaling --device cuda --peer false \
   --atoms '[1000,10000,100000,1000000]' --systems '[bulk]' --repeats 3 --json "$out/scaling.json"
 exit $failed

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def command(raw: Path, out: Path) -> list[str]:
     how = ["--split", "200k", "--workers", "2", "--progress", "false"]
-    return [sys.executable, "-m", "equicat.cli", "data", "oc20", str(out), "--from", str(raw), *how]
+    return [sys.executable, "-m", "equicat", "data", "oc20", str(out), "--from", str(raw), *how]
 
 
 def difference(a: Path, b: Path) -> list[str]:

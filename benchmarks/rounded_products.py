@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import equicat
-from equicat.batch import Batch
+from equicat.data.batch import Batch
 
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
 

@@ -10,13 +10,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Batch": "equicat.batch",
-    "Calculator": "equicat.calculators",
+    "Batch": "equicat.data.batch",
+    "Calculator": "equicat.interfaces.ase",
     "InputError": "equicat.errors",
-    "Structure": "equicat.structure",
-    "load": "equicat.runs",
-    "open_dataset": "equicat.datasets",
-    "read": "equicat.readers",
+    "Structure": "equicat.data.structure",
+    "load": "equicat.models.saved",
+    "open_dataset": "equicat.data.datasets",
+    "read": "equicat.data.readers",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from equicat.structure import Structure
+from equicat.data.structure import Structure
 
 Edge = tuple[int, int, tuple[int, int, int]]
 """Centre i, neighbour j, image of j."""

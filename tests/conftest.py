@@ -13,12 +13,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from equicat import Structure
-from equicat.config import from_mapping
-from equicat.datasets import DatasetInfo, write_store
-from equicat.models.allegro import AllegroConfig
-from equicat.models.nequip_allegro import NequipAllegroConfig
+from equicat.data.info import DatasetInfo
+from equicat.data.store import write_store
+from equicat.networks.allegro import AllegroConfig
+from equicat.networks.nequip_allegro import NequipAllegroConfig
 from equicat.testing import example_structures
-from equicat.train import train
+from equicat.training.config import from_mapping
+from equicat.training.train import train
 
 torch.set_num_threads(1)
 

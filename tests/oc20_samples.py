@@ -17,9 +17,8 @@ import torch
 from ase.data import chemical_symbols
 from ase.io.jsonio import encode
 
-from equicat.structure import Structure
+from equicat.data.structure import Structure
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "oc20_formats"
 REFERENCE = -123.456789
 
 

@@ -8,15 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
 import equicat
-from equicat import cli
+from equicat.cli import main as cli
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "equicat"
 
 MAX_MODULE_LINES = 400
@@ -25,32 +26,22 @@ MAX_FUNCTION_LINES = 60
 MAX_ARGUMENTS = 8
 """self and cls not counted; more belong in a dataclass."""
 
-LAYERS = """
-    errors files tables leaderboard
-    structure readers adsorbates
-    oc20 oc20.pickles oc20.raw oc20.lmdb oc20.files oc20.mapping
-    shards store subsets splits neighbors packing datasets describe batch
-    native models models.wigner models.irreps models.spherical models.centers models.triton_kernels models.segments
-    models.triton_tensor_product models.tensor_product
-    models.contract models.layers models.features
-    models.allegro models.allegro_plain models.extras models.memory models.bessel models.angles
-    models.schnet models.cgcnn models.dimenet models.gemnet_layers models.gemnet models.nequip models.nequip_allegro
-    models.nequip_allegro_plain models.kernels models.allegro_native
-    models.nequip_allegro_native models.zbl models.networks
-    graphs peers peers.nequip_allegro peers.worker peers.bench_nequip_allegro peers.bench_fairchem
-    heads potential direct statistics metrics config tasks sampler loader runs
-    optimizers training train evaluate predict calculators
-    testing.structures testing.layers testing.potentials testing
-    emt_chemistry emt
-    importing.unwrap importing.tagging importing.references importing.rules
-    importing.config importing.trajectories importing.relaxation importing.report importing
-    report_data report_figures report_structures report
-    oc20.download oc20.catalogue oc20.dataset
-    convert bench bench.process bench.speed bench.scaling bench.report bench.worker bench.data
-    demo commands commands.runs commands.data commands.bench cli
+ROWS = """
+    errors
+    files extras
+    data kernels
+    sources networks run_directory
+    models
+    tasks interfaces testing
+    training apply report bench
+    studies
+    cli
+    __main__
 """
-ORDER = LAYERS.split()
-"""A module imports only from those before it."""
+"""Folders and modules of the package by floor: each imports from itself and from the floors above its line."""
+FLOOR = {room: floor for floor, row in enumerate(ROWS.split("\n")) for room in row.split()}
+MAX_FLAT_MODULES = 6
+"""Python modules directly in the package."""
 
 BASE_CLASS_METHODS = {"forward", "backward", "error", "validation_step", "configure_optimizers", "calculate"}
 """Methods whose contract PyTorch, Lightning, argparse or ASE states; so are all those called on_…"""
@@ -112,15 +103,32 @@ def test_sizes(name):
         assert n_arguments(function) <= MAX_ARGUMENTS, f"{function.name}: {n_arguments(function)} arguments"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name])
+@pytest.mark.parametrize("name", [name for name in MODULES if name])  # the package itself imports on first use
 def test_imports_only_downward(name):
-    assert name in ORDER, f"say where {name} stands in ORDER"
-    allowed = ORDER[: ORDER.index(name)]
-    assert imported_modules(tree(MODULES[name])) <= set(allowed), f"{name} may import {' '.join(allowed)}"
+    room = name.split(".")[0]
+    assert room in FLOOR, f"say where {room} stands in ROWS"
+    for imported in imported_modules(tree(MODULES[name])) - {""}:
+        other = imported.split(".")[0]
+        assert other == room or FLOOR[other] < FLOOR[room], f"{name} imports {imported}, which stands no lower"
 
 
-def test_order_names_modules_that_exist():
-    assert set(ORDER) <= set(MODULES)
+def test_no_circle_of_imports():
+    graph = {name: imported_modules(tree(path)) - {name} for name, path in MODULES.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)  # raises CycleError, which names the circle
+
+
+def test_rows_name_rooms_that_exist():
+    assert set(FLOOR) == {name.split(".")[0] for name in MODULES if name}
+
+
+def test_few_modules_lie_flat():
+    flat = [path.name for path in PACKAGE.glob("*.py")]
+    assert len(flat) <= MAX_FLAT_MODULES, flat
+
+
+def test_tests_lie_where_what_they_test_lies():
+    rooms = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [room for room in sorted(rooms) if not (PACKAGE / room).is_dir()] == []
 
 
 @each_module
@@ -150,7 +158,7 @@ def test_what_is_public_has_a_docstring(name):
     assert list(without_docstring(tree(MODULES[name]))) == []
 
 
-@pytest.mark.parametrize("statement", ["import equicat", "from equicat.cli import main; main(['--help'])"])
+@pytest.mark.parametrize("statement", ["import equicat", "from equicat.cli.main import main; main(['--help'])"])
 def test_import_does_not_wait_for_torch(statement):
     check = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0
@@ -197,25 +205,11 @@ def readme_commands(program: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines() if line.split()[:1] == [program]]
 
 
-def readme_tree() -> set[str]:
-    """Paths in README's tree: each line is indented by two spaces a level and begins with a name."""
+def test_readme_names_every_folder():
     (block,) = (b for b in readme_blocks("text") if b.startswith("equicat/"))
-    paths, folders = set(), []
-    for line in block.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        entry = line.split()[0]
-        folders[depth:] = [entry] if entry.endswith("/") else []
-        paths.add("".join(folders if entry.endswith("/") else [*folders[:depth], entry]))
-    return paths
-
-
-def test_readme_tree_is_the_tree():
-    listed = readme_tree()
-    files = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    assert {path for path in listed if path.startswith("equicat/") and not path.endswith("/")} == {
-        path.relative_to(ROOT).as_posix() for path in files
-    }
-    assert [path for path in listed if not (ROOT / path).exists()] == []
+    listed = [line.split()[0] for line in block.splitlines()[1:]]
+    folders = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(listed) == sorted(folders | {path.name for path in PACKAGE.glob("*.py")})
 
 
 def test_readme_makes_targets_that_exist():

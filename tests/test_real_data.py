@@ -2,24 +2,21 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import configuration
+from places import DFT_DATA, ROOT, needs_dft_data
 
-from equicat.config import from_mapping, read_yaml
-from equicat.evaluate import evaluate
-from equicat.models.allegro import AllegroConfig
-from equicat.potential import Potential
-from equicat.readers import read
+from equicat.apply.evaluate import evaluate
+from equicat.data.readers import read
+from equicat.models.potential import Potential
+from equicat.networks.allegro import AllegroConfig
 from equicat.testing import check_all
-from equicat.train import train
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real DFT data are not at {DATA}")
+from equicat.training.config import from_mapping, read_yaml
+from equicat.training.train import train
 
 
 @pytest.mark.slow
@@ -30,20 +27,20 @@ def test_physics_of_the_paper_size_model():
 
 
 @pytest.mark.benchmark
-@needs_data
+@needs_dft_data
 def test_a_minute_on_3bpa_beats_zero_forces_tenfold(tmp_path):
-    values = read_yaml(Path(__file__).parents[1] / "configs" / "3bpa.yaml")
-    values["data"]["train"] = [str(DATA / "3bpa" / "train_300K.xyz")]
+    values = read_yaml(ROOT / "configs" / "3bpa.yaml")
+    values["data"]["train"] = [str(DFT_DATA / "3bpa" / "train_300K.xyz")]
     values["run"] |= {"out": str(tmp_path / "run"), "max_minutes": 3, "progress": False}
     run = train(from_mapping(values)).run
-    rows = evaluate(run, DATA / "3bpa" / "test_300K.extxyz", progress=False)["splits"]["test_300K"]["rows"]
+    rows = evaluate(run, DFT_DATA / "3bpa" / "test_300K.extxyz", progress=False)["splits"]["test_300K"]["rows"]
     assert rows["allegro"]["forces_rmse"] < 0.1 * rows["mean energy, F = 0"]["forces_rmse"]
 
 
 @pytest.mark.benchmark
-@needs_data
+@needs_dft_data
 def test_oc20_relaxations_read_and_train(tmp_path):
-    files = sorted((DATA / "oc20_mini" / "trajectories").glob("*.xz"))[:3]
+    files = sorted((DFT_DATA / "oc20_mini" / "trajectories").glob("*.xz"))[:3]
     frames = [s for f in files for s in read(f, "energy_minus_linref")]
     assert any(np.abs(s.forces[s.fixed]).max() > 0.01 for s in frames), "forces of fixed atoms are kept"
     options = {
@@ -61,7 +58,7 @@ def test_oc20_relaxations_read_and_train(tmp_path):
 def test_two_processes_train_as_one_run(data, tmp_path):
     values = configuration(data, tmp_path / "run", run={"devices": "2", "max_epochs": 2})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "equicat.cli", "train", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "equicat", "train", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from equicat import __version__
+from equicat.bench.peers import run_fairchem as bench_fairchem
+from equicat.bench.peers.run_fairchem import resident
+from equicat.data.batches import BatchSampler, batches
+from equicat.data.datasets import Subset
+from equicat.data.neighbors import neighbor_list
+from equicat.data.readers import write
+from equicat.data.store import Store
 from equicat.errors import InputError
-from equicat.loader import Subset, batches
-from equicat.neighbors import neighbor_list
-from equicat.peers import bench_fairchem
-from equicat.peers.bench_fairchem import resident
-from equicat.readers import write
-from equicat.sampler import BatchSampler
-from equicat.store import Store
 
 TARGETS = {"2M": 2_000_000, "20M": 20_000_000, "134M": 133_934_018}
 """OC20's training sets, for the extrapolation."""

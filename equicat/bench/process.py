@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from equicat import peers
+from equicat.bench import peers
 from equicat.errors import InputError
 
 PEER_PROGRAM = Path(peers.__file__).parent / "bench_nequip_allegro.py"

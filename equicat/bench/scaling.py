@@ -11,10 +11,10 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from tqdm import tqdm
 
-from equicat import runs
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.bench.speed import SIZES, BenchConfig, Requests, Results, write_systems
 from equicat.errors import InputError
+from equicat.run_directory import environment
 
 MARGIN = 1.2
 """Free memory that a size must leave, relative to what it is expected to take."""
@@ -44,7 +44,7 @@ def scaling(config: BenchConfig, atoms: Sequence[int], kinds: Sequence[str] = ("
 
     Each size has a process of its own. A contestant stops where the last two sizes say that memory would not do.
     """
-    out: Results = {"environment": runs.environment(), "device": config.device, "threads": config.threads, "series": []}
+    out: Results = {"environment": environment(), "device": config.device, "threads": config.threads, "series": []}
     ways = [Contestant("equicat", ours=True)]
     if config.peer:
         ways += [Contestant("nequip-allegro, eager"), Contestant("nequip-allegro, AOTInductor", mode="aotinductor")]

@@ -19,9 +19,9 @@ from ase.data import atomic_numbers
 from numpy import ndarray
 from tqdm import tqdm
 
-from equicat import runs
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.errors import InputError
+from equicat.run_directory import environment
 
 Results = dict[str, Any]
 
@@ -133,7 +133,7 @@ def our_config(size: Mapping[str, int]) -> Results:
 
 
 def write_systems(path: Path, frames: Sequence[Atoms]) -> None:
-    """Structures for the contestants (see :mod:`equicat.peers.worker`)."""
+    """Structures for the contestants (see :mod:`equicat.bench.peers.worker`)."""
     arrays: dict[str, ndarray] = {"n_atoms": np.array([len(a) for a in frames])}
     arrays |= {name: np.concatenate([getattr(a, name) for a in frames]) for name in ("numbers", "positions")}
     arrays |= {"cell": np.stack([a.cell.array for a in frames]), "pbc": np.stack([a.pbc for a in frames])}
@@ -163,7 +163,7 @@ def speed(
         if size not in SIZES:
             raise InputError(f"no model size {size!r}; there are {', '.join(SIZES)}")
     frames = slabs()
-    out: Results = {"environment": runs.environment(), "device": config.device, "threads": config.threads, "sizes": {}}
+    out: Results = {"environment": environment(), "device": config.device, "threads": config.threads, "sizes": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_systems(folder / "systems.npz", frames)

@@ -9,12 +9,12 @@ import torch
 from ase import Atoms
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equicat.batch import Batch
-from equicat.convert import potential, read_arrays
-from equicat.models.nequip_allegro import NequipAllegroConfig
-from equicat.peers import worker
-from equicat.potential import Potential
-from equicat.structure import Structure
+from equicat.bench.peers import worker
+from equicat.data.batch import Batch
+from equicat.data.structure import Structure
+from equicat.interfaces.nequip_allegro import potential, read_arrays
+from equicat.models.potential import Potential
+from equicat.networks.nequip_allegro import NequipAllegroConfig
 
 
 class Ours:

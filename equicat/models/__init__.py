@@ -1,1 +1,1 @@
-"""The networks: edge vectors, indices and species in, features out. No positions, no cell, no autograd in here."""
+"""What predicts: a network with positions, cells, reference energies and derivatives around it."""

@@ -10,9 +10,9 @@ import torch
 from ase.data import chemical_symbols
 from numpy import ndarray
 
-from equicat.batch import Batch
-from equicat.potential import Prediction
-from equicat.structure import Structure
+from equicat.data.batch import Batch
+from equicat.data.structure import Structure
+from equicat.models.model import Prediction
 from equicat.testing.structures import SPACING, example_structures, random_rotation
 
 SYMMETRY = 1e-9

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from equicat.structure import Structure
+from equicat.data.structure import Structure
 
 SPACING = 2.5
 """Å between neighbours, before rattling."""

@@ -1,0 +1,157 @@
+"""`equicat predict`: what a model says about structures, as extxyz or as OC20's leaderboard file."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+from tqdm import tqdm
+
+from equicat.data.batch import Batch
+from equicat.data.batches import batches
+from equicat.data.datasets import Dataset, open_dataset
+from equicat.data.directory import splits_of
+from equicat.data.readers import write
+from equicat.data.structure import Structure
+from equicat.errors import InputError
+from equicat.models import saved
+from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.model import Prediction
+from equicat.models.potential import Potential
+from equicat.tasks.leaderboard import LEADERBOARD_SPLITS, is2re_arrays, is2rs_arrays, s2ef_arrays, write_submission
+
+
+def predictions(
+    model: Potential | DirectModel, dataset: Sequence, batch_size: int, title: str = "", progress: bool = True
+) -> Iterator[tuple[Batch, Prediction | RelaxedPrediction]]:
+    """Batches with the model's predictions (eV, Å), in the order of the data set."""
+    device = model.scale.device
+    loader = batches(dataset, model.cutoff, batch_size, dtype=model.dtype)
+    for batch in tqdm(loader, desc=title, unit="batch", disable=not progress, leave=False):
+        batch = batch.to(device)
+        with torch.no_grad():
+            yield batch, model(batch)
+
+
+def predict(
+    run: str | Path,
+    structures: str | Path,
+    out: str | Path,
+    *,
+    submission: str | None = None,
+    forces_of: str = "free",
+    batch_size: int = 16,
+    device: str = "cpu",
+    progress: bool = True,
+) -> int:
+    """Predict every structure of a file or store, or of the four splits of a data set.
+
+    ``out`` ending in ``.npz`` gets the arrays of OC20's leaderboard for the model's task (:func:`leaderboard_arrays`);
+    any other name becomes extxyz: energies and forces of all atoms, or relaxed energies (``relaxed_energy``) and
+    relaxed positions (``relaxed_positions``).
+
+    Args:
+        run: what made the model.
+        structures: file or store; with ``submission``, the directory of a data set.
+        out: file to write.
+        submission: ``test`` or ``val``: one ``.npz`` of its four splits, as the leaderboard takes it.
+        forces_of: ``free`` atoms (EvalAI) or ``all`` (the present leaderboard); ``.npz`` only.
+        batch_size: structures computed together.
+        device: cpu, cuda or cuda:0.
+        progress: show a progress bar.
+
+    Returns:
+        The number of structures.
+
+    Raises:
+        InputError: for a missing file or split, an unknown element, or, for the leaderboard, missing or repeated ids.
+    """
+    model, out = saved.load(run, device), Path(out)
+    if out.suffix != ".npz":
+        if submission is not None:
+            raise InputError(f"{out}: a submission is an .npz file")
+        return write(out, _predicted(model, open_dataset(structures), batch_size, progress))
+    datasets = {name: open_dataset(path) for name, path in _parts(model, structures, submission).items()}
+    arrays = {
+        name: leaderboard_arrays(
+            list(_predicted(model, dataset, batch_size, progress)), model.info.outputs, forces_of=forces_of
+        )
+        for name, dataset in datasets.items()
+    }
+    write_submission(out, arrays)
+    return sum(map(len, datasets.values()))
+
+
+def _parts(model: Potential | DirectModel, structures: str | Path, submission: str | None) -> dict[str, Path]:
+    """What goes into a leaderboard file: parts by the name that their arrays begin with."""
+    if submission is None:
+        return {"": Path(structures)}
+    found = splits_of(structures, model.info.task)
+    wanted = {name: f"{submission}_{name}" for name in LEADERBOARD_SPLITS}
+    missing = [split for split in wanted.values() if split not in found]
+    if missing:
+        raise InputError(
+            f"{structures}: no split {', '.join(missing)}, which a submission needs; found {', '.join(found)}"
+        )
+    return {name: found[split] for name, split in wanted.items()}
+
+
+def _predicted(
+    model: Potential | DirectModel, dataset: Dataset, batch_size: int, progress: bool
+) -> Iterator[Structure]:
+    """The structures with the predictions as their labels, and no others."""
+    at = 0
+    for batch, prediction in predictions(model, dataset, batch_size, "predict", progress):
+        ends = np.cumsum(batch.n_atoms.cpu().numpy())[:-1]
+        for labels in _labels(prediction, ends, batch.n_systems):
+            s = dataset[at]
+            if labels.get("relaxed_positions") is not None:
+                labels["relaxed_positions"] = s.positions + labels["relaxed_positions"]
+            info = {**s.info, "energy_reference": model.info.energy_reference}
+            yield dataclasses.replace(s, **{**dict.fromkeys(LABELS), **labels}, info=info)
+            at += 1
+
+
+LABELS = ("energy", "forces", "relaxed_energy", "relaxed_positions")
+
+
+def _labels(prediction: Prediction | RelaxedPrediction, ends: ndarray, n_systems: int) -> Iterator[dict[str, Any]]:
+    """Labels of each system of a batch; displacements under the name of the relaxed positions they become."""
+    energies: Tensor | None
+    if isinstance(prediction, Prediction):
+        energies, vectors, names = prediction.energy, prediction.forces, ("energy", "forces")
+    else:
+        energies, vectors = prediction.relaxed_energy, prediction.displacements
+        names = ("relaxed_energy", "relaxed_positions")
+    split = None if vectors is None else np.split(vectors.double().cpu().numpy(), ends)
+    for k in range(n_systems):
+        values = (None if energies is None else float(energies[k]), None if split is None else split[k])
+        yield dict(zip(names, values, strict=True))
+
+
+def leaderboard_arrays(
+    structures: Sequence[Structure], outputs: tuple[str, ...], *, forces_of: str = "free"
+) -> dict[str, ndarray]:
+    """The arrays of :mod:`equicat.tasks.leaderboard` for structures that carry a model's predictions as labels.
+
+    A model of relaxed energies and structures gives the arrays of both.
+
+    Raises:
+        InputError: if ids are missing or repeated, or a prediction is not finite.
+    """
+    ids, n_atoms = np.array([s.id for s in structures]), np.array([len(s.numbers) for s in structures])
+    arrays: dict[str, ndarray] = {}
+    if "energy" in outputs:
+        energy, fixed = np.array([s.energy for s in structures]), np.concatenate([s.fixed for s in structures])
+        forces = np.concatenate([s.forces for s in structures])
+        arrays = s2ef_arrays(ids, energy, forces, n_atoms, fixed, atoms=forces_of)
+    if "relaxed_energy" in outputs:
+        arrays = is2re_arrays(ids, np.array([s.relaxed_energy for s in structures]))
+    if "displacements" in outputs:
+        positions = np.concatenate([s.relaxed_positions for s in structures])
+        arrays |= is2rs_arrays(ids, positions, n_atoms)
+    return arrays

@@ -1,0 +1,1 @@
+"""What is trained on: files to structures to batches."""

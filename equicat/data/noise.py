@@ -1,0 +1,65 @@
+"""Noisy nodes: training on corrupted initial structures."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from equicat.data.datasets import AnyDataset
+from equicat.data.structure import Structure
+from equicat.errors import InputError
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Noisy nodes (is2re, is2rs): train on corrupted initial structures, displacements corrected for it.
+
+    Godwin et al., ICLR 2022 (arXiv 2106.07971). Only free atoms move; validation sees the data as they are.
+    """
+
+    share: float = 0.0
+    """Share of training structures that are corrupted; 0 turns it off."""
+    interpolate: bool = True
+    """Start anywhere on the straight line from the initial to the relaxed structure."""
+    sigma: float = 0.0
+    """Standard deviation (Å) of Gaussian noise on top, along each axis."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or self.sigma < 0:
+            raise InputError(
+                f"noise: share is {self.share}, sigma {self.sigma}; 0 ≤ share ≤ 1 and sigma ≥ 0 are needed"
+            )
+
+
+class Corrupted(Sequence[Structure]):
+    """Noisy nodes: initial structures moved towards the relaxed ones and shaken, anew each time they are read.
+
+    The relaxed structure stays, so the displacement still to go is corrected by itself.
+    """
+
+    def __init__(self, dataset: AnyDataset, config: NoiseConfig):
+        self.dataset, self.config = dataset, config
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
+        # PyTorch's generator is seeded by run.seed, and differently in each worker.
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        # The initial structure's own labels would be those of only some structures of a batch.
+        return corrupted(dataclasses.replace(self.dataset[i], energy=None, forces=None), self.config, rng)
+
+
+def corrupted(structure: Structure, config: NoiseConfig, rng: np.random.Generator) -> Structure:
+    """The structure, or with probability ``config.share`` one with its free atoms elsewhere; see Godwin et al. 2022."""
+    if rng.random() >= config.share:
+        return structure
+    moved = structure.positions + config.sigma * rng.normal(size=structure.positions.shape)
+    if config.interpolate:
+        moved += rng.random() * structure.displacements
+    relaxed = structure.positions + structure.displacements
+    assert structure.fixed is not None
+    positions = np.where(structure.fixed[:, None], structure.positions, moved)
+    return dataclasses.replace(structure, positions=positions, relaxed_positions=relaxed)

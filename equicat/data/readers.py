@@ -1,0 +1,240 @@
+"""Structure files in and out: anything ASE reads becomes a stream of :class:`Structure`; extended XYZ goes out.
+
+A file is never held in memory as a whole: frames are read one at a time, compressed or not.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from io import StringIO
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import ase.db
+import numpy as np
+from ase import Atoms
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, read_extxyz, write_extxyz
+from ase.io.formats import UnknownFileTypeError, filetype, get_compression, get_ioformat, iread, open_with_compression
+from ase.io.vasp import iread_vasp_out
+
+from equicat.data.structure import Structure
+from equicat.errors import InputError
+from equicat.files import replacing_file
+
+DATABASE_PAGE = 256
+"""Rows fetched from an ASE database at a time; ASE itself would load every row of the query at once."""
+
+
+def read(path: str | Path, energy_key: str | None = None, index: int | slice | None = None) -> Iterator[Structure]:
+    """The structures of a file, one after the other, in the file's order.
+
+    Reads every format of ASE (extended XYZ, ``.traj``, ``.db``, ``vasprun.xml``, ``OUTCAR`` ...), also compressed with
+    ``.gz``, ``.xz`` or ``.bz2`` where ASE can. Forces are those written in the file, those of fixed atoms included.
+    The path is checked at the call, the frames as they are asked for.
+
+    Args:
+        path: the file.
+        energy_key: take the energy (eV) from this key of each frame instead of the calculator's ``energy``.
+        index: frame number from 0 (negative: from the end) or a slice with bounds from 0; all frames if None.
+
+    Raises:
+        InputError: if the path is missing, a directory or of unknown format, if a frame cannot be read or is not a
+            valid structure (the frame is named), if ``energy_key`` is absent, or if there is no frame to return.
+    """
+    path = Path(path)
+    return _select(_valid(_structures(path, _format_of(path), energy_key)), index, path)
+
+
+def read_each(path: str | Path, energy_key: str | None = None) -> Iterator[Structure | InputError]:
+    """As :func:`read`, but a frame that :func:`read` would refuse comes as its error, in its place.
+
+    After an invalid structure reading goes on; where the file itself breaks off, the error is the last item.
+
+    Raises:
+        InputError: at the call, if the path is missing, a directory or of unknown format.
+    """
+    path = Path(path)
+    return _structures(path, _format_of(path), energy_key)
+
+
+def write(path: str | Path, structures: Iterable[Structure]) -> int:
+    """Write extended XYZ, compressed if ``path`` ends in ``.gz``, ``.xz`` or ``.bz2``, and return the number of frames.
+
+    :func:`read` gives the structures back: labels, fixed atoms, tags, ids and scalar ``info``; per-atom numbers to
+    1e-8 of their unit, which is what the format keeps. An existing file is replaced once the new one is complete.
+
+    Raises:
+        InputError: if the name is not that of an extended XYZ file, its folder is missing, or there are no structures.
+    """
+    path = Path(path)
+    if Path(get_compression(str(path))[0]).suffix not in (".extxyz", ".xyz"):
+        raise InputError(
+            f"{path}: structures are written as extended XYZ; end the name in .extxyz, .extxyz.gz or .extxyz.xz"
+        )
+    n_frames = 0
+    with replacing_file(path) as temporary, open_with_compression(str(temporary), "w") as file:
+        for structure in structures:
+            write_extxyz(file, [_atoms_for_extxyz(structure)])
+            n_frames += 1
+        if n_frames == 0:
+            raise InputError(f"{path}: no structures to write")
+    return n_frames
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without its extension and compression: ``val_id`` for ``val_id.extxyz.xz``."""
+    return Path(get_compression(path.name)[0]).stem
+
+
+def _format_of(path: Path) -> str:
+    """ASE's name of the file's format."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; give a structure file (such as .extxyz, .traj, .db, OUTCAR)")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file{_siblings(path)}")
+    try:
+        name = filetype(str(path))
+        readable = get_ioformat(name).can_read
+    except (UnknownFileTypeError, EOFError, OSError) as error:
+        raise InputError(f"{path}: not a structure file that ASE knows, or a broken one ({error})") from error
+    if not readable:
+        raise InputError(f"{path}: ASE does not read the format {name!r}; convert the file to extended XYZ")
+    return name
+
+
+def _siblings(path: Path) -> str:
+    """A hint for a mistyped path: what its folder holds."""
+    if not path.parent.is_dir():
+        return f" (nor the folder {path.parent})"
+    names = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    return f"; {path.parent} holds {', '.join(names[:8]) or 'nothing'}{' ...' if len(names) > 8 else ''}"
+
+
+def _valid(structures: Iterator[Structure | InputError]) -> Iterator[Structure]:
+    for structure in structures:
+        if isinstance(structure, InputError):
+            raise structure
+        yield structure
+
+
+def _structures(path: Path, file_format: str, energy_key: str | None) -> Iterator[Structure | InputError]:
+    frames = _frames(path, file_format)
+    for i in count():
+        try:
+            atoms = next(frames, None)
+        # ASE's parsers raise whatever the broken text leads them to; for the user it is one thing: this frame.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            broken = InputError(
+                f"{path}, frame {i}: cannot be read as {file_format} ({reason}); is the file complete? "
+                "Repair it or cut it before this frame"
+            )
+            broken.__cause__ = error
+            yield broken
+            return
+        if atoms is None:
+            if i == 0:
+                yield InputError(f"{path}: no frames in the file; was the calculation that wrote it finished?")
+            return
+        yield _structure(atoms, energy_key, f"{path}, frame {i}")
+
+
+def _structure(atoms: Atoms, energy_key: str | None, source: str) -> Structure | InputError:
+    try:
+        return Structure.from_ase(atoms, energy_key, source=source)
+    except InputError as error:
+        return error
+
+
+def _frames(path: Path, file_format: str) -> Iterator[Atoms]:
+    if file_format == "extxyz":
+        return _extxyz_frames(path)
+    if file_format in ("db", "json"):
+        return _database_rows(path, file_format)
+    if file_format == "vasp-out" and get_compression(str(path))[1] in ("xz", "bz2"):
+        return _outcar_frames(path)
+    # ASE would take "@" in a name for an index.
+    return iread(str(path), index=":", format=file_format, do_not_split_by_at_sign=True)
+
+
+def _extxyz_frames(path: Path) -> Iterator[Atoms]:
+    """Frames in one forward pass. ASE scans the whole file first and seeks, which in a compressed one means reading it
+    from the start again; it also stops at the first blank line."""
+    with open_with_compression(str(path)) as lines:
+        header = _next_line(lines)
+        while header:
+            n_atoms = int(header)
+            body = list(islice(lines, n_atoms + 1))
+            if len(body) < n_atoms + 1:
+                raise EOFError(f"{max(len(body) - 1, 0)} of {n_atoms} atoms before the end of the file")
+            header = _next_line(lines)
+            while header.startswith("VEC"):
+                body.append(header)
+                header = _next_line(lines)
+            yield from read_extxyz(StringIO("".join([f"{n_atoms}\n", *body])), index=slice(None))
+
+
+def _outcar_frames(path: Path) -> Iterator[Atoms]:
+    """ASE looks for the constraint in the POSCAR beside the OUTCAR, so the open file must know where it is."""
+    lines: Any
+    with open_with_compression(str(path)) as lines:
+        lines.buffer.name = str(path)
+        yield from iread_vasp_out(lines, index=slice(None))
+
+
+def _next_line(lines: Iterator[str]) -> str:
+    """The next line that is not blank, or an empty string at the end."""
+    return next((line.lstrip() for line in lines if line.strip()), "")
+
+
+def _database_rows(path: Path, file_format: str) -> Iterator[Atoms]:
+    """Rows by id, with their key-value pairs and scalar data as ``info``."""
+    database = ase.db.connect(str(path), type=file_format, use_lock_file=False)
+    last_id = 0
+    while page := list(database.select(f"id>{last_id}", sort="id", limit=DATABASE_PAGE)):
+        for row in page:
+            atoms = row.toatoms()
+            atoms.info.update({**row.data, **row.key_value_pairs})
+            yield atoms
+        last_id = page[-1].id
+
+
+def _select(structures: Iterator[Structure], index: int | slice | None, path: Path) -> Iterator[Structure]:
+    if index is None:
+        yield from structures
+        return
+    chosen: Iterator[Structure]
+    if isinstance(index, slice):
+        chosen = islice(structures, index.start, index.stop, index.step)
+    elif index >= 0:
+        chosen = islice(structures, index, index + 1)
+    else:
+        tail = deque(structures, maxlen=-index)
+        chosen = iter([tail[0]] if len(tail) == -index else [])
+    n_chosen = 0
+    for structure in chosen:
+        yield structure
+        n_chosen += 1
+    if n_chosen == 0:
+        raise InputError(f"{path}: no frame {index}; the file has fewer frames")
+
+
+def _atoms_for_extxyz(structure: Structure) -> Atoms:
+    atoms = structure.to_ase()
+    if structure.energy is not None:
+        atoms.info.pop("energy", None)  # the label itself is written under this name
+    atoms.info = {key: _extxyz_value(key, value) for key, value in atoms.info.items()}
+    return atoms
+
+
+def _extxyz_value(key: str, value: Any) -> Any:
+    """``value`` such that it reads back as it is: the texts ``F`` and ``007`` would become False and 7."""
+    if not isinstance(value, str):
+        return value.item() if isinstance(value, np.generic) else value
+    if value.isprintable() and not value.startswith("_JSON"):
+        back = key_val_str_to_dict(key_val_dict_to_str({key: value})).get(key)
+        if isinstance(back, str) and back == value:
+            return value
+    # ASE's writer escapes quotes only, its reader takes away one level of every backslash.
+    return "_JSON " + json.dumps(value).replace("\\", "\\\\")

@@ -1,0 +1,110 @@
+"""From what a configuration names to batches."""
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from equicat.data.datasets import AnyDataset, Dataset, MemoryDataset, Subset, open_dataset, require_labels
+from equicat.data.directory import splits_of
+from equicat.data.info import DatasetInfo
+from equicat.data.readers import read
+from equicat.data.structure import Structure
+from equicat.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the structures are. Paths are relative to the working directory; globs are expanded."""
+
+    train: tuple[str, ...] = ()
+    """Stores, data set directories (their train split), or structure files."""
+    val: tuple[str, ...] = ()
+    """The same for validation (val_id split). Empty: n_val structures are drawn from the training data."""
+    train_where: dict[str, str] = field(default_factory=dict)
+    """Of structure files, use only frames with these info values, such as {split: train}."""
+    val_where: dict[str, str] = field(default_factory=dict)
+    """The same for validation."""
+    n_train: int | None = None
+    """Use so many training structures, drawn at random; null uses all."""
+    n_val: int | None = None
+    """Use so many validation structures, drawn at random; null uses all."""
+    energy_key: str | None = None
+    """Take energies (eV) from this info key of structure files."""
+    energy_reference: Literal["adsorption", "total", "relative"] | None = None
+    """What the energies of structure files are; stores know."""
+    split_seed: int = 0
+    """Of the draws above."""
+
+
+def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
+    """Training and validation data of a task, as configured.
+
+    Raises:
+        InputError: if something is missing, empty, lacks a label that the task trains on, or mixes energy references.
+    """
+    if not config.train:
+        raise InputError("data.train is empty; name a data set, a store or a structure file")
+    everything = _open(config.train, config.train_where, "train", task, config)
+    rng = np.random.default_rng(config.split_seed)
+    if config.val:
+        train = _draw(everything, config.n_train, rng, "data.n_train")
+        val = _draw(_open(config.val, config.val_where, "val_id", task, config), config.n_val, rng, "data.n_val")
+    else:
+        train, val = _split(everything, config, rng)
+    for dataset in (train, val):
+        require_labels(dataset.dataset if isinstance(dataset, Subset) else dataset, labels)
+    uses_energies = any("energy" in label for label in labels)
+    if uses_energies and train.info.energy_reference != val.info.energy_reference:
+        raise InputError(
+            f"training energies are {train.info.energy_reference!r}, validation energies "
+            f"{val.info.energy_reference!r}; the two cannot be mixed"
+        )
+    return train, val
+
+
+def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tuple["Subset", "Subset"]:
+    """Training and validation structures from one data set; a tenth validates unless ``n_val`` says otherwise."""
+    n_val = config.n_val or max(1, len(dataset) // 10)
+    n_train = len(dataset) - n_val if config.n_train is None else config.n_train
+    if n_train < 1 or n_train + n_val > len(dataset):
+        raise InputError(
+            f"{dataset.path}: its {len(dataset)} structures cannot give {n_train} to train and {n_val} to validate; "
+            "lower data.n_train or data.n_val"
+        )
+    order = rng.permutation(len(dataset))
+    return Subset(dataset, order[:n_train]), Subset(dataset, order[n_train : n_train + n_val])
+
+
+def _open(paths: Sequence[str], where: Mapping[str, str], split: str, task: str, config: DataConfig) -> Dataset:
+    files = list(chain.from_iterable(sorted(glob.glob(p)) or [p] for p in paths))
+    if len(files) == 1 and Path(files[0]).is_dir():
+        found = splits_of(files[0], task)
+        if len(found) > 1 and split not in found:
+            raise InputError(f"{files[0]}: has no split {split!r}, only {', '.join(found)}; name one of them")
+        path = found[split] if split in found else next(iter(found.values()))
+        return open_dataset(path, config.energy_key, config.energy_reference)
+    for file in files:
+        if Path(file).is_dir():
+            raise InputError(f"{file}: a directory among several paths; give one data set, or structure files only")
+    info = DatasetInfo(config.energy_reference or "total", provenance={"files": [Path(f).name for f in files]})
+    return MemoryDataset(_frames(files, where, config.energy_key), info, ", ".join(paths))
+
+
+def _frames(files: Sequence[str], where: Mapping[str, str], energy_key: str | None) -> Iterator[Structure]:
+    for file in files:
+        for structure in read(file, energy_key):
+            if all(str(structure.info.get(k)) == str(v) for k, v in where.items()):
+                yield structure
+
+
+def _draw(dataset: Dataset, n: int | None, rng: np.random.Generator, option: str) -> AnyDataset:
+    if n is None:
+        return dataset
+    if n > len(dataset):
+        raise InputError(f"{option} asks for {n} structures, {dataset.path} has {len(dataset)}")
+    return Subset(dataset, rng.permutation(len(dataset))[:n])

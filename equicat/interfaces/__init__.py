@@ -1,0 +1,1 @@
+"""Models in other programs, and other programs' models here."""

@@ -1,0 +1,74 @@
+"""A trained model as an ASE calculator."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator as AseCalculator
+from ase.calculators.calculator import all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from equicat.data.batch import Batch
+from equicat.data.structure import Structure
+from equicat.models import saved
+
+
+class Calculator(AseCalculator):
+    """Energies (eV), forces (eV/Å) and, for cells with volume, stress (eV/Å³) of a run's model.
+
+    A model with direct forces has no stress. Which energy it is, adsorption, total or relative, stands in
+    ``calculator.energy_reference``.
+
+    Args:
+        run: run directory.
+        device: where to compute.
+        cuda_graphs: record inferences of small systems (:mod:`equicat.kernels.gpu.graphs`) on a GPU with Triton.
+
+    Raises:
+        InputError: if the run has no weights or predicts no forces; when computing, for an element that the model does
+            not know.
+    """
+
+    implemented_properties = [  # noqa: RUF012 (declared by ASE)
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+    ]
+
+    def __init__(self, run: str | Path, device: str = "cpu", cuda_graphs: bool = False, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.potential = saved.load_potential(run, device)
+        self.potential.cuda_graphs = cuda_graphs
+        self.energy_reference = self.potential.info.energy_reference
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fills ``results``; see ASE."""
+        super().calculate(atoms, properties or ["energy"], system_changes)
+        assert self.atoms is not None
+        bare = self.atoms.copy()
+        bare.info = {}
+        structure = Structure.from_ase(bare, source="atoms")
+        batch = Batch.from_structures([structure], self.potential.cutoff, dtype=self.potential.dtype)
+        batch = batch.to(self.potential.scale.device)
+        with_stress = bool(self.atoms.pbc.all()) and self.potential.direct_forces is None
+        with torch.no_grad():
+            prediction = self.potential(batch, virial=with_stress)
+        energy = float(prediction.energy)
+        references = self.potential.reference_energies[self.potential.species(batch)]
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": (prediction.atom_energies.double() + references).cpu().numpy(),
+            "forces": prediction.forces.double().cpu().numpy(),
+        }
+        if with_stress:
+            stress = prediction.virial[0].double().cpu().numpy() / self.atoms.get_volume()
+            self.results["stress"] = full_3x3_to_voigt_6_stress(0.5 * (stress + stress.T))

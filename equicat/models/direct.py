@@ -1,0 +1,100 @@
+"""IS2RE and IS2RS without a relaxation: relaxed energy and displacements straight from the initial structure."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equicat.data.batch import Batch
+from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
+from equicat.models.model import AtomisticModel, minus_gradient
+from equicat.networks.catalogue import NetworkConfig
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxedPrediction:
+    """What a direct model says about initial structures; what it was not trained to predict is None."""
+
+    relaxed_energy: Float[Tensor, "n_systems"] | None = None
+    """eV, float64."""
+    displacements: Float[Tensor, "n_atoms 3"] | None = None
+    """r_relaxed − r_initial, Å; zero for fixed atoms."""
+
+
+class DirectModel(AtomisticModel):
+    """Relaxed energy, E = Σ_i (s e_i + ε_{Z_i}), and displacements, r_d, of the atoms that are not fixed.
+
+    Both read the same features of the network. See :mod:`equicat.models.heads` for the displacement heads.
+
+    Args:
+        config: of the network, ``avg_num_neighbors`` set.
+        elements: atomic numbers that the model knows, ascending.
+        output_mlp: hidden widths of the heads.
+        energy: predict relaxed energies.
+        displacement_head: predict displacements, and how; None does not.
+        scale: s, eV; the root mean square of what a linear fit to the composition leaves is a good choice.
+        displacement_scale: Å; the root mean square component in the training data is a good choice.
+        reference_energies: ε by element, eV, in the order of ``elements``.
+
+    Raises:
+        InputError: if the network cannot feed the head.
+    """
+
+    displacement_scale: Tensor
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        elements: tuple[int, ...],
+        output_mlp: tuple[int, ...] = (128,),
+        *,
+        energy: bool = True,
+        displacement_head: DisplacementHead | None = None,
+        scale: float = 1.0,
+        displacement_scale: float = 1.0,
+        reference_energies: tuple[float, ...] | None = None,
+    ):
+        vectors = displacement_head in NEEDS_VECTORS
+        super().__init__(config, elements, scale, reference_energies, vectors=vectors)
+        self.register_buffer("displacement_scale", torch.tensor(displacement_scale))
+        self.displacement_head = displacement_head
+        n_features = self.model.n_features
+        self.energy = ScalarHead(n_features, output_mlp, self.avg_num_neighbors) if energy else None
+        self.potential = self.displacement = None
+        if displacement_head == "gradient":
+            self.potential = ScalarHead(n_features, output_mlp, self.avg_num_neighbors)
+        elif displacement_head is not None:
+            self.displacement = vector_head(
+                config.name, displacement_head, self.model, output_mlp, self.avg_num_neighbors
+            )
+
+    def forward(self, batch: Batch) -> RelaxedPrediction:
+        """Relaxed energies and displacements, differentiable while training.
+
+        Raises:
+            InputError: for an element that the model was not trained on.
+        """
+        species, center, n_atoms = self.species(batch), batch.edge_index[0], len(batch.positions)
+        training = self.training and torch.is_grad_enabled()
+        energy = displacements = None
+        with torch.enable_grad() if self.potential is not None else torch.set_grad_enabled(training):
+            edge_vec = batch.edge_vec().detach()
+            if self.potential is not None:
+                edge_vec.requires_grad_()
+            features = self.model(edge_vec, batch.edge_index, species)
+            if self.energy is not None:
+                atom_energies = self.energy(features, center, n_atoms) * self.scale
+                energy = self.system_energies(atom_energies, species, batch)
+            if self.potential is not None:
+                total = self.potential(features, center, n_atoms).sum()
+                (gradient,) = torch.autograd.grad(total, edge_vec, create_graph=training)
+                displacements = minus_gradient(gradient, batch.edge_index, n_atoms)
+            elif self.displacement is not None:
+                unit = torch.nn.functional.normalize(edge_vec, dim=1)
+                displacements = self.displacement(features, center, unit, n_atoms)
+        if displacements is not None:
+            displacements = (displacements * self.displacement_scale).masked_fill(batch.fixed[:, None], 0.0)
+        if energy is not None and not training:
+            energy = energy.detach()
+        return RelaxedPrediction(energy, displacements)

@@ -1,0 +1,153 @@
+"""What every model has: elements, reference energies, a scale; what it predicts, and what is said of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from equicat.data.batch import Batch
+from equicat.data.fitted import Statistics
+from equicat.data.info import DatasetInfo
+from equicat.errors import InputError
+from equicat.models.heads import DisplacementHead
+from equicat.models.repulsion import EnergyTerms
+from equicat.networks.catalogue import NetworkConfig, architecture, avg_num_neighbors
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, beside its weights."""
+
+    task: str
+    model: NetworkConfig
+    output_mlp: tuple[int, ...]
+    dtype: str
+    energy_reference: str
+    """adsorption, total or relative: which energy the model predicts."""
+    statistics: Statistics
+    """Of the training data."""
+    outputs: tuple[str, ...] = ("energy", "forces")
+    """What it predicts: energy and forces, or relaxed_energy, displacements or both."""
+    displacement_head: DisplacementHead | None = None
+    force_head: DisplacementHead = "gradient"
+    dataset_references: dict[str, float] = field(default_factory=dict)
+    """Energies (eV) that the data set had subtracted, by what they belong to."""
+    terms: EnergyTerms = field(default_factory=EnergyTerms)
+
+    @property
+    def element_symbols(self) -> list[str]:
+        return [chemical_symbols[z] for z in self.statistics.elements]
+
+
+def check_energy_reference(info: ModelInfo, dataset: DatasetInfo, where: str | Path) -> None:
+    """Refuse to compare two different kinds of energy.
+
+    Raises:
+        InputError: naming both.
+    """
+    if dataset.energy_reference != info.energy_reference and info.outputs != ("displacements",):
+        raise InputError(
+            f"{where}: its energies are {dataset.energy_reference!r}, the model predicts {info.energy_reference!r} "
+            "ones; the two cannot be mixed (for structure files, say which they are)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a potential says about a batch."""
+
+    energy: Float[Tensor, "n_systems"]
+    """eV, float64."""
+    atom_energies: Float[Tensor, "n_atoms"]
+    """eV, without the reference energies of the elements."""
+    forces: Float[Tensor, "n_atoms 3"] | None = None
+    """eV/Å."""
+    virial: Float[Tensor, "n_systems 3 3"] | None = None
+    """−Σ r_ij ⊗ F_ij in eV, that is dE/dε; the stress is this over the volume."""
+
+
+class AtomisticModel(nn.Module):
+    """A network, the elements that it knows, and what an energy is made of; a task's model adds what it predicts.
+
+    Args:
+        config: of the network, ``avg_num_neighbors`` set.
+        elements: atomic numbers that the model knows, ascending.
+        scale: s, eV.
+        reference_energies: ε by element, eV, in the order of ``elements``.
+        vectors: whether a head needs the network's vectors.
+    """
+
+    scale: Tensor
+    reference_energies: Tensor
+    species_of_number: Tensor
+    info: ModelInfo
+    """Description of the model, set by :func:`equicat.models.saved.build`."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        elements: tuple[int, ...],
+        scale: float = 1.0,
+        reference_energies: tuple[float, ...] | None = None,
+        vectors: bool = False,
+    ):
+        super().__init__()
+        average = avg_num_neighbors(config)
+        if average is None:
+            raise InputError(
+                "model.avg_num_neighbors is not set; training fits it to the data, otherwise give a number"
+            )
+        self.config, self.elements = config, elements
+        self.avg_num_neighbors = average
+        self.model: Any = architecture(config.name).build(config, elements, vectors)
+        self.register_buffer("scale", torch.tensor(scale))
+        # Per-atom energies of DFT are thousands of eV: summed in float64, whatever the model's own precision.
+        references = reference_energies or (0.0,) * len(elements)
+        self.register_buffer("reference_energies", torch.tensor(references, dtype=torch.float64))
+        table = torch.full((len(chemical_symbols),), -1)
+        table[list(elements)] = torch.arange(len(elements))
+        self.register_buffer("species_of_number", table, persistent=False)
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.config.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def species(self, batch: Batch) -> Int[Tensor, "n_atoms"]:
+        """The model's index of each atom's element.
+
+        Raises:
+            InputError: for an element that the model was not trained on; names it and the system.
+        """
+        species = self.species_of_number[batch.numbers]
+        if (species < 0).any():
+            atom = int((species < 0).nonzero()[0])
+            system = batch.ids[int(batch.system_idx[atom])] if batch.ids else int(batch.system_idx[atom])
+            raise InputError(
+                f"system {system}: element {chemical_symbols[int(batch.numbers[atom])]} was not in the training data; "
+                f"this model knows {', '.join(chemical_symbols[z] for z in self.elements)}"
+            )
+        return species
+
+    def system_energies(
+        self, atom_energies: Float[Tensor, "n_atoms"], species: Int[Tensor, "n_atoms"], batch: Batch
+    ) -> Float[Tensor, "n_systems"]:
+        """Σ_i (E_i + ε_{Z_i}), eV; accumulated in float64, so that a large system's sum keeps its digits."""
+        per_atom = atom_energies.double() + self.reference_energies[species]
+        return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_atom)
+
+
+def minus_gradient(
+    gradient: Float[Tensor, "n_edges 3"], edge_index: Int[Tensor, "2 n_edges"], n_atoms: int
+) -> Float[Tensor, "n_atoms 3"]:
+    """−∂/∂r_i of a scalar, from its derivatives with respect to the pair vectors r_j − r_i."""
+    center, neighbor = edge_index
+    return gradient.new_zeros(n_atoms, 3).index_add(0, center, gradient).index_add(0, neighbor, -gradient)

@@ -1,0 +1,133 @@
+"""Run directories: a trained model as weights (safetensors) and plain JSON; loading runs no code from the file."""
+
+import dataclasses
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from equicat.data.fitted import Statistics
+from equicat.errors import InputError
+from equicat.files import read_json, replace_json, replacing_file
+from equicat.models.direct import DirectModel
+from equicat.models.model import AtomisticModel, ModelInfo
+from equicat.models.potential import Potential
+from equicat.models.repulsion import EnergyTerms, Repulsion
+from equicat.networks.catalogue import architecture, with_neighbors
+from equicat.run_directory import DESCRIPTION, WEIGHTS
+
+FORMAT_VERSION = 1
+
+
+def build(
+    info: ModelInfo, scale: float = 1.0, displacement_scale: float = 1.0, references: tuple[float, ...] | None = None
+) -> Potential | DirectModel:
+    """An untrained model of that description."""
+    config, elements = with_neighbors(info.model, info.statistics.avg_num_neighbors), info.statistics.elements
+    model: Potential | DirectModel
+    if "forces" in info.outputs:
+        model = Potential(config, elements, info.output_mlp, scale, references, info.terms, info.force_head)
+    else:
+        model = DirectModel(
+            config,
+            elements,
+            info.output_mlp,
+            energy="relaxed_energy" in info.outputs,
+            displacement_head=info.displacement_head,
+            scale=scale,
+            displacement_scale=displacement_scale,
+            reference_energies=references,
+        )
+    model.info = dataclasses.replace(info, model=config)
+    return model.to(getattr(torch, info.dtype))
+
+
+def save(run: str | Path, model: AtomisticModel, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write ``model.safetensors`` and ``model.json``, each complete or not at all.
+
+    Args:
+        run: the run directory.
+        model: to save, with its description.
+        state: weights to write instead of the model's own (an average of them, say).
+    """
+    # Copies, because safetensors refuses weights under two names (SchNet's filters).
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in (state or model.state_dict()).items()}
+    with replacing_file(Path(run) / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "equicat"})
+    replace_json(Path(run) / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(model.info)})
+
+
+def load_info(run: str | Path) -> ModelInfo:
+    """The description of a run's model.
+
+    Raises:
+        InputError: if the run has none, or it is of a newer format.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run directory; `equicat train` writes one")
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (run / name).is_file():
+            found = ", ".join(sorted(p.name for p in run.iterdir())) or "nothing"
+            raise InputError(
+                f"{run}: has no {name}, so there is no trained model in it (found {found}); train it first"
+            )
+    values: dict[str, Any] = read_json(run / DESCRIPTION)
+    if values.pop("format_version", None) != FORMAT_VERSION:
+        raise InputError(f"{run / DESCRIPTION}: written by another version of equicat; update equicat")
+    try:
+        values["model"] = architecture(values["model"]["name"]).config(**_tuples(values["model"]))
+        values["statistics"] = Statistics(**_tuples(values["statistics"]))
+        if "terms" in values:
+            values["terms"] = _terms(values["terms"])
+        return ModelInfo(**_tuples(values))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run / DESCRIPTION}: damaged ({error}); train again or restore the file") from error
+
+
+def load(run: str | Path, device: str | torch.device = "cpu") -> Potential | DirectModel:
+    """The trained model of a run, in evaluation mode.
+
+    Args:
+        run: run directory.
+        device: where to put it.
+
+    Returns:
+        A potential (S2EF) or a direct model (IS2RE, IS2RS); call it with a :class:`~equicat.data.batch.Batch`.
+        ``.info`` tells its task, elements and ``energy_reference``.
+
+    Raises:
+        InputError: if the run holds no weights, or they do not fit the description.
+    """
+    info = load_info(run)
+    model = build(info)
+    try:
+        model.load_state_dict(load_file(Path(run) / WEIGHTS))
+    except Exception as error:  # safetensors and PyTorch each have errors of their own
+        raise InputError(f"{Path(run) / WEIGHTS}: does not fit {DESCRIPTION} ({error})") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_potential(run: str | Path, device: str | torch.device = "cpu") -> Potential:
+    """The same, of a run that was trained for energies and forces.
+
+    Raises:
+        InputError: also if the model predicts relaxed energies or structures directly.
+    """
+    model = load(run, device)
+    if not isinstance(model, Potential):
+        raise InputError(f"{run}: trained for {model.info.task}, which gives no forces; use a model trained for s2ef")
+    return model
+
+
+def _terms(values: dict[str, Any]) -> EnergyTerms:
+    if values["repulsion"] is not None:
+        values["repulsion"] = Repulsion(**_tuples(values["repulsion"]))
+    return EnergyTerms(**_tuples(values))
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where dataclasses have tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""The networks that Allegro is compared with."""

@@ -1,0 +1,1 @@
+"""`equicat data import`: a group's own relaxations as a data set."""

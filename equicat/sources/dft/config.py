@@ -1,0 +1,57 @@
+"""What an import can be told."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from equicat.errors import InputError
+from equicat.sources.dft.rules import Rules
+from equicat.sources.splits import SplitConfig
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What ``equicat data import`` makes of the files."""
+
+    files: tuple[str, ...] = ()
+    """Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz ..., also .gz and .xz) and directories with them."""
+    initial: tuple[str, ...] = ()
+    """Files of initial structures, each with its partner in relaxed: same systems, same order."""
+    relaxed: tuple[str, ...] = ()
+    """Files of relaxed structures."""
+    sid_key: str = "sid"
+    """Info key that says which system a frame belongs to, where a file has several; without it a file is one system."""
+    join: bool = False
+    """A file goes on where the one before ended if both have the same system id, such as OUTCAR.1 and OUTCAR.2 of a
+    restarted calculation in one folder."""
+    energy_key: str | None = None
+    """Info key of the energies (eV), if not the calculator's."""
+    energy_reference: Literal["adsorption", "total", "relative"] | None = None
+    """adsorption: formed with the references, or, without any, what energy_key holds; total: as in the files; relative:
+    each system's first kept frame is zero. Default: adsorption with references, else total."""
+    references: str | None = None
+    """YAML file with total energies (eV) of gas molecules (gas: {H2: -6.77, H2O: -14.22, CO: -14.78}) and, if wanted,
+    of clean slabs (slabs: {Cu16: -59.5}) by system id, by name or by formula."""
+    slab_table: str | None = None
+    """More clean slabs: CSV (name, energy) or YAML."""
+    slab_files: tuple[str, ...] = ()
+    """Files or directories of relaxed clean slabs; found by composition and lattice vectors in the surface."""
+    slab_key: str | None = None
+    """Info key with the name under which a system's clean slab is in the table."""
+    adsorbate: str = ""
+    """Formula of the adsorbate of every system, such as CO; several equal ones on a slab are fine."""
+    adsorbate_key: str | None = None
+    """Info key with each system's adsorbate formula (a * is ignored)."""
+    trust_tags: bool = True
+    """Use the tags in the files: 0 subsurface, 1 surface, 2 adsorbate, or ase.build's numbers of layers."""
+    infer_fixed: bool = False
+    """Without a constraint, take atoms that never move for fixed."""
+    reorder: bool = False
+    """Put atoms that are in another order than in the first frame back, each at the nearest of its element."""
+    rules: Rules = field(default_factory=Rules)
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+    def __post_init__(self) -> None:
+        if not self.files and not self.initial:
+            raise InputError("nothing to import: name trajectories or directories, or give --initial and --relaxed")
+        if self.adsorbate and self.adsorbate_key:
+            raise InputError("give the adsorbate's formula or the key that holds it, not both")

@@ -1,0 +1,222 @@
+"""What an import did with every frame of every file, for people (text) and for programs (JSON)."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from equicat.sources.dft.examine import IN_S2EF, ONLY_IN_IS2RE, Record
+
+MAX_LINES = 20
+"""Systems listed on the screen; the report file lists all."""
+
+
+@dataclass
+class Report:
+    """An import in numbers.
+
+    Raises:
+        AssertionError: when a frame is neither kept nor listed as dropped; that is a defect of equicat.
+    """
+
+    records: list[Record]
+    energies: str
+    """What the energies are, in words."""
+    splits: dict[str, dict[str, int]]
+    """Systems (IS2RE, IS2RS) and frames (S2EF) written to each split."""
+    subsets: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Files that were found but not read, and why."""
+
+    def __post_init__(self) -> None:
+        fates = Counter(fate for record in self.records for fate in record.fates)
+        for record in self.records:
+            assert len(record.fates) == len(record.fids) == record.n_frames, record.sid
+        assert fates.total() == sum(record.n_frames for record in self.records)
+        # What was written is what the records say was kept.
+        assert sum(n["frames"] for n in self.splits.values()) == fates[IN_S2EF]
+        assert sum(n["systems"] for n in self.splits.values()) == len(self._relaxed())
+
+    def _relaxed(self) -> list[Record]:
+        return [record for record in self.records if record.initial is not None]
+
+    def counts(self) -> dict[str, int]:
+        """Files, systems and frames: those read, those kept, those dropped."""
+        dropped = sum((record.dropped for record in self.records), Counter())
+        relaxed = len(self._relaxed())
+        frames_only = sum(record.initial is None and record.n_s2ef > 0 for record in self.records)
+        n_frames = sum(record.n_frames for record in self.records)
+        return {
+            "files": len({file for record in self.records for file in record.files}),
+            "systems": len(self.records),
+            "systems_is2re": relaxed,
+            "systems_s2ef_only": frames_only,
+            "systems_dropped": len(self.records) - relaxed - frames_only,
+            "frames": n_frames,
+            "frames_kept": n_frames - dropped.total(),
+            "frames_s2ef": sum(record.n_s2ef for record in self.records),
+            "frames_is2re_only": sum(record.fates.count(ONLY_IN_IS2RE) for record in self.records),
+            "frames_dropped": dropped.total(),
+        }
+
+    def jumps(self) -> dict[str, Any]:
+        """Lattice jumps removed, and the largest displacement (Å) with and without them."""
+        before = max(self.records, key=lambda record: record.displacement_before)
+        after = max(self.records, key=lambda record: record.displacement_after)
+        return {
+            "undone": sum(record.n_jumps for record in self.records),
+            "systems": sum(record.n_jumps > 0 for record in self.records),
+            "largest_displacement_before": before.displacement_before,
+            "largest_displacement_before_in": before.sid,
+            "largest_displacement_after": after.displacement_after,
+            "largest_displacement_after_in": after.sid,
+        }
+
+    def by_rule(self) -> dict[str, dict[str, int]]:
+        """For each rule that found something: frames dropped by it, systems it found, systems kept for S2EF only,
+        systems dropped."""
+        table: dict[str, dict[str, int]] = defaultdict(
+            lambda: {"frames_dropped": 0, "systems_found": 0, "systems_s2ef_only": 0, "systems_dropped": 0}
+        )
+        for record in self.records:
+            for rule, n in record.dropped.items():
+                table[rule]["frames_dropped"] += n
+            for rule in {finding.rule for finding in record.findings} | set(record.dropped):
+                table[rule]["systems_found"] += 1
+            for rule, action in {(finding.rule, finding.action) for finding in record.findings}:
+                if action == "frames":
+                    table[rule]["systems_s2ef_only"] += 1
+            for rule in set(record.fates) if record.n_s2ef == 0 and record.initial is None else ():
+                table[rule]["systems_dropped"] += 1
+        return dict(sorted(table.items()))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything."""
+        return {
+            "format_version": 1,
+            "energies": self.energies,
+            "counts": self.counts(),
+            "lattice_jumps": self.jumps(),
+            "rules": self.by_rule(),
+            "splits": self.splits,
+            "subsets": self.subsets,
+            "notes": self.notes,
+            "files_skipped": self.skipped,
+            "files": _by_file(self.records),
+            "systems": [_system(record) for record in self.records],
+        }
+
+    def as_text(self, max_lines: int | None = None) -> str:
+        """The same to read; ``max_lines`` limits the list of systems and files, None gives all."""
+        n, jumps = self.counts(), self.jumps()
+        lines = [
+            f"{n['files']:,} files, {n['systems']:,} systems, {n['frames']:,} frames",
+            f"frames:  {n['frames']:,} in = {n['frames_kept']:,} kept ({n['frames_s2ef']:,} for S2EF, "
+            f"{n['frames_is2re_only']:,} only as an initial or relaxed structure) + {n['frames_dropped']:,} dropped",
+            f"systems: {n['systems']:,} in = {n['systems_is2re']:,} for IS2RE and IS2RS + "
+            f"{n['systems_s2ef_only']:,} for S2EF only + {n['systems_dropped']:,} dropped",
+            f"energies: {self.energies}",
+            f"lattice jumps: {jumps['undone']:,} undone in {jumps['systems']:,} systems; largest displacement "
+            f"{jumps['largest_displacement_before']:.2f} Å before ({jumps['largest_displacement_before_in']}), "
+            f"{jumps['largest_displacement_after']:.2f} Å after ({jumps['largest_displacement_after_in']})",
+            f"fixed atoms from: {_tally(record.fixed_by for record in self.records)}",
+            f"tags from: {_tally(record.tagged_by for record in self.records)}",
+        ]
+        unknown = sum(record.fmax is None for record in self._relaxed())
+        if unknown:
+            lines.append(f"not checked for convergence, without forces: {unknown:,} systems")
+        lines += ["", *_table("split", self.splits)]
+        lines += ["", *_table("subset", self.subsets)] if self.subsets else []
+        lines += [f"  {note}" for note in self.notes]
+        lines += ["", *self._rule_lines()]
+        lines += self._listed("systems with findings", [t for r in self.records for t in _finding_lines(r)], max_lines)
+        files = [f"{file}: {_file_text(entry)}" for file, entry in _by_file(self.records).items()]
+        files += [f"{file}: not read, {reason}" for file, reason in self.skipped.items()]
+        return "\n".join(lines + (self._listed("files", files, None) if max_lines is None else []))
+
+    def _rule_lines(self) -> list[str]:
+        lines = [f"{'rule':<18}{'frames dropped':>15}{'systems found':>15}{'S2EF only':>11}{'dropped':>9}"]
+        for rule, n in self.by_rule().items():
+            numbers = (n["frames_dropped"], n["systems_found"], n["systems_s2ef_only"], n["systems_dropped"])
+            lines.append(f"{rule:<18}{numbers[0]:>15,}{numbers[1]:>15,}{numbers[2]:>11,}{numbers[3]:>9,}")
+        return lines if len(lines) > 1 else ["no rule found anything"]
+
+    @staticmethod
+    def _listed(title: str, entries: Sequence[str], max_lines: int | None) -> list[str]:
+        if not entries:
+            return []
+        shown = entries if max_lines is None else entries[:max_lines]
+        more = len(entries) - len(shown)
+        return ["", f"{title}:", *(f"  {entry}" for entry in shown), *([f"  and {more:,} more"] if more else [])]
+
+
+def _tally(words: Iterable[str]) -> str:
+    counts = Counter(word or "not looked for" for word in words)
+    return "; ".join(f"{word} ({n:,})" for word, n in counts.most_common())
+
+
+def _table(title: str, splits: dict[str, dict[str, int]]) -> list[str]:
+    lines = [f"{title:<14}{'IS2RE systems':>14}{'S2EF frames':>13}"]
+    return lines + [f"{name:<14}{n['systems']:>14,}{n['frames']:>13,}" for name, n in splits.items()]
+
+
+def _finding_lines(record: Record) -> list[str]:
+    lines = [f"{record.sid}: {f.rule.replace('_', ' ')} ({_done(f.action)}): {f.text}" for f in record.findings]
+    said = {finding.rule for finding in record.findings if finding.action == "drop"}
+    silent = [f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(record.dropped.items()) if rule not in said]
+    return [*lines, *([f"{record.sid}: frames dropped: {', '.join(silent)}"] if silent else [])]
+
+
+def _done(action: str) -> str:
+    return {"drop": "dropped", "frames": "S2EF only", "keep": "kept", "error": "error"}.get(action, action)
+
+
+def _by_file(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """For each file its systems, and the frames of these. Files that make up one system together are one entry."""
+    files: dict[str, dict[str, Any]] = {}
+    for record in records:
+        entry = files.setdefault(
+            ", ".join(record.files), {"systems": 0, "frames": 0, "frames_kept": 0, "dropped": Counter()}
+        )
+        entry["systems"] += 1
+        entry["frames"] += record.n_frames
+        entry["frames_kept"] += record.n_frames - record.dropped.total()
+        entry["dropped"] += record.dropped
+    return files
+
+
+def _file_text(entry: dict[str, Any]) -> str:
+    dropped = ", ".join(f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(entry["dropped"].items()))
+    return (
+        f"{entry['systems']} systems, {entry['frames']} frames in = {entry['frames_kept']} kept + "
+        f"{entry['frames'] - entry['frames_kept']} dropped{f' ({dropped})' if dropped else ''}"
+    )
+
+
+def _system(record: Record) -> dict[str, Any]:
+    dropped: dict[str, list[int | None]] = defaultdict(list)
+    for fid, fate in zip(record.fids, record.fates, strict=True):
+        if fate in record.dropped:
+            dropped[fate].append(fid)
+    return {
+        "sid": record.sid,
+        "files": list(record.files),
+        "split": record.split or None,
+        "is2re": record.initial is not None,
+        "frames": record.n_frames,
+        "frames_s2ef": record.n_s2ef,
+        "frames_is2re_only": record.fates.count(ONLY_IN_IS2RE),
+        "frames_dropped": dropped,
+        "findings": [asdict(finding) for finding in record.findings],
+        "adsorbate": record.adsorbate,
+        "catalyst": record.catalyst,
+        "tags_from": record.tagged_by,
+        "fixed_atoms_from": record.fixed_by,
+        "lattice_jumps": record.n_jumps,
+        "largest_displacement_before": record.displacement_before,
+        "largest_displacement_after": record.displacement_after,
+        "fmax_last": record.fmax,
+        "subtracted_energy": record.zero,
+        "slab_reference": record.slab_reference or None,
+    }

@@ -1,0 +1,1 @@
+"""`equicat data emt`: a toy OC20 on ASE's EMT potential."""

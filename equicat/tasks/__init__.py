@@ -1,0 +1,1 @@
+"""What is asked of a model: losses, OC20's metrics, its leaderboard files."""

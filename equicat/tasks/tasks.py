@@ -1,0 +1,239 @@
+"""A task is the labels it needs, its loss, its metrics and its trivial baselines: data and functions, no trainer.
+
+- ``s2ef``: structure to energy and forces.
+- ``is2re``: initial structure to relaxed energy, with displacements as an auxiliary task if their loss has a weight.
+- ``is2rs``: initial to relaxed structure; with energies likewise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from equicat.data.batch import Batch
+from equicat.data.fitted import Statistics
+from equicat.errors import InputError
+from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.model import Prediction
+from equicat.models.potential import Potential
+from equicat.tasks.metrics import TASK_METRICS, Mean, energy_forces_metrics, energy_metrics, positions_metrics
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Sum of weight × loss over what is predicted, errors in units of the model's scales; free atoms only."""
+
+    energy: Literal["mae", "per_atom_mae", "per_atom_mse"] = "mae"
+    """Mean absolute error per system, or mean absolute or squared error per atom."""
+    forces: Literal["l2", "mae", "mse"] = "l2"
+    """Mean length of the error vector, or mean absolute or squared error of the components."""
+    displacements: Literal["l2", "mae", "mse"] = "l2"
+    """The same of displacements (is2re, is2rs)."""
+    energy_weight: float | None = None
+    """Coefficient of the energy loss; null is 1, but 0 (no energies) for is2rs."""
+    forces_weight: float = 30.0
+    """Coefficient of the force loss (s2ef)."""
+    displacement_weight: float | None = None
+    """Coefficient of the displacement loss; null is 1 for is2rs and 0 (no displacements) for is2re."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train on and how to judge it. ``P`` is :class:`Prediction` or :class:`RelaxedPrediction`."""
+
+    energy: str
+    """The label of the energies."""
+    labels: tuple[str, ...]
+    """What every structure must have."""
+    metric_names: tuple[str, ...]
+    loss: Callable[[Any, Batch, Any, LossConfig], Float[Tensor, ""]]
+    """(P, batch, model, options)."""
+    metrics: Callable[[Any, Batch], dict[str, Mean]]
+    """(P, batch): of one batch, to be summed over batches."""
+    reference: Callable[[Batch], Any]
+    """The labels as a P."""
+    baselines: Callable[[Batch, Statistics], dict[str, Any]]
+    """By name, the P that one would guess without a model: the same names for every batch."""
+    arrays: Callable[[Any, Batch], dict[str, Tensor]]
+    """(P, batch): by quantity, what parity plots show; vectors of free atoms only."""
+
+
+def resolved(task: str, loss: LossConfig) -> LossConfig:
+    """The loss with the task's own weights where none were given.
+
+    Raises:
+        InputError: if the task's own quantity has no weight.
+    """
+    energy, displacements = {"s2ef": (1.0, 0.0), "is2re": (1.0, 0.0), "is2rs": (0.0, 1.0)}[task]
+    energy = energy if loss.energy_weight is None else loss.energy_weight
+    displacements = displacements if loss.displacement_weight is None else loss.displacement_weight
+    if (task == "is2re" and energy <= 0) or (task == "is2rs" and displacements <= 0):
+        name = "energy_weight" if task == "is2re" else "displacement_weight"
+        raise InputError(f"loss.{name} is 0, but it is what {task} trains on; give it a weight")
+    return replace(loss, energy_weight=energy, displacement_weight=displacements)
+
+
+def outputs_of(task: str, loss: LossConfig) -> tuple[str, ...]:
+    """What a model trained with that (resolved) loss predicts."""
+    if task == "s2ef":
+        return ("energy", "forces")
+    assert loss.energy_weight is not None
+    assert loss.displacement_weight is not None
+    weights = {"relaxed_energy": loss.energy_weight, "displacements": loss.displacement_weight}
+    return tuple(name for name, weight in weights.items() if weight > 0)
+
+
+def task_of(outputs: tuple[str, ...]) -> Task:
+    """The task that a model with these outputs is trained and judged on."""
+    if "forces" in outputs:
+        return Task(
+            "energy",
+            ("energy", "forces"),
+            TASK_METRICS["s2ef"],
+            s2ef_loss,
+            s2ef_metrics,
+            lambda batch: Prediction(_known(batch.energy), torch.zeros_like(batch.positions[:, 0]), batch.forces),
+            s2ef_baselines,
+            lambda p, batch: {"energy": p.energy, "forces": p.forces[~batch.fixed]},
+        )
+    energy, displacements = "relaxed_energy" in outputs, "displacements" in outputs
+    names = (TASK_METRICS["is2re"] if energy else ()) + (TASK_METRICS["is2rs"] if displacements else ())
+    labels = (("relaxed_energy",) if energy else ()) + (("relaxed_positions",) if displacements else ())
+    return Task(
+        "relaxed_energy",
+        labels,
+        names,
+        direct_loss,
+        direct_metrics,
+        lambda batch: RelaxedPrediction(
+            batch.relaxed_energy if energy else None, batch.displacements if displacements else None
+        ),
+        lambda batch, statistics: direct_baselines(batch, statistics, energy, displacements),
+        direct_arrays,
+    )
+
+
+def _known(label: Tensor | None) -> Tensor:
+    assert label is not None, "the data were checked for the task's labels"
+    return label
+
+
+def _vector_loss(
+    error: Float[Tensor, "n_atoms 3"], counted: Bool[Tensor, "n_atoms"], kind: str, batch: Batch
+) -> Float[Tensor, ""]:
+    """Mean length of the error vectors, or mean absolute or squared error of their components."""
+    if not counted.any():
+        raise InputError(f"systems {', '.join(batch.ids)}: every atom is fixed, so there is nothing to train on")
+    error = error[counted]
+    if kind == "l2":
+        # The norm has no derivative where it is zero; this one has, and differs by at most 1e-6 of the scale.
+        return torch.sqrt(error.square().sum(1) + 1e-12).mean()
+    return error.abs().mean() if kind == "mae" else error.square().mean()
+
+
+def _energy_loss(error: Float[Tensor, "n_systems"], kind: str, batch: Batch) -> Float[Tensor, ""]:
+    if kind != "mae":
+        error = error / batch.n_atoms
+    return error.square().mean() if kind == "per_atom_mse" else error.abs().mean()
+
+
+def _guessed_energies(batch: Batch, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """The mean of the training set, and its linear fit on the composition: [n_systems] each, eV."""
+    per_element = torch.zeros(120, dtype=torch.float64, device=batch.numbers.device)
+    per_element[list(statistics.elements)] = per_element.new_tensor(statistics.linear_reference)
+    linear = per_element.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_element[batch.numbers])
+    return torch.full_like(linear, statistics.mean_energy), linear
+
+
+# ---- S2EF --------------------------------------------------------------------------------------------------------
+
+
+def s2ef_loss(prediction: Prediction, batch: Batch, model: Potential, config: LossConfig) -> Float[Tensor, ""]:
+    """Energy loss + force loss, both in units of the model's scale (eV), forces of free atoms only.
+
+    Raises:
+        InputError: if no atom of the batch is free.
+    """
+    assert prediction.forces is not None
+    assert config.energy_weight is not None
+    dtype = prediction.forces.dtype
+    energy_error = ((prediction.energy - _known(batch.energy)) / model.scale.double()).to(dtype)
+    forces_error = (prediction.forces - _known(batch.forces)) / model.scale
+    energy = _energy_loss(energy_error, config.energy, batch)
+    forces = _vector_loss(forces_error, ~batch.fixed, config.forces, batch)
+    return config.energy_weight * energy + config.forces_weight * forces
+
+
+def s2ef_metrics(prediction: Prediction, batch: Batch) -> dict[str, Mean]:
+    """OC20's metrics of energies and forces."""
+    assert prediction.forces is not None
+    forces = (prediction.forces.detach(), _known(batch.forces), batch.fixed)
+    return energy_forces_metrics(prediction.energy.detach(), _known(batch.energy), *forces, batch.system_idx)
+
+
+def s2ef_baselines(batch: Batch, statistics: Statistics) -> dict[str, Prediction]:
+    """Energies of the training set's mean or linear fit, zero forces."""
+    forces, atoms = torch.zeros_like(batch.positions), torch.zeros_like(batch.positions[:, 0])
+    names = ("mean energy, F = 0", "linear reference, F = 0")
+    guesses = zip(names, _guessed_energies(batch, statistics), strict=True)
+    return {name: Prediction(energy, atoms, forces) for name, energy in guesses}
+
+
+# ---- IS2RE and IS2RS, direct --------------------------------------------------------------------------------------
+
+
+def direct_loss(
+    prediction: RelaxedPrediction, batch: Batch, model: DirectModel, config: LossConfig
+) -> Float[Tensor, ""]:
+    """Energy loss + displacement loss, each in units of the model's scale of it, displacements of free atoms only.
+
+    Raises:
+        InputError: if no atom of the batch is free.
+    """
+    assert config.energy_weight is not None
+    assert config.displacement_weight is not None
+    loss = torch.zeros((), dtype=model.dtype, device=batch.positions.device)
+    if prediction.relaxed_energy is not None:
+        error = ((prediction.relaxed_energy - _known(batch.relaxed_energy)) / model.scale.double()).to(model.dtype)
+        loss = loss + config.energy_weight * _energy_loss(error, config.energy, batch)
+    if prediction.displacements is not None:
+        error = (prediction.displacements - _known(batch.displacements)) / model.displacement_scale
+        loss = loss + config.displacement_weight * _vector_loss(error, ~batch.fixed, config.displacements, batch)
+    return loss
+
+
+def direct_metrics(prediction: RelaxedPrediction, batch: Batch) -> dict[str, Mean]:
+    """OC20's metrics of relaxed energies and relaxed positions, of what the model predicts."""
+    metrics: dict[str, Mean] = {}
+    if prediction.relaxed_energy is not None:
+        metrics |= energy_metrics(prediction.relaxed_energy.detach(), _known(batch.relaxed_energy), batch.n_atoms)
+    if prediction.displacements is not None:
+        pair = (prediction.displacements.detach(), _known(batch.displacements))
+        metrics |= positions_metrics(*pair, batch.fixed, batch.tags, batch.system_idx, batch.cell, batch.pbc)
+    return metrics
+
+
+def direct_baselines(
+    batch: Batch, statistics: Statistics, energy: bool, displacements: bool
+) -> dict[str, RelaxedPrediction]:
+    """Energies of the training set's mean or linear fit, and no displacement."""
+    still = torch.zeros_like(batch.positions) if displacements else None
+    if not energy:
+        return {"no displacement": RelaxedPrediction(None, still)}
+    names = ("mean energy", "linear reference")
+    ending = ", no displacement" if displacements else ""
+    guesses = zip(names, _guessed_energies(batch, statistics), strict=True)
+    return {f"{name}{ending}": RelaxedPrediction(guess, still) for name, guess in guesses}
+
+
+def direct_arrays(prediction: RelaxedPrediction, batch: Batch) -> dict[str, Tensor]:
+    """Relaxed energies and the displacements of free atoms, as far as predicted."""
+    arrays = {}
+    if prediction.relaxed_energy is not None:
+        arrays["energy"] = prediction.relaxed_energy
+    if prediction.displacements is not None:
+        arrays["displacements"] = prediction.displacements[~batch.fixed]
+    return arrays

@@ -1,0 +1,282 @@
+"""Commands as users type them: what they print, what they write, and one clear line for bad input."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from ase.io import read as ase_read
+from conftest import labelled
+
+import equicat
+from equicat import Structure
+from equicat.cli.main import COMMANDS, main
+from equicat.data.datasets import open_dataset
+from equicat.data.info import DatasetInfo
+from equicat.data.readers import read, write
+from equicat.data.store import write_store
+from equicat.sources.emt.make import EMTConfig
+from equicat.tasks.leaderboard import LEADERBOARD_SPLITS
+from equicat.tasks.tasks import outputs_of, resolved, task_of
+from equicat.training.config import from_mapping, read_yaml
+
+
+def succeed(capsys, *arguments) -> str:
+    status = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+def fail(capsys, *arguments) -> str:
+    assert main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, "one line"
+    assert captured.err.startswith("equicat: ")
+    return captured.err
+
+
+def yaml_file(tmp_path, text: str):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_usage_names_every_command(capsys):
+    out = succeed(capsys)
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_defaults(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    assert stop.value.code == 0
+    assert "usage: equicat " + name in capsys.readouterr().out
+
+
+def test_train_help_describes_options_with_units(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Highest degree of the spherical harmonics" in out
+    assert "Å." in out
+    assert "(type: int, default: 3)" in out
+
+
+def test_evaluate_prints_baselines_and_the_energy_reference(capsys, run, data, tmp_path):
+    out = succeed(capsys, "evaluate", run, "--data", data, "--json", tmp_path / "e.json", "--progress", "false")
+    for text in ("val_id: 6 structures", "val_ood_ads", "allegro", "mean energy, F = 0", "linear reference, F = 0"):
+        assert text in out
+    assert "Energies: adsorption." in out
+    assert "train:" not in out
+    saved = json.loads((tmp_path / "e.json").read_text())
+    assert saved == json.loads((run / "evaluation.json").read_text())
+    row = saved["splits"]["val_id"]["rows"]
+    val = open_dataset(data / "s2ef" / "val_id")
+    free = ~val.array("fixed")
+    assert row["mean energy, F = 0"]["forces_mae"] == pytest.approx(np.abs(val.array("forces")[free]).mean(), rel=1e-5)
+    mean = open_dataset(data / "s2ef" / "train").array("energy").mean()
+    assert row["mean energy, F = 0"]["energy_mae"] == pytest.approx(np.abs(val.array("energy") - mean).mean())
+    with np.load(run / "predictions" / "val_id.npz") as parity:
+        assert parity["forces_pred"].shape == (saved["splits"]["val_id"]["n_free_atoms"], 3)
+        error = np.abs(parity["energy_pred"] - parity["energy_true"]).mean()
+    assert row["allegro"]["energy_mae"] == pytest.approx(error)
+
+
+def test_evaluate_without_data_takes_the_validation_data_of_the_run(capsys, run):
+    out = succeed(capsys, "evaluate", run, "--progress", "false")
+    assert "val: 6 structures" in out
+
+
+def test_metrics_do_not_depend_on_the_batch_size(capsys, run, data):
+    results = []
+    for size in (1, 4):
+        succeed(capsys, "evaluate", run, "--data", data, "--batch_size", size, "--progress", "false")
+        results.append(json.loads((run / "evaluation.json").read_text())["splits"])
+    for split in results[0]:
+        a, b = (r[split]["rows"]["allegro"] for r in results)
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_predict_writes_extxyz_that_ase_reads(capsys, run, tmp_path):
+    write(tmp_path / "in.extxyz", [labelled(30), labelled(31)])
+    succeed(capsys, "predict", run, tmp_path / "in.extxyz", "--out", tmp_path / "out.extxyz.gz", "--progress", "false")
+    frames = list(read(tmp_path / "out.extxyz.gz"))
+    assert [f.sid for f in frames] == ["s30", "s31"]
+    atoms = labelled(30).to_ase()
+    atoms.calc = equicat.Calculator(run)
+    assert frames[0].energy == pytest.approx(atoms.get_potential_energy(), rel=1e-5)
+    np.testing.assert_allclose(frames[0].forces, atoms.get_forces(apply_constraint=False), atol=1e-4)
+    assert frames[0].info["energy_reference"] == "adsorption"
+    assert len(ase_read(tmp_path / "out.extxyz.gz", index=":")) == 2
+
+
+def test_predict_writes_the_leaderboard_file(capsys, run, tmp_path):
+    frames = [Structure(**{**vars(labelled(k)), "sid": "7", "fid": k}) for k in (13, 5)]
+    write(tmp_path / "in.extxyz", frames)
+    succeed(capsys, "predict", run, tmp_path / "in.extxyz", "--out", tmp_path / "s.npz", "--progress", "false")
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert arrays["ids"].tolist() == ["7_13", "7_5"], "string order"
+        assert arrays["energy"].dtype == arrays["forces"].dtype == np.float16
+        free = [int((~f.fixed).sum()) for f in frames]
+        assert len(arrays["forces"]) == sum(free)
+        assert arrays["chunk_idx"].tolist() == [free[0]]
+
+
+def test_predict_writes_a_submission_of_four_splits(capsys, run, tmp_path):
+    for k, split in enumerate(LEADERBOARD_SPLITS):
+        frames = [Structure(**{**vars(labelled(k)), "sid": str(k), "fid": fid}) for fid in range(k + 1)]
+        write_store(tmp_path / "data" / "s2ef" / f"val_{split}", frames, DatasetInfo("adsorption"))
+    arguments = ("predict", run, tmp_path / "data", "--submission", "val", "--progress", "false")
+    printed = succeed(capsys, *arguments, "--forces_of", "all", "--out", tmp_path / "all.npz")
+    assert "10 structures" in printed
+    described = succeed(capsys, "data", "info", tmp_path / "all.npz")
+    for k, split in enumerate(LEADERBOARD_SPLITS):
+        n_forces = (k + 1) * len(labelled(k))
+        assert f"{split}: S2EF, {k + 1} structures, forces of {n_forces} atoms, float16" in described
+    error = fail(capsys, *arguments, "--submission", "test", "--out", tmp_path / "test.npz")
+    assert "no split test_id, test_ood_ads, test_ood_cat, test_ood_both, which a submission needs" in error
+    assert "a submission is an .npz file" in fail(capsys, *arguments, "--out", tmp_path / "x.extxyz")
+
+
+def test_calculator_agrees_with_finite_differences(run):
+    atoms = labelled(40).to_ase()
+    atoms.set_constraint()
+    atoms.calc = equicat.Calculator(run)
+    atoms.calc.potential.double()
+    forces = atoms.get_forces()
+    step = 1e-4
+    for sign in (1, -1):
+        atoms.positions[4, 1] += sign * step
+        energy = atoms.get_potential_energy()
+        forces[4, 1] += sign * energy / (2 * step)
+        atoms.positions[4, 1] -= sign * step
+    assert forces[4, 1] == pytest.approx(0, abs=1e-5)
+
+
+def test_calculator_stress_of_a_periodic_cell(run):
+    atoms = labelled(40).to_ase()
+    atoms.pbc = True
+    atoms.calc = equicat.Calculator(run)
+    atoms.calc.potential.double()
+    stress = atoms.get_stress(voigt=False)
+    volume, step = atoms.get_volume(), 1e-4
+    energies = []
+    for sign in (1, -1):
+        strained = atoms.copy()
+        strained.calc = atoms.calc
+        strained.set_cell(atoms.cell[:] @ (np.eye(3) + sign * step * np.diag([1, 0, 0])), scale_atoms=True)
+        energies.append(strained.get_potential_energy())
+    assert stress[0, 0] == pytest.approx((energies[0] - energies[1]) / (2 * step) / volume, rel=1e-3)
+    assert atoms.calc.energy_reference == "adsorption"
+
+
+def test_demo_from_end_to_end(capsys, tmp_path):
+    from equicat.studies.demo import demo
+
+    data = EMTConfig(n_systems=10, seed=1, fmax=0.1, metals=("Cu", "Pd"), adsorbates=("H", "O", "O2"), workers=1)
+    tiny = {"model": {"two_body_mlp": [16, 16], "latent_mlp": [16]}, "run": {"max_epochs": 4, "progress": False}}
+    reports = demo(tmp_path / "demo", data=data, overrides=tiny)
+    out = capsys.readouterr().out
+    for split in ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both"):
+        assert f"{split}:" in out
+    assert "mean energy, no displacement" in out
+    html = reports.s2ef.read_text()
+    assert "<svg" in html
+    assert "val_ood_both" in html
+    assert "Relaxed structures" not in html
+    html = reports.direct.read_text()
+    assert html.count("initial structure with displacements") == 4  # one system in each validation split
+    assert "displacements parity, val_ood_ads" in html
+    assert equicat.load(tmp_path / "demo" / "run").info.energy_reference == "adsorption"
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+
+
+def test_missing_files(capsys, run, tmp_path):
+    assert "nowhere.yaml: cannot read the configuration" in fail(capsys, "train", tmp_path / "nowhere.yaml")
+    assert "no such run directory" in fail(capsys, "evaluate", tmp_path / "nowhere", "--data", run)
+    assert "no such file" in fail(capsys, "predict", run, tmp_path / "nowhere.xyz", "--out", tmp_path / "o.xyz")
+    assert "name a configuration file" in fail(capsys, "train")
+
+
+def test_unknown_keys_name_the_nearest(capsys, tmp_path):
+    path = yaml_file(tmp_path, "model: {lmax: 2}")
+    assert "unknown key 'model.lmax'; the nearest is 'model.l_max'" in fail(capsys, "train", path)
+    path = yaml_file(tmp_path, "modl: {l_max: 2}")
+    assert "unknown key 'modl'; the nearest is 'model'" in fail(capsys, "train", path)
+    path = yaml_file(tmp_path, "task: s2ef")
+    assert "the nearest is 'run.max_epochs'" in fail(capsys, "train", path, "--run.max_epoch", "3")
+    assert "the nearest is 'run.max_epochs'" in fail(capsys, "train", path, "--max_epochs", "3")
+
+
+def test_values_of_the_wrong_type(capsys, tmp_path):
+    path = yaml_file(tmp_path, "run: {max_epochs: many}")
+    message = fail(capsys, "train", path)
+    assert "max_epochs" in message
+    assert "many" in message
+    assert "not valid YAML" in fail(capsys, "train", yaml_file(tmp_path, "a: [1"))
+    assert "mapping" in fail(capsys, "train", yaml_file(tmp_path, "[1, 2]"))
+
+
+def test_run_without_weights(capsys, run, data, tmp_path):
+    empty = tmp_path / "run"
+    empty.mkdir()
+    assert "has no model.json" in fail(capsys, "evaluate", empty, "--data", data)
+    (empty / "model.json").write_text((run / "model.json").read_text())
+    assert "has no model.safetensors" in fail(capsys, "evaluate", empty, "--data", data)
+    (empty / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:100])
+    assert "does not fit model.json" in fail(capsys, "evaluate", empty, "--data", data)
+
+
+def test_another_energy_reference(capsys, run, tmp_path):
+    write(tmp_path / "a.extxyz", [labelled(0)])
+    message = fail(capsys, "evaluate", run, "--data", tmp_path / "a.extxyz", "--energy_reference", "total")
+    assert "'total', the model predicts 'adsorption'" in message
+
+
+def frame(**changes) -> str:
+    values = {"energy": "1.0", "symbol": "Cu", "x": "2.0", "lattice": "9 0 0 0 9 0 0 0 9", "pbc": "T T T"} | changes
+    header = f'Lattice="{values["lattice"]}" Properties=species:S:1:pos:R:3:forces:R:3 pbc="{values["pbc"]}"'
+    atoms = f"O 0 0 0 0 0 0\n{values['symbol']} {values['x']} 0 0 0 0 0\n"
+    return f"2\n{header} energy={values['energy']}\n{atoms}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"energy": "nan"}, "a.extxyz, frame 1: energy is not finite"),
+        ({"lattice": "9 0 0 0 9 0 0 0 0"}, "a.extxyz, frame 1: periodic along .* span no volume"),
+        ({"symbol": "Au"}, "element Au was not in the training data; this model knows O, Cu"),
+        ({"x": "0.0001"}, "a.extxyz, frame 1: atoms 0 and 1 are 0.0001 Å apart, at the same place"),
+    ],
+    ids=["nan", "volume", "element", "coincident"],
+)
+def test_bad_structures(capsys, run, tmp_path, changes, message):
+    (tmp_path / "a.extxyz").write_text(frame() + frame(**changes))
+    arguments = ("predict", run, tmp_path / "a.extxyz", "--out", tmp_path / "out.extxyz", "--progress", "false")
+    error = fail(capsys, *arguments)
+    assert re.search(message, error), error
+    assert not (tmp_path / "out.extxyz").exists(), "nothing half-written"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.extxyz"]
+
+
+def test_empty_data_set(capsys, run, tmp_path):
+    (tmp_path / "empty.extxyz").write_text("")
+    error = fail(capsys, "evaluate", run, "--data", tmp_path / "empty.extxyz", "--progress", "false")
+    assert "empty.extxyz" in error
+
+
+def test_leaderboard_needs_ids(capsys, run, tmp_path):
+    (tmp_path / "a.extxyz").write_text(frame())
+    error = fail(capsys, "predict", run, tmp_path / "a.extxyz", "--out", tmp_path / "s.npz", "--progress", "false")
+    assert "the leaderboard needs a different id" in error
+
+
+def test_committed_configurations_are_valid(request):
+    root = request.config.rootpath
+    for path in [*(root / "configs").rglob("*.yaml"), *(root / "equicat").glob("demo*.yaml")]:
+        config = from_mapping(read_yaml(path), str(path))
+        assert task_of(outputs_of(config.task, resolved(config.task, config.loss))).metric_names

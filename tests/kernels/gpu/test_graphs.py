@@ -1,0 +1,171 @@
+"""Inferences filled up to sizes that can be recorded: the same numbers, and nothing that waits for the GPU."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from conftest import SMALL, SMALL_NEQUIP
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from equicat.data.batch import Batch
+from equicat.data.structure import Structure
+from equicat.kernels.cpu import build
+from equicat.kernels.gpu import graphs
+from equicat.kernels.gpu.graphs import FILL, Graphs, padded_size
+from equicat.models.potential import Potential
+from equicat.models.repulsion import EnergyTerms, Repulsion
+from equicat.testing import example_structures
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ELEMENTS = (1, 8, 29)
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave", "bincount", "equal")
+"""Operators that need a number on the host, as ``aten`` names them."""
+
+
+class NoWaiting(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        assert not name.startswith(WAITS), f"{name} cannot be recorded"
+        return func(*args, **(kwargs or {}))
+
+
+def computed_again(function, inputs):
+    """Stands in for a CUDA graph: the same inputs and outputs in memory, and calls in the place of a replay."""
+    outputs = function(*inputs)
+
+    def replay() -> None:
+        for old, new in zip(outputs, function(*inputs), strict=True):
+            old.copy_(new)
+
+    return replay, outputs
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> list[tuple[int, int]]:
+    """Sizes (atoms, edges) in the order in which they are recorded: on a GPU by CUDA."""
+    monkeypatch.setattr(build, "load", lambda name, dtype: None)
+    found, record = [], graphs.record if DEVICE.type == "cuda" else computed_again
+
+    def counting(function, inputs):
+        found.append((len(inputs[2]), len(inputs[0])))
+        return record(function, inputs)
+
+    monkeypatch.setattr(graphs, "record", counting)
+    return found
+
+
+def potential(config) -> Potential:
+    torch.manual_seed(0)
+    terms = EnergyTerms(factors=(0.5, 1.0, 2.0), repulsion=Repulsion(6, (4.0,)))
+    model = Potential(
+        dataclasses.replace(config, l_max=1, n_layers=1, cutoff=3.5), ELEMENTS, (5,), scale=1.7, terms=terms
+    )
+    model.model.triton = True
+    return model.double().to(DEVICE).eval().requires_grad_(False)
+
+
+def clusters(*sizes: int) -> list[Structure]:
+    """The first atoms of an example."""
+    whole = example_structures(ELEMENTS, 0)[0]
+    return [Structure(whole.numbers[:n], whole.positions[:n], whole.cell, whole.pbc) for n in sizes]
+
+
+def batch_of(structures: list[Structure], model: Potential) -> Batch:
+    return Batch.from_structures(structures, model.cutoff, dtype=torch.float64).to(DEVICE)
+
+
+def with_and_without(model: Potential, batch: Batch) -> None:
+    model.cuda_graphs = model.model.triton = False
+    expected = model(batch, virial=True)
+    model.cuda_graphs = model.model.triton = True
+    found = model(batch, virial=True)
+    assert expected.forces.abs().max() > 1e-3
+    for name in ("atom_energies", "forces", "virial"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [*range(1, 70), 1000, 12345])
+def test_sizes_grow_in_steps_of_at_most_a_quarter(n):
+    assert n <= padded_size(n) <= max(1.25 * n, 1)
+    assert padded_size(padded_size(n)) == padded_size(n)
+
+
+def test_sizes_are_few():
+    assert len({padded_size(n) for n in range(1000, 100000)}) < 30
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+def test_the_same_numbers_whatever_was_recorded(recorded, config):
+    model = potential(config)
+    few, more = clusters(2, 4)
+    for structure in (few, more):
+        with_and_without(model, batch_of([structure], model))
+    n = len(recorded)
+    assert n == 2
+    for structure in (more, few):
+        moved = dataclasses.replace(structure, positions=0.99 * structure.positions)
+        with_and_without(model, batch_of([moved], model))
+    assert len(recorded) == n, "sizes that are known are not recorded again"
+    with torch.no_grad():
+        model.head.mlp.weights[0].mul_(2)
+    with_and_without(model, batch_of([structure], model))
+    assert len(recorded) == n, "weights are read where they are"
+    with_and_without(copy.deepcopy(model), batch_of([structure], model))
+    assert len(recorded) == n + 1, "these are others"
+
+
+def test_filled_up_evenly(monkeypatch):
+    monkeypatch.setattr(graphs, "record", computed_again)
+    seen = []
+    edge_vec, index = torch.ones(1100, 3), torch.zeros(2, 1100, dtype=torch.long)
+
+    def function(edge_vec, edge_index, species):
+        seen.append((edge_vec.clone(), edge_index.clone(), species.clone()))
+        return species.double(), edge_vec
+
+    Graphs(function, 8.0)(edge_vec, index, torch.ones(5, dtype=torch.long))
+    vectors, (center, neighbor), species = seen[-1]
+    assert (len(vectors), len(species)) == (1280, 16)
+    assert torch.equal(vectors[1100:], torch.tensor([8.0, 0, 0]).expand(180, 3))
+    assert torch.equal(center, center.sort().values)
+    assert torch.equal(center[1100:], neighbor[1100:])
+    counts = center[1100:].bincount(minlength=16)
+    assert not counts[:5].any()
+    assert 0 < counts[5:].min() <= counts[5:].max() <= FILL / 4
+
+
+def test_no_more_graphs_than_memory_should_hold(monkeypatch, recorded):
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
+    found = Graphs(lambda edge_vec, edge_index, species: (species.double(), edge_vec), 8.0)
+    for n in (1, 2, 3, 1):
+        found(torch.ones(n, 3), torch.zeros(2, n, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+        assert len(found.recorded) <= 2
+    assert len(recorded) == 4
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+def test_nothing_waits_for_the_gpu(monkeypatch, recorded, config):
+    model = potential(config)
+    model.cuda_graphs = True
+    batch, function = batch_of(clusters(3), model), model.energies_and_gradient
+
+    def watched(*args, **kwargs):
+        with NoWaiting():
+            return function(*args, **kwargs)
+
+    monkeypatch.setattr(model, "energies_and_gradient", watched)
+    assert model(batch).forces.abs().max() > 1e-3
+    with pytest.raises(AssertionError, match="_local_scalar_dense cannot be recorded"), NoWaiting():
+        float(torch.ones(1).sum())
+
+
+def test_left_alone_when_training_or_without_edges(recorded):
+    model = potential(SMALL_NEQUIP).requires_grad_(True).train()
+    model.cuda_graphs = True
+    alone, pair = clusters(1, 2)
+    model(batch_of([pair], model)).forces.square().sum().backward()
+    assert not model.eval()(batch_of([alone], model)).forces.any()
+    assert recorded == []

@@ -1,0 +1,91 @@
+"""Compiles the Triton kernels for a GPU that need not be there; prints what each takes, a line of JSON a kernel.
+
+They are called as ever, but what would launch them only compiles, for the GPU that it is told of. A program of its own:
+the tests load the kernels for Triton's interpreter, and the two exclude each other in a process.
+
+``python triton_compile.py CAPABILITY L_MAX CHANNELS``, for example ``90 2 32`` for Hopper.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from equicat.kernels.gpu import environment as kernels
+from equicat.kernels.gpu import tensor_product as triton_tensor_product
+from equicat.kernels.irreps import SCALAR, Contraction, Paths, layer_irreps
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class AbsentGPU:
+    """What Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def call_all(l_max: int, channels: int, dtype: torch.dtype) -> None:
+    """Every kernel, on arrays as they are in the network: w and Y are columns of something larger."""
+    n_edges, dim, n_weights = 6, (l_max + 1) ** 2, (l_max + 1) * channels
+    first = torch.tensor([0, 4, n_edges])
+    a = torch.zeros(n_edges, channels, dtype=dtype)
+    w = torch.zeros(n_edges, 2 * n_weights, dtype=dtype)[:, n_weights:]
+    y = torch.zeros(n_edges, 8 + dim, dtype=dtype)[:, 8:]
+    g = torch.zeros(2, dim, channels, dtype=dtype)
+    kernels.environment(w, y, first)
+    kernels.read_out(w, y, g, first)
+    kernels.gradient(None, w, y, g, first)
+    kernels.gradient(a, w, y, g, first)
+    kernels.change((a, w, y, g), (w.contiguous(), y.contiguous(), g), first)
+    _, entering, leaving = layer_irreps(l_max, 3, "full")
+    outputs = {out: Paths.build(entering, l_max, out) for out in dict.fromkeys([SCALAR, *leaving])}
+    contraction = Contraction.build(entering, outputs)
+    v, b = ([a.new_zeros(n_edges, n, channels) for n in sizes] for sizes in (contraction.dims, contraction.widths))
+    m = [a.new_zeros(2, len(contraction.coefficients), channels)]
+    for by, arguments in enumerate([((), m, b), (v, (), b), (v, m, ())]):
+        triton_tensor_product.derivative(by, arguments, contraction, first)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread, and bytes of memory for those that did not fit."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = {"registers": "REG", "spilled": "LOCAL", "stack": "STACK"}
+    return {name: int(found[1]) for name, key in names.items() if (found := re.search(rf"{key}:(\d+)", text))}
+
+
+if __name__ == "__main__":
+    capability, l_max, channels = map(int, sys.argv[1:])
+    driver.set_active(AbsentGPU(capability))
+    launch = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, warmup: bool, **options: Any) -> None:
+        kernel = launch(self, *args, warmup=True, **options)
+        found = {"kernel": self.fn.__name__, "bytes": len(kernel.asm["cubin"]), "shared": kernel.metadata.shared}
+        print(json.dumps(found | (resources(kernel.asm["cubin"]) if CUOBJDUMP.exists() else {})), flush=True)
+
+    JITFunction.run = compile_only
+    for dtype in (torch.float32, torch.float64):
+        call_all(l_max, channels, dtype)

@@ -1,0 +1,251 @@
+"""Training end to end on a tiny data set: the run directory, what it learns, resuming, refusing."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY_MODEL, configuration, labelled
+
+import equicat
+from equicat import InputError
+from equicat.data.batch import Batch
+from equicat.data.batches import batches
+from equicat.data.datasets import open_dataset
+from equicat.data.fitted import fit_statistics
+from equicat.data.info import DatasetInfo
+from equicat.data.readers import write
+from equicat.data.store import write_store
+from equicat.data.training_data import training_data
+from equicat.training.config import from_mapping
+from equicat.training.module import TrainingModule
+from equicat.training.normalization import NormalizationConfig
+from equicat.training.train import train
+
+
+def rows(run) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_directory_holds_everything(run):
+    names = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "environment.json"} <= names
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["avg_num_neighbors"] > 1
+    assert json.loads((run / "environment.json").read_text())["versions"]["torch"]
+    log = rows(run)
+    assert [r["epoch"] for r in log] == ["0", "1", "2"]
+    assert all(float(v) >= 0 or "cosine" in k for r in log for k, v in r.items()), "no cell is empty"
+
+
+def test_training_lowers_the_loss(data, tmp_path):
+    result = train(from_mapping(configuration(data, tmp_path / "run", run={"max_epochs": 40})))
+    log = rows(result.run)
+    assert float(log[-1]["train_loss"]) < 0.6 * float(log[0]["train_loss"])
+    assert result.best_val_loss == pytest.approx(min(float(r["val_loss"]) for r in log), rel=1e-4)
+
+
+def test_same_seed_same_weights(data, tmp_path):
+    runs = [train(from_mapping(configuration(data, tmp_path / name))).run for name in "ab"]
+    first, second = (equicat.load(r).state_dict() for r in runs)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_saved_model_is_the_average_that_was_validated(run, data):
+    potential = equicat.load(run)
+    dataset = open_dataset(data / "s2ef" / "val_id")
+    batch = Batch.from_structures(list(dataset), potential.cutoff)
+    error = (potential(batch).forces - batch.forces)[~batch.fixed].abs().mean().item()
+    assert error == pytest.approx(min(float(r["val_forces_mae"]) for r in rows(run)), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_precision_of_matrix_products_while_training(data, tmp_path, monkeypatch, precision):
+    seen, step = [], TrainingModule.training_step
+
+    def watched(self, *args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
+    options = {"max_epochs": 1, "matmul_precision": precision}
+    train(from_mapping(configuration(data, tmp_path / "run", run=options)))
+    assert set(seen) == {precision}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_resume_goes_on(data, tmp_path):
+    out = tmp_path / "run"
+    train(from_mapping(configuration(data, out, run={"max_epochs": 2})))
+    train(from_mapping(configuration(data, out, run={"max_epochs": 4, "resume": True})))
+    log = rows(out)
+    assert [r["epoch"] for r in log] == ["0", "1", "2", "3"]
+    assert float(log[2]["time_s"]) >= float(log[1]["time_s"])
+
+
+def test_resuming_keeps_the_best_model(data, tmp_path):
+    out = tmp_path / "run"
+    train(from_mapping(configuration(data, out, run={"max_epochs": 1})))
+    text = (out / "metrics.csv").read_text()
+    (out / "metrics.csv").write_text(text.replace(rows(out)[0]["val_loss"], "1e-9"))
+    before = (out / "model.safetensors").read_bytes()
+    result = train(from_mapping(configuration(data, out, run={"max_epochs": 2, "resume": True})))
+    assert result.best_val_loss == 1e-9
+    assert (out / "model.safetensors").read_bytes() == before, "a worse epoch does not replace a better one"
+
+
+def test_resume_with_another_cutoff_is_refused(data, tmp_path):
+    out = tmp_path / "run"
+    train(from_mapping(configuration(data, out, run={"max_epochs": 1})))
+    before = (out / "config.yaml").read_bytes()
+    changed = configuration(data, out, run={"resume": True}, model={"cutoff": 5.0})
+    with pytest.raises(InputError, match=r"model.cutoff is 5.0 in the configuration but 4.0 in the checkpoint"):
+        train(from_mapping(changed))
+    assert (out / "config.yaml").read_bytes() == before
+
+
+def test_fine_tuning_starts_from_the_weights(run, data, tmp_path):
+    tuned = configuration(data, tmp_path / "tuned", optimizer={"lr": 0.0}, run={"max_epochs": 1, "init_from": str(run)})
+    result = train(from_mapping(tuned))
+    first, second = equicat.load(run).state_dict(), equicat.load(result.run).state_dict()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    tuned["model"]["cutoff"] = 6.0
+    tuned["run"]["out"] = str(tmp_path / "other")
+    with pytest.raises(InputError, match=r"model.cutoff is 6.0"):
+        train(from_mapping(tuned))
+
+
+def test_an_existing_run_is_not_overwritten(run, data):
+    with pytest.raises(InputError, match=r"exists; choose another run.out"):
+        train(from_mapping(configuration(data, run)))
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "constant"])
+def test_schedules_and_limits(data, tmp_path, schedule):
+    options = {"schedule": schedule, "warmup_steps": 2, "ema_decay": None, "gradient_clip": None}
+    limits = {"max_epochs": 50, "max_minutes": 0.01, "early_stopping": 3}
+    result = train(from_mapping(configuration(data, tmp_path / "run", optimizer=options, run=limits)))
+    log = rows(result.run)
+    assert len(log) < 50
+    assert float(log[-1]["val_loss"]) > 0, "the last epoch is validated although time is up"
+    if schedule == "cosine":
+        assert float(log[-1]["lr"]) < 0.01
+
+
+def test_tensorboard_and_wandb_offline(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    limits = {"max_epochs": 1, "tensorboard": True, "wandb": True}
+    result = train(from_mapping(configuration(data, tmp_path / "run", run=limits)))
+    assert list(result.run.rglob("events.out.tfevents*"))
+    assert list(result.run.rglob("offline-run-*"))
+
+
+def test_a_loss_that_explodes_stops_the_run(data, tmp_path):
+    options = {"lr": 1e30, "gradient_clip": None, "schedule": "constant"}
+    with pytest.raises(InputError, match=r"training loss is (nan|inf) at epoch \d+, batch \d+"):
+        train(from_mapping(configuration(data, tmp_path / "run", optimizer=options)))
+
+
+def test_statistics_recover_a_linear_law(data):
+    dataset = open_dataset(data / "s2ef" / "train")
+    fitted = fit_statistics(dataset, 4.0)
+    assert fitted.elements == (8, 29)
+    # labelled(): −1.5 eV for each O; the rest of the energy is a small pair term.
+    assert fitted.linear_reference[0] - fitted.linear_reference[1] == pytest.approx(-1.5, abs=0.3)
+    free = ~dataset.array("fixed")
+    assert fitted.forces_rms == pytest.approx(np.sqrt(np.mean(dataset.array("forces")[free] ** 2)))
+    edges = sum(Batch.from_structures([s], 4.0).n_edges for s in dataset)
+    assert fitted.avg_num_neighbors == pytest.approx(edges / sum(dataset.n_atoms))
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [({"Cu": 1.0}, r"no energy for the elements with numbers \[8\]"), ({"Xx": 1.0}, "no element 'Xx'")],
+)
+def test_bad_references(data, tmp_path, references, message):
+    values = configuration(data, tmp_path / "run", normalization={"references": references})
+    with pytest.raises(InputError, match=message):
+        train(from_mapping(values))
+    assert not (tmp_path / "run").exists()
+
+
+def test_given_references_reach_the_model(data, tmp_path):
+    values = configuration(data, tmp_path / "run", normalization={"references": {"O": -4.0, "Cu": -2.5}, "scale": 2.0})
+    values["run"]["max_epochs"] = 1
+    potential = equicat.load(train(from_mapping(values)).run)
+    assert potential.reference_energies.tolist() == [-4.0, -2.5]
+    assert potential.scale.item() == 2.0
+    assert NormalizationConfig().references == "linear"
+
+
+# ---- data that cannot be trained on ------------------------------------------------------------------------------
+
+
+def test_frames_without_forces_are_refused(tmp_path):
+    s = labelled(0)
+    write(tmp_path / "a.extxyz", [equicat.Structure(s.numbers, s.positions, s.cell, s.pbc, energy=1.0, sid="x")] * 4)
+    values = configuration(tmp_path / "a.extxyz", tmp_path / "run", data_options={"val": []})
+    with pytest.raises(InputError, match=r"a.extxyz, frame 0: no label 'forces'; found energy, sid"):
+        train(from_mapping(values))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": []}, "data.train is empty"),
+        ({"train": ["nowhere.xyz"]}, "nowhere.xyz: no such file"),
+        ({"n_train": 99}, "data.n_train asks for 99 structures"),
+        ({"val": [], "n_train": 15, "n_val": 15}, "cannot give 15 to train and 15 to validate"),
+        ({"energy_reference": "total"}, "energies are 'adsorption', not 'total'"),
+    ],
+)
+def test_bad_data_options(data, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        train(from_mapping(configuration(data, tmp_path / "run", data_options=options)))
+
+
+def test_an_empty_selection_is_refused(tmp_path):
+    write(tmp_path / "a.extxyz", [labelled(0)])
+    values = configuration(tmp_path / "a.extxyz", tmp_path / "run", data_options={"train_where": {"split": "train"}})
+    with pytest.raises(InputError, match="no structures"):
+        train(from_mapping(values))
+
+
+def test_two_kinds_of_energy_are_not_mixed(data, tmp_path):
+    write_store(tmp_path / "val", [labelled(0)], DatasetInfo("total"))
+    values = configuration(data, tmp_path / "run", data_options={"val": [str(tmp_path / "val")]})
+    with pytest.raises(InputError, match="training energies are 'adsorption', validation energies 'total'"):
+        train(from_mapping(values))
+
+
+def test_draws_do_not_overlap_and_are_reproducible(data):
+    config = from_mapping({"data": {"train": [str(data)], "n_train": 9, "n_val": 4}, "model": TINY_MODEL}).data
+    one, two = training_data(config, "s2ef", ("energy",)), training_data(config, "s2ef", ("energy",))
+    assert [len(d) for d in one] == [9, 4]
+    assert [s.sid for d in one for s in d] == [s.sid for d in two for s in d]
+    assert len({s.sid for d in one for s in d}) == 13
+    assert one[0].array("numbers").tolist() == np.concatenate([s.numbers for s in one[0]]).tolist()
+    assert one[0].array("energy").tolist() == [s.energy for s in one[0]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loader_yields_every_structure_once(data, num_workers):
+    dataset = open_dataset(data / "s2ef" / "train")
+    loader = batches(dataset, 4.0, 5, shuffle=True, num_workers=num_workers)
+    ids = [i for batch in loader for i in batch.ids]
+    assert sorted(ids) == sorted(s.id for s in dataset)
+    assert [batch.n_systems for batch in loader] == [4, 4, 4, 4], "as equal as can be"
+
+
+def test_a_run_that_stops_by_time_validates_its_last_epoch(data, tmp_path):
+    options = {"max_epochs": 1000, "max_minutes": 1e-4, "val_every": 500}
+    result = train(from_mapping(configuration(data, tmp_path / "run", run=options)))
+    assert rows(result.run)[-1]["val_forces_mae"]
+    assert equicat.load(result.run).info.task == "s2ef"
+    with pytest.raises(InputError, match="val_every is 5 and max_epochs 3"):
+        from_mapping(configuration(data, tmp_path / "run", run={"val_every": 5}))
