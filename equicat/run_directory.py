@@ -11,11 +11,28 @@ import yaml
 
 from equicat.data.training_data import DataConfig
 from equicat.errors import InputError
+from equicat.files import read_json
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+
+FORMAT_VERSION = 2
+"""Format of ``model.json`` and of the names in ``model.safetensors``."""
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """``model.json`` in today's format, whichever version wrote it.
+
+    Raises:
+        InputError: if the file cannot be read or holds no JSON object.
+    """
+    values = read_json(path)
+    if values.get("format_version") == 1:  # the network was called model
+        values = {"network" if name == "model" else name: value for name, value in values.items()}
+        values["format_version"] = FORMAT_VERSION
+    return values
 
 
 def data_config(run: str | Path) -> DataConfig:

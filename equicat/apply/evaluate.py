@@ -88,7 +88,7 @@ def evaluate_split(
     kept: dict[str, list[Tensor]] = {}
     n_free, examples = 0, Examples()
     for batch, prediction in predictions(model, dataset, batch_size, title, progress):
-        for row, guess in {info.model.name: prediction, **task.baselines(batch, info.statistics)}.items():
+        for row, guess in {info.network.name: prediction, **task.baselines(batch, info.statistics)}.items():
             sums.setdefault(row, MetricSums(task.metric_names)).add(task.metrics(guess, batch))
         arrays = {f"{name}_true": values for name, values in task.arrays(task.reference(batch), batch).items()}
         arrays |= {f"{name}_pred": values for name, values in task.arrays(prediction, batch).items()}

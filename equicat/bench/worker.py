@@ -13,6 +13,7 @@ from equicat.bench.peers import worker
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.interfaces.nequip_allegro import potential, read_arrays
+from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
 from equicat.networks.nequip_allegro import NequipAllegroConfig
 
@@ -22,14 +23,16 @@ class Ours:
 
     def __init__(self, request: dict[str, Any]):
         start = time.perf_counter()
+        compute = ComputeOptions(
+            recompute=request.get("recompute", False), cuda_graphs=request.get("cuda_graphs", False)
+        )
         if request["arrays"] is not None:
-            model = potential(*read_arrays(Path(request["arrays"]))).float()
+            model = potential(*read_arrays(Path(request["arrays"])), compute=compute).float()
         else:
             torch.manual_seed(0)
-            model = Potential(NequipAllegroConfig(**request["config"]), tuple(request["elements"]), ())
+            config, elements = NequipAllegroConfig(**request["config"]), tuple(request["elements"])
+            model = Potential(config, elements, (), compute=compute)
         self.model = model.to(request["device"])
-        self.model.recompute = request.get("recompute", False)
-        self.model.cuda_graphs = request.get("cuda_graphs", False)
         torch.set_float32_matmul_precision("high" if request.get("tf32") else "highest")
         self.trainable = [p for name, p in self.model.named_parameters() if not name.endswith("frequencies")]
         self.setup_s = {"model": worker.seconds_since(start)}

@@ -12,6 +12,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.models import saved
+from equicat.models.gradient import ComputeOptions
 
 
 class Calculator(AseCalculator):
@@ -40,8 +41,7 @@ class Calculator(AseCalculator):
 
     def __init__(self, run: str | Path, device: str = "cpu", cuda_graphs: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
-        self.potential = saved.load_potential(run, device)
-        self.potential.cuda_graphs = cuda_graphs
+        self.potential = saved.load_potential(run, device, ComputeOptions(cuda_graphs=cuda_graphs))
         self.energy_reference = self.potential.info.energy_reference
 
     def calculate(

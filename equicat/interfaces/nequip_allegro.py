@@ -23,6 +23,7 @@ from equicat.files import replacing_directory
 from equicat.interfaces import nequip_allegro_extract as peer
 from equicat.kernels.irreps import Irrep, Parity, couples, harmonics, layer_irreps
 from equicat.models import saved
+from equicat.models.gradient import DEFAULTS, ComputeOptions
 from equicat.models.model import ModelInfo
 from equicat.models.potential import Potential
 from equicat.models.repulsion import COULOMB, EnergyTerms, Repulsion
@@ -94,7 +95,7 @@ def convert(
 
 def tuning(model: Potential, run: str | Path) -> dict[str, Any]:
     """The part of a configuration that trains on from that run; the data are missing, and the new run's directory."""
-    network = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(model.info.model).items()}
+    network = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(model.info.network).items()}
     start = {"init_from": str(run), "dtype": model.info.dtype}
     return {"task": "s2ef", "model": network, "output_mlp": list(model.info.output_mlp), "run": start}
 
@@ -106,7 +107,12 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, ndarray]]:
     return json.loads(str(arrays.pop("about"))), arrays
 
 
-def potential(about: Mapping[str, Any], arrays: Arrays, energy_reference: str = "total") -> Potential:
+def potential(
+    about: Mapping[str, Any],
+    arrays: Arrays,
+    energy_reference: str = "total",
+    compute: ComputeOptions = DEFAULTS,
+) -> Potential:
     """The potential from description and arrays; see :func:`equicat.interfaces.nequip_allegro_extract.extract`.
 
     Raises:
@@ -126,15 +132,15 @@ def potential(about: Mapping[str, Any], arrays: Arrays, energy_reference: str = 
         None if np.allclose(factors, 1, rtol=1e-15, atol=0) else tuple(factors.tolist()), _repulsion(about, config)
     )
     info = ModelInfo(
-        "s2ef",
-        config,
-        tuple(m.shape[1] for m in readout[1:-1]),
-        about["dtype"],
-        energy_reference,
-        Statistics(elements, math.nan, tuple(shifts.tolist()), scale, avg_num_neighbors),
+        task="s2ef",
+        network=config,
+        output_mlp=tuple(m.shape[1] for m in readout[1:-1]),
+        dtype=about["dtype"],
+        energy_reference=energy_reference,
+        statistics=Statistics(elements, math.nan, tuple(shifts.tolist()), scale, avg_num_neighbors),
         terms=terms,
     )
-    model = saved.build(info)
+    model = saved.build(info, compute=compute)
     assert isinstance(model, Potential)
     model.double().load_state_dict(_weights(model, about, arrays, order, readout) | _energies(scale, shifts))
     return model.to(getattr(torch, about["dtype"])).eval().requires_grad_(False)
@@ -288,11 +294,11 @@ def _weights(
         # The package's paths run over its own order of irreps: output, then tensor features, then environment.
         entering, _, leaving = (_irreps(text) for text in names)
         at = [(c, a, b) for c in leaving for a in entering for b in harmonics(config.l_max) if couples(a, b, c)]
-        ours = [(c, a, b) for c, paths in model.model.layers[k].product.paths.items() for a, b in paths.pairs]
+        ours = [(c, a, b) for c, paths in model.network.layers[k].product.paths.items() for a, b in paths.pairs]
         found[f"layers.{k}.product.weight"] = arrays[f"paths.{k}"].reshape(-1, len(at))[:, [at.index(p) for p in ours]]
     # A pair is counted from both its ends: the package divides by sqrt(2).
     head = readout[1:] or [np.ones((1, 1))]
     head = [*head[:-1], head[-1] / math.sqrt(2)]
-    state = {f"model.{name}": array for name, array in found.items()}
+    state = {f"network.{name}": array for name, array in found.items()}
     state |= {f"head.mlp.weights.{k}": m for k, m in enumerate(head)}
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}

@@ -59,14 +59,14 @@ class DirectModel(AtomisticModel):
         super().__init__(config, elements, scale, reference_energies, vectors=vectors)
         self.register_buffer("displacement_scale", torch.tensor(displacement_scale))
         self.displacement_head = displacement_head
-        n_features = self.model.n_features
+        n_features = self.network.n_features
         self.energy = ScalarHead(n_features, output_mlp, self.avg_num_neighbors) if energy else None
         self.potential = self.displacement = None
         if displacement_head == "gradient":
             self.potential = ScalarHead(n_features, output_mlp, self.avg_num_neighbors)
         elif displacement_head is not None:
             self.displacement = vector_head(
-                config.name, displacement_head, self.model, output_mlp, self.avg_num_neighbors
+                config.name, displacement_head, self.network, output_mlp, self.avg_num_neighbors
             )
 
     def forward(self, batch: Batch) -> RelaxedPrediction:
@@ -82,7 +82,7 @@ class DirectModel(AtomisticModel):
             edge_vec = batch.edge_vec().detach()
             if self.potential is not None:
                 edge_vec.requires_grad_()
-            features = self.model(edge_vec, batch.edge_index, species)
+            features = self.network(edge_vec, batch.edge_index, species)
             if self.energy is not None:
                 atom_energies = self.energy(features, center, n_atoms) * self.scale
                 energy = self.system_energies(atom_energies, species, batch)

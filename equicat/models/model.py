@@ -23,7 +23,7 @@ class ModelInfo:
     """What a model is, beside its weights."""
 
     task: str
-    model: NetworkConfig
+    network: NetworkConfig
     output_mlp: tuple[int, ...]
     dtype: str
     energy_reference: str
@@ -103,7 +103,7 @@ class AtomisticModel(nn.Module):
             )
         self.config, self.elements = config, elements
         self.avg_num_neighbors = average
-        self.model: Any = architecture(config.name).build(config, elements, vectors)
+        self.network: Any = architecture(config.name).build(config, elements, vectors)
         self.register_buffer("scale", torch.tensor(scale))
         # Per-atom energies of DFT are thousands of eV: summed in float64, whatever the model's own precision.
         references = reference_energies or (0.0,) * len(elements)
@@ -111,6 +111,7 @@ class AtomisticModel(nn.Module):
         table = torch.full((len(chemical_symbols),), -1)
         table[list(elements)] = torch.arange(len(elements))
         self.register_buffer("species_of_number", table, persistent=False)
+        self.register_load_state_dict_pre_hook(_rename_network)
 
     @property
     def cutoff(self) -> float:
@@ -143,6 +144,13 @@ class AtomisticModel(nn.Module):
         """Σ_i (E_i + ε_{Z_i}), eV; accumulated in float64, so that a large system's sum keeps its digits."""
         per_atom = atom_energies.double() + self.reference_energies[species]
         return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_atom)
+
+
+def _rename_network(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights written before format 2 call the network ``model``."""
+    before = f"{prefix}model."
+    for name in [name for name in state_dict if name.startswith(before)]:
+        state_dict[f"{prefix}network.{name.removeprefix(before)}"] = state_dict.pop(name)
 
 
 def minus_gradient(

@@ -1,4 +1,8 @@
-"""From positions to energies and forces: the only place where autograd meets geometry."""
+"""Energies, forces and virials of a network's features: the physics of a potential, and nothing else.
+
+How derivatives are computed (autograd or a kernel, in pieces, recomputed, recorded) is the business of
+:mod:`equicat.models.gradient`.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,12 +11,11 @@ from torch import Tensor
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.kernels.cpu.call import Kernel
-from equicat.kernels.gpu.graphs import MAX_EDGES, Graphs
-from equicat.models.gradient import KERNEL_FLOATS_PER_EDGE, _Piece, _pieces, _Recomputed
+from equicat.models.gradient import DEFAULTS, ComputeOptions, PairGradients
 from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
 from equicat.models.model import AtomisticModel, Prediction
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
-from equicat.networks.catalogue import NetworkConfig, architecture
+from equicat.networks.catalogue import NetworkConfig
 from equicat.networks.features import Features
 
 
@@ -28,18 +31,13 @@ class Potential(AtomisticModel):
         terms: f and the repulsion; neither by default.
         force_head: ``gradient``, or another head of :mod:`equicat.models.heads` for direct forces, which are faster and
             not the derivative of the energy.
+        compute: how derivatives are computed.
 
     Raises:
         InputError: if the network cannot feed the head.
     """
 
     factors: Tensor | None
-    recompute = False
-    """Whether training, too, works on a few centres at a time, and computes them twice: less memory, more time."""
-    cuda_graphs = False
-    """Whether inferences of small systems are recorded as CUDA graphs, where Triton kernels are used (never run)."""
-    graphs: tuple[tuple[int, ...], Graphs] | None = None
-    """Those of weights at these addresses."""
 
     def __init__(
         self,
@@ -50,18 +48,20 @@ class Potential(AtomisticModel):
         reference_energies: tuple[float, ...] | None = None,
         terms: EnergyTerms = NO_TERMS,
         force_head: DisplacementHead = "gradient",
+        compute: ComputeOptions = DEFAULTS,
     ):
         super().__init__(config, elements, scale, reference_energies, vectors=force_head in NEEDS_VECTORS)
-        self.head = ScalarHead(self.model.n_features, output_mlp, self.avg_num_neighbors)
+        self.head = ScalarHead(self.network.n_features, output_mlp, self.avg_num_neighbors)
         factors = None if terms.factors is None else torch.tensor(terms.factors, dtype=torch.float64)
         self.register_buffer("factors", factors, persistent=False)
         self.repulsion = None if terms.repulsion is None else ZBL(terms.repulsion, elements)
         self.direct_forces = None
         if force_head != "gradient":
-            self.direct_forces = vector_head(config.name, force_head, self.model, output_mlp, self.avg_num_neighbors)
+            self.direct_forces = vector_head(config.name, force_head, self.network, output_mlp, self.avg_num_neighbors)
+        self.pair_gradients = PairGradients(compute)
 
     def forward(self, batch: Batch, forces: bool = True, virial: bool = False) -> Prediction:
-        """Energies, and forces that stay differentiable while training.
+        """Energies, and forces that stay differentiable by the weights while training.
 
         Args:
             batch: built with this model's cutoff.
@@ -72,112 +72,27 @@ class Potential(AtomisticModel):
             InputError: for an element that the model was not trained on, or for the virial of direct forces.
         """
         species = self.species(batch)
-        training = self.training and torch.is_grad_enabled()
         if self.direct_forces is not None:
             if virial:
                 raise InputError("a model with direct forces has no virial: they are not the derivative of its energy")
-            return self.direct(batch, species, forces)
+            return self.with_direct_forces(batch, species, forces)
         if not (forces or virial):
             atom_energies = self.atom_energies(batch.edge_vec(), batch.edge_index, species)
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
-        pieces = [_Piece(slice(None), slice(None), batch.edge_index, species)]
-        if architecture(self.config.name).strictly_local and (self.recompute or not training):
-            floats = KERNEL_FLOATS_PER_EDGE if self.kernel(batch.positions) else self.model.floats_per_edge
-            pieces = _pieces(batch, species, floats, len(self.elements))
-        parameters = [p for p in self.parameters() if p.requires_grad]
         energies = []
-        total = batch.positions.new_zeros(len(species), 3)
-        strain = batch.positions.new_zeros(batch.n_systems, 3, 3)
-        for piece in pieces:
-            edge_vec = batch.edge_vec(piece.edges).detach()
-            if training and self.recompute and not self.kernel(edge_vec):
-                energy, gradient = _Recomputed.apply(self.energies_and_gradient, edge_vec, piece, *parameters)
-            elif not training and self.cuda_graphs and 0 < len(edge_vec) <= MAX_EDGES:
-                energy, gradient = self.by_graph(edge_vec, piece)
-            else:
-                energy, gradient = self.energies_and_gradient(edge_vec, piece, create_graph=training)
-            center, neighbor = batch.edge_index[:, piece.edges]
-            energies.append(energy)
-            total.index_add_(0, center, gradient).index_add_(0, neighbor, -gradient)
+        force = batch.edge_vec(slice(0)).new_zeros(len(species), 3)
+        strain = force.new_zeros(batch.n_systems, 3, 3)
+        for part in self.pair_gradients(self, batch, species, self.training and torch.is_grad_enabled()):
+            energies.append(part.atom_energies)
+            center, neighbor = batch.edge_index[:, part.edges]
+            # r_ij = r_j − r_i: F_i = −dE/dr_i = Σ_j dE/dr_ij over the edges of i, less that of edges that end at i.
+            force.index_add_(0, center, part.gradient).index_add_(0, neighbor, -part.gradient)
             if virial:
-                strain.index_add_(0, batch.system_idx[center], edge_vec[:, :, None] * gradient[:, None, :])
+                outer = part.edge_vec[:, :, None] * part.gradient[:, None, :]
+                strain.index_add_(0, batch.system_idx[center], outer)
         atom_energies = torch.cat(energies)
         energy = self.system_energies(atom_energies, species, batch)
-        return Prediction(energy, atom_energies, total if forces else None, strain if virial else None)
-
-    def direct(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool = True) -> Prediction:
-        """Energies, and forces from a head of their own."""
-        assert self.direct_forces is not None
-        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            edge_vec, (center, n_atoms) = batch.edge_vec(), (batch.edge_index[0], len(species))
-            features = self.model(edge_vec, batch.edge_index, species)
-            atom_energies = self.of_atoms(features, edge_vec, batch.edge_index, species)
-            found = None
-            if forces:
-                unit = torch.nn.functional.normalize(edge_vec, dim=1)
-                found = self.direct_forces(features, center, unit, n_atoms) * self.scale
-        return Prediction(self.system_energies(atom_energies, species, batch), atom_energies, found)
-
-    def kernel(self, like: Float[Tensor, "n 3"]) -> Kernel | None:
-        """What computes the network's energies and gradient instead of autograd, for such positions or pair vectors."""
-        kernel = architecture(self.config.name).kernel
-        return kernel if kernel is not None and kernel.library(self.model, like) is not None else None
-
-    def energies_and_gradient(
-        self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece, create_graph: bool
-    ) -> tuple[Float[Tensor, "n_own"], Float[Tensor, "n_edges 3"]]:
-        """Of the centres of a piece, and the derivative of their sum with respect to the pair vectors.
-
-        By the network's kernel where it has one, else by autograd.
-        """
-        kernel, index = self.kernel(edge_vec), piece.edge_index
-        if kernel is not None:
-            readout = list(self.head.mlp.weights)
-            sums, gradient = kernel.energies_and_gradient(
-                self.model, readout, edge_vec, index, piece.species, create_graph, keep=not self.recompute
-            )
-            factor = self.factor(piece.species) * self.head.sum.norm
-            energy = sums * factor
-            gradient = gradient * (factor[index[0]][:, None] if factor.ndim else factor)
-            if self.repulsion is not None:
-                repulsion, slope = self.repulsion_and_gradient(edge_vec, piece)
-                energy, gradient = energy + repulsion, gradient + slope
-            return energy[piece.own], gradient
-        with torch.enable_grad():
-            edge_vec = edge_vec.detach().requires_grad_()
-            energy = self.atom_energies(edge_vec, piece.edge_index, piece.species)[piece.own]
-            (gradient,) = torch.autograd.grad(energy.sum(), edge_vec, create_graph=create_graph)
-        return (energy if create_graph else energy.detach()), gradient
-
-    def by_graph(
-        self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece
-    ) -> tuple[Float[Tensor, "n_own"], Float[Tensor, "n_edges 3"]]:
-        """What :meth:`energies_and_gradient` computes without a graph of its own, from a CUDA graph."""
-
-        def function(edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-            whole = _Piece(slice(None), slice(None), edge_index, species)
-            return self.energies_and_gradient(edge_vec, whole, create_graph=False)
-
-        addresses = tuple(p.data_ptr() for p in self.parameters())
-        if self.graphs is None or self.graphs[0] != addresses:
-            self.graphs = addresses, Graphs(function, far=2 * self.cutoff)
-        energy, gradient = self.graphs[1](edge_vec, piece.edge_index, piece.species)
-        return energy[piece.own], gradient
-
-    def repulsion_and_gradient(
-        self, edge_vec: Float[Tensor, "n_edges 3"], piece: _Piece
-    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """The same of the repulsion of the nuclei alone, which has no weights."""
-        assert self.repulsion is not None
-        with torch.enable_grad():
-            edge_vec = edge_vec.detach().requires_grad_()
-            energy = self.repulsion(edge_vec, piece.edge_index, piece.species, len(self.elements))
-            (gradient,) = torch.autograd.grad(energy.sum(), edge_vec)
-        return energy.detach(), gradient
-
-    def factor(self, species: Int[Tensor, "n_atoms"]) -> Tensor:
-        """s f of every atom, eV; without f one number."""
-        return self.scale if self.factors is None else self.scale * self.factors[species].to(self.scale)
+        return Prediction(energy, atom_energies, force if forces else None, strain if virial else None)
 
     def atom_energies(
         self,
@@ -185,17 +100,65 @@ class Potential(AtomisticModel):
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
-        """All but ε for every centre, eV; the pure part, for compilers and exports."""
-        return self.of_atoms(self.model(edge_vec, edge_index, species), edge_vec, edge_index, species)
+        """E_i − ε_{Z_i} of every centre in eV: a pure function of tensors, for autograd, compilers and exports."""
+        return self._energies(self.network(edge_vec, edge_index, species), edge_vec, edge_index, species)
 
-    def of_atoms(
+    def with_direct_forces(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool) -> Prediction:
+        """Energies, and forces from a head of their own, which are not the derivative of the energy."""
+        assert self.direct_forces is not None
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            edge_vec, index = batch.edge_vec(), batch.edge_index
+            features = self.network(edge_vec, index, species)
+            atom_energies = self._energies(features, edge_vec, index, species)
+            force = None
+            if forces:
+                unit = torch.nn.functional.normalize(edge_vec, dim=1)
+                force = self.direct_forces(features, index[0], unit, len(species)) * self.scale
+        return Prediction(self.system_energies(atom_energies, species, batch), atom_energies, force)
+
+    def kernel_energies(
+        self,
+        kernel: Kernel,
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+        training: bool,
+        keep: bool,
+    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
+        """E_i − ε_{Z_i} of every centre in eV and dE/dr_ij in eV/Å; the kernel gives those of Σ_j MLP(x^ij).
+
+        Args:
+            kernel: the network's.
+            edge_vec: r_ij in Å.
+            edge_index: centre and neighbour of each edge, sorted by centre.
+            species: of each atom.
+            training: whether both must stay differentiable by the weights.
+            keep: keep products of large matrices for that: less time, more memory.
+        """
+        readout = list(self.head.mlp.weights)
+        sums, slope = kernel.energies_and_gradient(self.network, readout, edge_vec, edge_index, species, training, keep)
+        factor = self.factor(species) * self.head.sum.norm
+        energies = sums * factor
+        gradient = slope * (factor[edge_index[0]][:, None] if factor.ndim else factor)
+        if self.repulsion is not None:
+            with torch.enable_grad():
+                edge_vec = edge_vec.detach().requires_grad_()
+                repulsion = self.repulsion(edge_vec, edge_index, species, len(self.elements))
+                (slope,) = torch.autograd.grad(repulsion.sum(), edge_vec)
+            energies, gradient = energies + repulsion.detach(), gradient + slope
+        return energies, gradient
+
+    def factor(self, species: Int[Tensor, "n_atoms"]) -> Tensor:
+        """s f_{Z_i} of every atom in eV; one number where there is no f."""
+        return self.scale if self.factors is None else self.scale * self.factors[species].to(self.scale)
+
+    def _energies(
         self,
         features: Features,
         edge_vec: Float[Tensor, "n_edges 3"],
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
-        """The same, from the features of the network."""
         energies = self.head(features, edge_index[0], len(species)) * self.factor(species)
         if self.repulsion is not None:
             energies = energies + self.repulsion(edge_vec, edge_index, species, len(self.elements))

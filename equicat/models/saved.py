@@ -10,25 +10,36 @@ from safetensors.torch import load_file, save_file
 
 from equicat.data.fitted import Statistics
 from equicat.errors import InputError
-from equicat.files import read_json, replace_json, replacing_file
+from equicat.files import replace_json, replacing_file
 from equicat.models.direct import DirectModel
+from equicat.models.gradient import DEFAULTS, ComputeOptions
 from equicat.models.model import AtomisticModel, ModelInfo
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.networks.catalogue import architecture, with_neighbors
-from equicat.run_directory import DESCRIPTION, WEIGHTS
-
-FORMAT_VERSION = 1
+from equicat.run_directory import DESCRIPTION, FORMAT_VERSION, WEIGHTS, read_description
 
 
 def build(
-    info: ModelInfo, scale: float = 1.0, displacement_scale: float = 1.0, references: tuple[float, ...] | None = None
+    info: ModelInfo,
+    scale: float = 1.0,
+    displacement_scale: float = 1.0,
+    references: tuple[float, ...] | None = None,
+    compute: ComputeOptions = DEFAULTS,
 ) -> Potential | DirectModel:
-    """An untrained model of that description."""
-    config, elements = with_neighbors(info.model, info.statistics.avg_num_neighbors), info.statistics.elements
+    """An untrained model of that description.
+
+    Args:
+        info: the description.
+        scale: unit of the network's energies, eV.
+        displacement_scale: unit of the network's displacements, Å.
+        references: energy of each element, eV, ascending by atomic number; zeros by default.
+        compute: how a potential computes derivatives.
+    """
+    config, elements = with_neighbors(info.network, info.statistics.avg_num_neighbors), info.statistics.elements
     model: Potential | DirectModel
     if "forces" in info.outputs:
-        model = Potential(config, elements, info.output_mlp, scale, references, info.terms, info.force_head)
+        model = Potential(config, elements, info.output_mlp, scale, references, info.terms, info.force_head, compute)
     else:
         model = DirectModel(
             config,
@@ -40,7 +51,7 @@ def build(
             displacement_scale=displacement_scale,
             reference_energies=references,
         )
-    model.info = dataclasses.replace(info, model=config)
+    model.info = dataclasses.replace(info, network=config)
     return model.to(getattr(torch, info.dtype))
 
 
@@ -74,11 +85,11 @@ def load_info(run: str | Path) -> ModelInfo:
             raise InputError(
                 f"{run}: has no {name}, so there is no trained model in it (found {found}); train it first"
             )
-    values: dict[str, Any] = read_json(run / DESCRIPTION)
+    values = read_description(run / DESCRIPTION)
     if values.pop("format_version", None) != FORMAT_VERSION:
         raise InputError(f"{run / DESCRIPTION}: written by another version of equicat; update equicat")
     try:
-        values["model"] = architecture(values["model"]["name"]).config(**_tuples(values["model"]))
+        values["network"] = architecture(values["network"]["name"]).config(**_tuples(values["network"]))
         values["statistics"] = Statistics(**_tuples(values["statistics"]))
         if "terms" in values:
             values["terms"] = _terms(values["terms"])
@@ -87,12 +98,15 @@ def load_info(run: str | Path) -> ModelInfo:
         raise InputError(f"{run / DESCRIPTION}: damaged ({error}); train again or restore the file") from error
 
 
-def load(run: str | Path, device: str | torch.device = "cpu") -> Potential | DirectModel:
+def load(
+    run: str | Path, device: str | torch.device = "cpu", compute: ComputeOptions = DEFAULTS
+) -> Potential | DirectModel:
     """The trained model of a run, in evaluation mode.
 
     Args:
         run: run directory.
         device: where to put it.
+        compute: how a potential computes derivatives.
 
     Returns:
         A potential (S2EF) or a direct model (IS2RE, IS2RS); call it with a :class:`~equicat.data.batch.Batch`.
@@ -102,7 +116,7 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Potential | Dir
         InputError: if the run holds no weights, or they do not fit the description.
     """
     info = load_info(run)
-    model = build(info)
+    model = build(info, compute=compute)
     try:
         model.load_state_dict(load_file(Path(run) / WEIGHTS))
     except Exception as error:  # safetensors and PyTorch each have errors of their own
@@ -110,13 +124,15 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Potential | Dir
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_potential(run: str | Path, device: str | torch.device = "cpu") -> Potential:
-    """The same, of a run that was trained for energies and forces.
+def load_potential(
+    run: str | Path, device: str | torch.device = "cpu", compute: ComputeOptions = DEFAULTS
+) -> Potential:
+    """The model of a run that was trained for energies and forces, as :func:`load` gives it.
 
     Raises:
-        InputError: also if the model predicts relaxed energies or structures directly.
+        InputError: as :func:`load`, and if the model predicts relaxed energies or structures directly.
     """
-    model = load(run, device)
+    model = load(run, device, compute)
     if not isinstance(model, Potential):
         raise InputError(f"{run}: trained for {model.info.task}, which gives no forces; use a model trained for s2ef")
     return model

@@ -13,6 +13,7 @@ from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 
 from equicat.files import read_json
+from equicat.run_directory import read_description
 
 BUFFERS = {"scale", "displacement_scale", "reference_energies"}
 """Tensors of ``model.safetensors`` that are no trained parameters."""
@@ -65,7 +66,7 @@ def read_run(run_dir: Path) -> RunFiles:
         config=attempt("config.yaml", lambda path: _mapping(yaml.safe_load(config_text)), {}),
         config_text=config_text,
         environment=attempt("environment.json", lambda path: _mapping(read_json(path)), {}),
-        model=attempt("model.json", lambda path: _mapping(read_json(path)), {}),
+        model=attempt("model.json", lambda path: _mapping(read_description(path)), {}),
         n_parameters=attempt("model.safetensors", _count_parameters, None),
         evaluation=evaluation,
         predictions={split: arrays for split, arrays in predictions.items() if arrays},

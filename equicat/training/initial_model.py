@@ -14,6 +14,7 @@ from equicat.data.fitted import fit_statistics
 from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.direct import DirectModel
+from equicat.models.gradient import ComputeOptions
 from equicat.models.model import AtomisticModel, ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
 from equicat.networks.catalogue import architecture
@@ -28,26 +29,27 @@ PREPARING_BATCHES = 16
 def _initial_model(config: TrainConfig, task: Task, data: AnyDataset) -> Potential | DirectModel:
     """A new model with statistics of the data, or the model of another run to start from."""
     torch.manual_seed(config.run.seed)
+    compute = ComputeOptions(recompute=config.run.recompute)
     if config.run.init_from is not None:
-        return _fine_tuned(config, data, config.run.init_from)
+        return _fine_tuned(config, data, config.run.init_from, compute)
     fitted = fit_statistics(data, config.model.cutoff, task.energy)  # type: ignore[arg-type]
     outputs = outputs_of(config.task, config.loss)
     info = ModelInfo(
-        config.task,
-        config.model,
-        config.output_mlp,
-        config.run.dtype,
-        data.info.energy_reference,
-        fitted,
-        outputs,
-        config.displacement_head if "displacements" in outputs else None,
-        config.force_head,
-        data.info.reference_energies,
+        task=config.task,
+        network=config.model,
+        output_mlp=config.output_mlp,
+        dtype=config.run.dtype,
+        energy_reference=data.info.energy_reference,
+        statistics=fitted,
+        outputs=outputs,
+        displacement_head=config.displacement_head if "displacements" in outputs else None,
+        force_head=config.force_head,
+        dataset_references=data.info.reference_energies,
     )
     norm = config.normalization
     scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else fitted.energy_residual_rms)
     displacement_scale = norm.displacement_scale or fitted.displacements_rms
-    model = saved.build(info, scale, displacement_scale, _references(norm, fitted))
+    model = saved.build(info, scale, displacement_scale, _references(norm, fitted), compute)
     _prepare_network(model, data, config.run)
     return model
 
@@ -58,11 +60,11 @@ def _prepare_network(model: AtomisticModel, data: AnyDataset, options: RunConfig
     if prepare is not None and not options.resume:  # a checkpoint has them
         loader = batches(data, model.cutoff, options.batch_size, dtype=model.dtype, shuffle=True, seed=options.seed)
         graphs = ((b.edge_vec(), b.edge_index, model.species(b)) for b in islice(loader, PREPARING_BATCHES))
-        prepare(model.model, graphs)
+        prepare(model.network, graphs)
 
 
-def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str) -> Potential | DirectModel:
-    model = saved.load(run)
+def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str, compute: ComputeOptions) -> Potential | DirectModel:
+    model = saved.load(run, compute=compute)
     check_same_model(config, model.info, run)
     check_energy_reference(model.info, data.info, data.path)
     unknown = [chemical_symbols[z] for z in data.elements if z not in model.elements]
@@ -84,7 +86,7 @@ def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> N
     ours: dict[str, Any] = {"output_mlp": config.output_mlp, "outputs": outputs, "force_head": config.force_head}
     if "displacements" in outputs:
         ours["displacement_head"] = config.displacement_head
-    theirs = {name: getattr(info, name) for name in ours} | asdict(info.model)
+    theirs = {name: getattr(info, name) for name in ours} | asdict(info.network)
     for name, value in (ours | asdict(config.model)).items():
         fitted = name == "avg_num_neighbors" and value is None
         if not fitted and value != theirs[name]:

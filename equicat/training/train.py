@@ -26,7 +26,6 @@ from equicat.errors import InputError
 from equicat.files import replace_json, replacing_file
 from equicat.models import saved
 from equicat.models.model import AtomisticModel
-from equicat.models.potential import Potential
 from equicat.run_directory import environment
 from equicat.tasks.tasks import outputs_of, resolved, task_of
 from equicat.training.callbacks import MinuteLimit, RunWriter
@@ -58,11 +57,9 @@ def train(config: TrainConfig) -> TrainResult:
     labels = [*task.labels, *(["relaxed_positions"] if config.noise.share else [])]
     train_set, val_set = training_data(config.data, config.task, labels)
     pl.seed_everything(options.seed, verbose=False)
+    if options.recompute and config.task != "s2ef":
+        raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {config.task}")
     model = _initial_model(config, task, train_set)
-    if options.recompute:
-        if not isinstance(model, Potential):
-            raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {config.task}")
-        model.recompute = True
     _prepare_directory(run, options, config, model)
     corrupted = Corrupted(train_set, config.noise) if config.noise.share else train_set
     writer = RunWriter(run)

@@ -65,7 +65,7 @@ class AsPotential(nn.Module):
     def forward(self, batch: Batch, forces: bool = True) -> Prediction:
         found = self.direct(batch)
         atoms = self.direct.energy(
-            self.direct.model(batch.edge_vec(), batch.edge_index, self.direct.species(batch)),
+            self.direct.network(batch.edge_vec(), batch.edge_index, self.direct.species(batch)),
             batch.edge_index[0],
             len(batch.positions),
         )
@@ -94,7 +94,7 @@ def test_the_gradient_head_is_minus_the_gradient_of_a_sum():
 
     def summed(positions: np.ndarray) -> float:
         batch = Batch.from_structures([dataclasses.replace(cluster, positions=positions)], 4.0, dtype=torch.float64)
-        features = direct.model(batch.edge_vec(), batch.edge_index, direct.species(batch))
+        features = direct.network(batch.edge_vec(), batch.edge_index, direct.species(batch))
         total = direct.potential(features, batch.edge_index[0], len(positions)).sum().detach()
         return float(total * direct.displacement_scale)
 

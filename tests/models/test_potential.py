@@ -11,6 +11,7 @@ from equicat import Structure
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.models import gradient
+from equicat.models.gradient import ComputeOptions, PairGradients
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.tasks.tasks import LossConfig, s2ef_loss
@@ -96,8 +97,8 @@ def test_piece_by_piece_the_numbers_are_the_same(monkeypatch, config, edges):
     structures = [lonely, *example_structures(ELEMENTS), lonely]
     batch = Batch.from_structures(structures, config.cutoff, dtype=torch.float64)
     whole = model(batch, virial=True)
-    monkeypatch.setitem(gradient.FLOATS_AT_A_TIME, "cpu", edges * model.model.floats_per_edge)
-    pieces = gradient._pieces(batch, model.species(batch), model.model.floats_per_edge, 3)
+    monkeypatch.setitem(gradient.FLOATS_AT_A_TIME, "cpu", edges * model.network.floats_per_edge)
+    pieces = gradient.pieces(batch, model.species(batch), model.network.floats_per_edge, 3)
     assert len(pieces) > batch.n_edges / (edges + 60)
     parts = model(batch, virial=True)
     for name in ("energy", "atom_energies", "forces", "virial"):
@@ -112,14 +113,14 @@ def test_recomputing_changes_no_gradient(monkeypatch, config):
     batch = Batch.from_structures([labelled(0), labelled(1)], config.cutoff, dtype=torch.float64)
     gradients = []
     for recompute in (False, True):
-        model.recompute = recompute
+        model.pair_gradients = PairGradients(ComputeOptions(recompute=recompute, kernels=False))
         out = model(batch, virial=True)
         (
             out.energy.square().mean() + (out.forces - batch.forces).square().mean() + out.virial.square().sum()
         ).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
         model.zero_grad()
-        monkeypatch.setitem(gradient.FLOATS_AT_A_TIME, "cpu", 80 * model.model.floats_per_edge)
+        monkeypatch.setitem(gradient.FLOATS_AT_A_TIME, "cpu", 80 * model.network.floats_per_edge)
     for name, expected in gradients[0].items():
         if expected is not None:
             torch.testing.assert_close(gradients[1][name], expected, rtol=1e-10, atol=1e-12, msg=name)

@@ -106,7 +106,7 @@ def test_direct_forces(name, head, data, tmp_path):
 
 def test_training_fits_the_scale_factors_of_gemnet(data, tmp_path):
     run = train(from_mapping(values_of("gemnet", data, tmp_path / "run", run={"max_epochs": 1}))).run
-    network = equicat.load(run).model
+    network = equicat.load(run).network
     assert network.scales_fitted
     factors = [float(m.factor) for m in network.modules() if isinstance(m, Scale)]
     assert factors

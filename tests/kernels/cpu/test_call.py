@@ -12,11 +12,12 @@ from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.kernels.cpu import build
 from equicat.kernels.cpu.call import MAX_DEGREE, Kernel
-from equicat.models.gradient import _Piece
+from equicat.models.gradient import ComputeOptions, PairGradients, by_autograd
 from equicat.models.model import minus_gradient
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.networks import catalogue as networks
+from equicat.networks.catalogue import architecture
 from equicat.networks.nequip_allegro_cpu import Terms
 from equicat.testing import example_structures
 
@@ -142,15 +143,19 @@ LARGE = {SMALL.name: PUBLISHED[-1], SMALL_NEQUIP.name: VARIANTS[-2]}
 def test_training_computes_again_or_keeps(config):
     model = potential(config=config, **LARGE[config.name])
     kept = found(model)
-    model.recompute = True
+    model.pair_gradients = PairGradients(ComputeOptions(recompute=True))
     for mine, other in zip(found(model), kept, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11 * other.abs().max().item())
 
 
 def of_edges(model: Potential, edge_vec: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     """Energies, their derivative by pair vectors and by atoms, and the gradient of something that depends on both."""
-    piece = _Piece(slice(None), slice(None), batch.edge_index, model.species(batch))
-    energy, gradient = model.energies_and_gradient(edge_vec, piece, create_graph=True)
+    kernel = architecture(model.config.name).kernel
+    arguments = edge_vec, batch.edge_index, model.species(batch), True
+    if kernel is None:
+        energy, gradient = by_autograd(model, *arguments)
+    else:
+        energy, gradient = model.kernel_energies(kernel, *arguments, keep=True)
     forces = minus_gradient(gradient, batch.edge_index, len(batch.numbers))
     loss = (energy * torch.linspace(-1, 2, len(energy))).sum() + forces.sin().sum()
     return [energy, forces, gradient, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
@@ -172,7 +177,8 @@ def test_edges_that_share_their_embedding(monkeypatch, config, case):
         edge_vec = edge_vec + 1e-6 * torch.randn(edge_vec.shape, generator=chance, dtype=torch.float64)
     energy, forces, gradient, *others = of_edges(model, edge_vec, batch)
     with monkeypatch.context() as patch:
-        patch.setattr(Potential, "kernel", lambda self, like: None)
+        name = model.config.name
+        patch.setitem(networks.NETWORKS, name, dataclasses.replace(networks.NETWORKS[name], kernel=None))
         expected_energy, expected_forces, expected_gradient, *expected = of_edges(model, edge_vec, batch)
     for mine, theirs in zip([energy, forces, *others], [expected_energy, expected_forces, *expected], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * theirs.abs().max().item())
@@ -218,7 +224,7 @@ def test_large_values_do_not_overflow(monkeypatch):
     """silu far outside the range of the exponential function."""
     model = potential(torch.float32, output_mlp=())
     with torch.no_grad():
-        model.model.embedding.center.mul_(1e4)
+        model.network.embedding.center.mul_(1e4)
     for mine, theirs in zip(
         found(model, torch.float32)[:2], without_kernel(monkeypatch, model, torch.float32)[:2], strict=True
     ):
@@ -235,7 +241,7 @@ def test_weights_and_positions_of_different_precision_are_not_mixed(config):
 
 
 def test_terms_are_the_dense_coefficients():
-    model = potential().model
+    model = potential().network
     dense = model.layers[0].product.coefficients
     terms = Terms.of(dense)
     out = torch.zeros(

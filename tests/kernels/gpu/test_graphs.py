@@ -13,6 +13,8 @@ from equicat.data.structure import Structure
 from equicat.kernels.cpu import build
 from equicat.kernels.gpu import graphs
 from equicat.kernels.gpu.graphs import FILL, Graphs, padded_size
+from equicat.models import gradient
+from equicat.models.gradient import DEFAULTS, ComputeOptions, PairGradients
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.testing import example_structures
@@ -61,9 +63,14 @@ def potential(config) -> Potential:
     torch.manual_seed(0)
     terms = EnergyTerms(factors=(0.5, 1.0, 2.0), repulsion=Repulsion(6, (4.0,)))
     model = Potential(
-        dataclasses.replace(config, l_max=1, n_layers=1, cutoff=3.5), ELEMENTS, (5,), scale=1.7, terms=terms
+        dataclasses.replace(config, l_max=1, n_layers=1, cutoff=3.5),
+        ELEMENTS,
+        (5,),
+        scale=1.7,
+        terms=terms,
+        compute=ComputeOptions(cuda_graphs=True),
     )
-    model.model.triton = True
+    model.network.triton = True
     return model.double().to(DEVICE).eval().requires_grad_(False)
 
 
@@ -78,9 +85,9 @@ def batch_of(structures: list[Structure], model: Potential) -> Batch:
 
 
 def with_and_without(model: Potential, batch: Batch) -> None:
-    model.cuda_graphs = model.model.triton = False
+    recording, model.pair_gradients, model.network.triton = model.pair_gradients, PairGradients(DEFAULTS), False
     expected = model(batch, virial=True)
-    model.cuda_graphs = model.model.triton = True
+    model.pair_gradients, model.network.triton = recording, True
     found = model(batch, virial=True)
     assert expected.forces.abs().max() > 1e-3
     for name in ("atom_energies", "forces", "virial"):
@@ -149,14 +156,13 @@ def test_no_more_graphs_than_memory_should_hold(monkeypatch, recorded):
 @pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
 def test_nothing_waits_for_the_gpu(monkeypatch, recorded, config):
     model = potential(config)
-    model.cuda_graphs = True
-    batch, function = batch_of(clusters(3), model), model.energies_and_gradient
+    batch, function = batch_of(clusters(3), model), gradient.by_autograd
 
     def watched(*args, **kwargs):
         with NoWaiting():
             return function(*args, **kwargs)
 
-    monkeypatch.setattr(model, "energies_and_gradient", watched)
+    monkeypatch.setattr(gradient, "by_autograd", watched)
     assert model(batch).forces.abs().max() > 1e-3
     with pytest.raises(AssertionError, match="_local_scalar_dense cannot be recorded"), NoWaiting():
         float(torch.ones(1).sum())
@@ -164,7 +170,6 @@ def test_nothing_waits_for_the_gpu(monkeypatch, recorded, config):
 
 def test_left_alone_when_training_or_without_edges(recorded):
     model = potential(SMALL_NEQUIP).requires_grad_(True).train()
-    model.cuda_graphs = True
     alone, pair = clusters(1, 2)
     model(batch_of([pair], model)).forces.square().sum().backward()
     assert not model.eval()(batch_of([alone], model)).forces.any()

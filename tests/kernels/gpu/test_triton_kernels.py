@@ -200,7 +200,7 @@ def test_a_potential_trains_on_the_same_numbers(small, changes, monkeypatch):
     for triton in (False, True):
         torch.manual_seed(0)
         model = Potential(dataclasses.replace(small, **changes), ELEMENTS, (5,)).double().to(DEVICE).train()
-        model.model.triton = triton
+        model.network.triton = triton
         found = model(batch())
         (found.energy.square().sum() + found.forces.square().sum()).backward()
         results.append([found.energy, found.forces, *(p.grad for p in model.parameters() if p.requires_grad)])

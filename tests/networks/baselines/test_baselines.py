@@ -90,7 +90,7 @@ def potential(name: str, **changes: object) -> Potential:
     """A potential around the small network."""
     model = network(name, **changes)
     whole = Potential(SMALL, ELEMENTS)
-    whole.config, whole.model = model.config, model
+    whole.config, whole.network = model.config, model
     whole.head = ScalarHead(model.n_features, (4,), 1.0)
     return whole.eval()
 

@@ -86,7 +86,7 @@ def test_optimiser_sees_matrices_at_the_size_at_which_they_act():
 
 def test_physics():
     potential = Potential(SMALL, ELEMENTS)
-    potential.config, potential.model = CONFIG, small()
+    potential.config, potential.network = CONFIG, small()
     potential.head = ScalarHead(CONFIG.n_channels, (4,), 1.0)
     # Constants come from float64 again, so that the cast in between rounds weights only.
     testing.check_all(potential.float(), strictly_local=False)
