@@ -36,7 +36,7 @@ TARGETS = {"2M": 2_000_000, "20M": 20_000_000, "134M": 133_934_018}
 
 @dataclass(frozen=True)
 class DataBenchConfig:
-    """What is measured, and how often. One process, one thread, files in the page cache."""
+    """Options of `equicat bench data`. It measures in one process and one thread, with files in the page cache."""
 
     peer_python: str | None = None
     """Python of an environment with fairchem-core 1.10, to measure beside us."""

@@ -17,24 +17,24 @@ PEER_PROGRAM = Path(peers.__file__).parent / "bench_nequip_allegro.py"
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is compared: which side, and how it is run."""
+    """One side of a comparison: equicat or the peer package, and how it is run."""
 
     name: str
     ours: bool = False
     mode: str = "eager"
-    """Of the peer: eager, compile or aotinductor."""
+    """How the peer runs: eager, compile or aotinductor."""
     modifier: str | None = None
-    """Of the peer: which of its tensor-product kernels."""
+    """Name of the tensor-product kernel that the peer uses; None leaves it as it is."""
     recompute: bool = False
-    """Of ours: activations are made anew in training."""
+    """Whether equicat computes activations again in training instead of keeping them."""
     native: bool = True
-    """Of ours: kernels are used, otherwise PyTorch's operators."""
+    """Whether equicat uses its kernels; otherwise PyTorch's operators."""
     tf32: bool = False
-    """Of ours: matrix products of the rounded numbers that tensor cores take."""
+    """Whether equicat multiplies matrices in TF32, as tensor cores do."""
     cuda_graphs: bool = False
-    """Of ours: small inferences are recorded."""
+    """Whether equicat records small inferences as CUDA graphs."""
     command: tuple[str, ...] = ()
-    """What to run instead, of a benchmark with its own two sides."""
+    """Command of a program of its own that answers the same requests; empty for equicat's or the peer's."""
 
     @property
     def trains(self) -> bool:

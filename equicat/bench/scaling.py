@@ -87,7 +87,7 @@ def _points(way: Contestant, kind: str, sizes: Sequence[int], requests: Requests
 
 
 def _expected_gb(points: Sequence[Results], n_atoms: int) -> float:
-    """What a size would take, on the line through the last two."""
+    """Memory (GB) that a system of ``n_atoms`` would take, on the line through the last two measurements."""
     if len(points) < 2:
         return 0.0
     a, b = points[-2:]
@@ -104,7 +104,7 @@ def available_gb(device: str) -> float:
 
 
 def fit(points: Sequence[Results]) -> Results:
-    """Of a series: kB an atom (least squares), and the spread of the time per atom from 1,000 atoms on."""
+    """Memory of an atom in kB (least squares over a series), and spread of the time an atom from 1,000 atoms on."""
     done = [p for p in points if "failed" not in p]
     out: Results = {}
     if len(done) >= 2:

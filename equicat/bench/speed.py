@@ -35,9 +35,9 @@ METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au", "Cu")
 MODES = ("eager", "compile", "aotinductor")
 """Ways to run the peer."""
 AGREEMENT = 1e-4
-"""Relative; contestants that differ by more do not compute the same thing."""
+"""Relative disagreement of energies and forces beyond which two contestants do not compute the same thing."""
 TF32_AGREEMENT = 1e-2
-"""The same for products of numbers with ten bits behind the point."""
+"""Relative disagreement that is allowed where matrices are multiplied in TF32 (ten bits of mantissa)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class BenchConfig:
     device: str = "cpu"
     """cpu or cuda."""
     threads: int = 2
-    """Of the processor, for each contestant."""
+    """Threads on the processor that each contestant gets."""
     repeats: int = 5
     """Interleaved repetitions, of which the median is taken."""
     peer: bool = True
@@ -100,7 +100,7 @@ def slabs() -> list[Atoms]:
 
 
 def hyperparameters(size: Mapping[str, int], elements: Sequence[str]) -> Results:
-    """Of the peer's builder."""
+    """Arguments of the peer's model builder for a size."""
     mlps: Results = {}
     for name in ("scalar_embed", "allegro", "readout"):
         mlps |= {f"{name}_mlp_hidden_layers_depth": 1, f"{name}_mlp_hidden_layers_width": size["width"]}
@@ -118,7 +118,7 @@ def hyperparameters(size: Mapping[str, int], elements: Sequence[str]) -> Results
 
 
 def our_config(size: Mapping[str, int]) -> Results:
-    """The same model as one of ours, for measuring without the peer."""
+    """Hyperparameters of equicat's model of a size, for measuring without the peer."""
     return {
         "cutoff": CUTOFF,
         "l_max": size["l_max"],

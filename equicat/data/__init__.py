@@ -1,1 +1,1 @@
-"""What is trained on: files to structures to batches."""
+"""Structures from files to batches: everything that models are trained on."""

@@ -1,4 +1,4 @@
-"""What the energies of a data set mean, and where it comes from."""
+"""Meaning of the energies of a data set, and its origin."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ ENERGY_REFERENCES = ("adsorption", "total", "relative")
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the numbers of a data set mean.
+    """Meaning of the energies of a data set, their references, and how the data set was made.
 
     Raises:
         InputError: if ``energy_reference`` is none of ``adsorption``, ``total`` and ``relative``.

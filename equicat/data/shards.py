@@ -30,20 +30,20 @@ PRECISIONS = ("float64", "float32")
 
 _DTYPES = {"numbers": "uint8", "pbc": "bool", "fixed": "bool", "tags": "int16", "fid": "int64"}
 _DTYPES |= {"energy": "float64", "relaxed_energy": "float64"}
-"""Of every other numeric field: the precision asked for."""
+"""Type of each field on disk; every numeric field that is not named here has the precision asked for."""
 _COLUMN_KINDS = {bool: "bool", int: "int64", float: "float64", str: "text"}
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "|u1", "BOOL": "|b1"}
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What every structure of a store has, and how it is kept."""
+    """Fields that every structure of a store has, and how they are kept."""
 
     labels: tuple[str, ...]
     columns: Mapping[str, str]
     """Entries of ``Structure.info`` that are kept: name to ``text``, ``bool``, ``int64`` or ``float64``."""
     precision: str = "float64"
-    """Of positions, cells and forces; energies are always float64."""
+    """Type of positions, cells and forces, float64 or float32; energies are always float64."""
 
     @classmethod
     def of(cls, structure: Structure, columns: Sequence[str] = (), precision: str = "float64") -> "Schema":

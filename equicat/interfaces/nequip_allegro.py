@@ -101,7 +101,7 @@ def tuning(model: Potential, run: str | Path) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, ndarray]]:
-    """What :mod:`equicat.interfaces.nequip_allegro_extract` wrote: description and arrays."""
+    """Description and arrays of a model, from a file that :mod:`equicat.interfaces.nequip_allegro_extract` wrote."""
     with np.load(path) as file:
         arrays = dict(file)
     return json.loads(str(arrays.pop("about"))), arrays

@@ -24,7 +24,7 @@ def load(path: str) -> torch.nn.Module:
 
 
 def extract(model: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the model is, and its weights in float64, factors that the package applies in passing multiplied in.
+    """Description of a model, and its weights in float64 with the factors that the package applies in its forward pass.
 
     Args:
         model: as the package's builder returns it.

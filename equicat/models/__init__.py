@@ -1,1 +1,1 @@
-"""What predicts: a network with positions, cells, reference energies and derivatives around it."""
+"""Models: a network with positions, cells, reference energies and derivatives around it."""

@@ -14,7 +14,7 @@ from equicat.networks.catalogue import NetworkConfig
 
 @dataclass(frozen=True, eq=False)
 class RelaxedPrediction:
-    """What a direct model says about initial structures; what it was not trained to predict is None."""
+    """Predictions of a direct model for a batch of initial structures; None where it was not trained for them."""
 
     relaxed_energy: Float[Tensor, "n_systems"] | None = None
     """eV, float64."""

@@ -29,7 +29,7 @@ from equicat.networks.layers import MLP
 DisplacementHead = Literal["gradient", "magnitude-direction", "vector", "pair", "sum"]
 
 INITIAL_GAIN = 0.1
-"""Of the last weights: an untrained model starts near zero, not with forces many times those of the data."""
+"""Factor on the last weights of a head: an untrained model starts near zero, not with forces far above the data's."""
 
 
 class AtomSum(nn.Module):
@@ -144,7 +144,7 @@ NEEDS_VECTORS = ("magnitude-direction", "vector", "sum")
 
 @runtime_checkable
 class Network(Protocol):
-    """What heads ask of an architecture."""
+    """The attributes of a network that heads need."""
 
     n_features: int
     n_vectors: int

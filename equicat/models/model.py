@@ -1,4 +1,4 @@
-"""What every model has: elements, reference energies, a scale; what it predicts, and what is said of it."""
+"""Base of all models: elements, reference energies and scale; predictions; the description in ``model.json``."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from equicat.networks.catalogue import NetworkConfig, architecture, avg_num_neig
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is, beside its weights."""
+    """Description of a model: everything but its weights."""
 
     task: str
     network: NetworkConfig
@@ -29,9 +29,9 @@ class ModelInfo:
     energy_reference: str
     """adsorption, total or relative: which energy the model predicts."""
     statistics: Statistics
-    """Of the training data."""
+    """Statistics of the training data."""
     outputs: tuple[str, ...] = ("energy", "forces")
-    """What it predicts: energy and forces, or relaxed_energy, displacements or both."""
+    """Predicted quantities: energy and forces, or relaxed_energy, displacements or both."""
     displacement_head: DisplacementHead | None = None
     force_head: DisplacementHead = "gradient"
     dataset_references: dict[str, float] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def check_energy_reference(info: ModelInfo, dataset: DatasetInfo, where: str | P
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a potential says about a batch."""
+    """Energies, forces and virial that a potential predicts for a batch."""
 
     energy: Float[Tensor, "n_systems"]
     """eV, float64."""

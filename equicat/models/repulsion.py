@@ -73,12 +73,12 @@ class ZBL(nn.Module):
 
 @dataclass(frozen=True)
 class EnergyTerms:
-    """What a converted model has beside its network and one scale."""
+    """Per-element scale factors and a short-range repulsion; models converted from nequip-allegro have them."""
 
     factors: tuple[float, ...] | None = None
-    """f of each element, multiplies the energy of its atoms; null: 1."""
+    """Factor on the energies of each element's atoms, ascending by atomic number; None: 1."""
     repulsion: Repulsion | None = None
-    """Repulsion of the nuclei, added."""
+    """Repulsion of the nuclei, added to the energies; None: none."""
 
 
 NO_TERMS = EnergyTerms()

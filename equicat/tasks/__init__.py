@@ -1,1 +1,1 @@
-"""What is asked of a model: losses, OC20's metrics, its leaderboard files."""
+"""Tasks: losses, OC20's metrics and leaderboard files."""

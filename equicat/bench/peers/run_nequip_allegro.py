@@ -82,7 +82,7 @@ class NequipAllegro:
         return out[AtomicDataDict.TOTAL_ENERGY_KEY].flatten(), out[AtomicDataDict.FORCE_KEY]
 
     def _exported(self) -> Any:
-        """What `nequip-compile --mode aotinductor --target batch` makes, loaded."""
+        """The model as `nequip-compile --mode aotinductor --target batch` compiles it, loaded."""
         from nequip.model.inference_models import load_compiled_model
         from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
         from nequip.utils.aot import aot_export_model

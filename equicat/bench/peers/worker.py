@@ -17,7 +17,7 @@ import torch
 
 
 class Contestant(Protocol):
-    """What is measured. Inference and training return energies [n_systems] (eV) and forces [n_atoms, 3] (eV/Å)."""
+    """A program to measure. Inference and training return energies [n_systems] (eV) and forces [n_atoms, 3] (eV/Å)."""
 
     setup_s: dict[str, float]
     """Seconds, by what they were spent on: ``model``, ``neighbors`` (the neighbour list and the batch)."""
@@ -41,7 +41,7 @@ def systems(path: str) -> Iterator[dict[str, np.ndarray]]:
 
 
 def loss(energy: torch.Tensor, forces: torch.Tensor) -> torch.Tensor:
-    """Of energies and forces, as in training; the labels are zeros."""
+    """A training loss of energies [n_systems] and forces [n_atoms, 3]; the labels are zeros."""
     return energy.double().square().mean() + forces.double().square().mean()
 
 
@@ -88,7 +88,7 @@ def _wait() -> None:
 
 
 def _seconds(contestant: Any, request: dict[str, Any]) -> float:
-    """Of one call of ``what``."""
+    """Seconds that one call of the contestant's method takes."""
     return _timed(getattr(contestant, request["what"]))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from equicat.networks.layers import polynomial_envelope
 
 N_TERMS = 20
-"""Of the power series; below ``degree + 1`` the last is under 1e-17 of the sum for the degrees in use."""
+"""Terms of the power series, used for x < degree + 1; the last is under 1e-17 of the sum for the degrees in use."""
 
 
 def _series(degree: int, x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ CATEGORIES = {
 N_PROPERTIES = sum(CATEGORIES.values())
 
 ENVELOPE_P = 6
-"""Of the envelope that makes messages vanish at the cutoff."""
+"""Exponent p of the polynomial envelope that makes messages vanish at the cutoff."""
 
 
 @dataclass(frozen=True)

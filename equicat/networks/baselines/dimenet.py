@@ -48,7 +48,7 @@ class DimeNetPlusPlusConfig:
     n_radial: int = 6
     """Functions of each radial basis."""
     envelope_exponent: int = 5
-    """Of the published code: the envelope is a polynomial with p one larger."""
+    """Exponent as the published code counts it: the polynomial envelope has p = exponent + 1."""
     n_before_skip: int = 1
     """Residual layers of a block before its skip connection."""
     n_after_skip: int = 2
@@ -76,7 +76,7 @@ class DimeNetConfig:
     n_radial: int = 6
     """Functions of each radial basis."""
     envelope_exponent: int = 5
-    """Of the published code: the envelope is a polynomial with p one larger."""
+    """Exponent as the published code counts it: the polynomial envelope has p = exponent + 1."""
     n_before_skip: int = 1
     """Residual layers of a block before its skip connection."""
     n_after_skip: int = 2
@@ -334,7 +334,7 @@ def _headless(block: Any) -> Any:
 def _residual(
     block: Any, x: Float[Tensor, "n_edges n_hidden"], update: Float[Tensor, "n_edges n_hidden"]
 ) -> Float[Tensor, "n_edges n_hidden"]:
-    """What both kinds of interaction block do after the sum over triplets."""
+    """Update of the edges after the sum over triplets, shared by the interaction blocks of DimeNet and DimeNet++."""
     h = silu(block.lin_ji(x)) + update
     for layer in block.layers_before_skip:
         h = layer(h)

@@ -70,7 +70,7 @@ class Scale(nn.Module):
         super().__init__()
         self.register_buffer("factor", torch.ones(()))
         self.variances: Tensor | None = None
-        """Of the reference and of x, summed over rows, while the factor is being fitted."""
+        """Variances of the reference and of x, summed over rows, while the factor is being fitted; else None."""
 
     def forward(self, x: Float[Tensor, "n n_features"], reference: Float[Tensor, "m n_other"]) -> Tensor:
         if self.variances is None:
