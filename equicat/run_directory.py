@@ -29,8 +29,7 @@ def read_description(path: Path) -> dict[str, Any]:
         InputError: if the file cannot be read or holds no JSON object.
     """
     values = read_json(path)
-    if values.get("format_version") == 1:  # the network was called model
-        values = {"network" if name == "model" else name: value for name, value in values.items()}
+    if values.get("format_version") == 1:  # only the names of the weights changed
         values["format_version"] = FORMAT_VERSION
     return values
 

@@ -67,7 +67,10 @@ def save(run: str | Path, model: AtomisticModel, state: dict[str, torch.Tensor] 
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in (state or model.state_dict()).items()}
     with replacing_file(Path(run) / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "equicat"})
-    replace_json(Path(run) / DESCRIPTION, {"format_version": FORMAT_VERSION, **asdict(model.info)})
+    description = asdict(model.info)
+    # The hyperparameters of the network stand under the name that they have in a configuration.
+    description = {"format_version": FORMAT_VERSION, "model": description.pop("network"), **description}
+    replace_json(Path(run) / DESCRIPTION, description)
 
 
 def load_info(run: str | Path) -> ModelInfo:
@@ -89,7 +92,8 @@ def load_info(run: str | Path) -> ModelInfo:
     if values.pop("format_version", None) != FORMAT_VERSION:
         raise InputError(f"{run / DESCRIPTION}: written by another version of equicat; update equicat")
     try:
-        values["network"] = architecture(values["network"]["name"]).config(**_tuples(values["network"]))
+        network = values.pop("model")
+        values["network"] = architecture(network["name"]).config(**_tuples(network))
         values["statistics"] = Statistics(**_tuples(values["statistics"]))
         if "terms" in values:
             values["terms"] = _terms(values["terms"])

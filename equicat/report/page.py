@@ -92,7 +92,7 @@ def _missing(run: RunFiles, name: str, advice: str) -> str:
 def header(run: RunFiles) -> str:
     """What was trained on what, for how long, and how large the model is."""
     model, data = run.model, run.config.get("data")
-    network = _mapping_or_empty(model.get("network"))
+    network = _mapping_or_empty(model.get("model"))
     words = [escape(str(network.get("name", "model")).capitalize())]
     if "l_max" in network:
         words.append(f"l<sub>max</sub> {escape(str(network['l_max']))}")

@@ -44,7 +44,7 @@ def make_run(folder: Path) -> Path:
     model = {"name": "allegro", "cutoff": 5.0, "n_layers": 2, "l_max": 1}
     description = {
         "task": "s2ef",
-        "network": model,
+        "model": model,
         "energy_reference": "adsorption",
         "statistics": {"elements": [8, 29]},
     }
@@ -219,7 +219,7 @@ def test_a_damaged_part_is_said_to_be_damaged(run: Path, name: str, content: str
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-@pytest.mark.parametrize("content", [None, "{", '{"network": 3, "statistics": {"elements": "CuO"}}'])
+@pytest.mark.parametrize("content", [None, "{", '{"model": 3, "statistics": {"elements": "CuO"}}'])
 @pytest.mark.usefixtures("undrawn")
 def test_the_headline_survives_without_a_model(run: Path, name: str, content: str | None) -> None:
     (run / name).unlink()
