@@ -1,13 +1,14 @@
 """IS2RE and IS2RS without a relaxation: relaxed energy and displacements straight from the initial structure."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from equicat.data.batch import Batch
-from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
+from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
 from equicat.models.model import AtomisticModel, minus_gradient
 from equicat.networks.catalogue import NetworkConfig
 
@@ -30,7 +31,7 @@ class DirectModel(AtomisticModel):
     Args:
         config: of the network, ``avg_num_neighbors`` set.
         elements: atomic numbers that the model knows, ascending.
-        output_mlp: hidden widths of the heads.
+        output_mlp: the maps from features to outputs: hidden widths, or their form.
         energy: predict relaxed energies.
         displacement_head: predict displacements, and how; None does not.
         scale: s, eV; the root mean square of what a linear fit to the composition leaves is a good choice.
@@ -47,7 +48,7 @@ class DirectModel(AtomisticModel):
         self,
         config: NetworkConfig,
         elements: tuple[int, ...],
-        output_mlp: tuple[int, ...] = (128,),
+        output_mlp: OutputMLP | tuple[int, ...] = (128,),
         *,
         energy: bool = True,
         displacement_head: DisplacementHead | None = None,
@@ -59,14 +60,15 @@ class DirectModel(AtomisticModel):
         super().__init__(config, elements, scale, reference_energies, vectors=vectors)
         self.register_buffer("displacement_scale", torch.tensor(displacement_scale))
         self.displacement_head = displacement_head
-        n_features = self.network.n_features
-        self.energy = ScalarHead(n_features, output_mlp, self.avg_num_neighbors) if energy else None
+        n_features, output = self.network.n_features, OutputMLP.of(output_mlp)
+        scalar = partial(ScalarHead, n_features, output.hidden, self.avg_num_neighbors, output.linear)
+        self.energy = scalar() if energy else None
         self.potential = self.displacement = None
         if displacement_head == "gradient":
-            self.potential = ScalarHead(n_features, output_mlp, self.avg_num_neighbors)
+            self.potential = scalar()
         elif displacement_head is not None:
             self.displacement = vector_head(
-                config.name, displacement_head, self.network, output_mlp, self.avg_num_neighbors
+                config.name, displacement_head, self.network, output.hidden, self.avg_num_neighbors
             )
 
     def forward(self, batch: Batch) -> RelaxedPrediction:

@@ -16,6 +16,7 @@ The same heads give direct forces, which are not the derivative of an energy: fa
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -30,6 +31,21 @@ DisplacementHead = Literal["gradient", "magnitude-direction", "vector", "pair", 
 
 INITIAL_GAIN = 0.1
 """Factor on the last weights of a head: an untrained model starts near zero, not with forces far above the data's."""
+
+
+@dataclass(frozen=True)
+class OutputMLP:
+    """Form of the maps from a network's features to energies, forces and displacements."""
+
+    hidden: tuple[int, ...] = (128,)
+    """Widths of hidden layers."""
+    linear: bool = False
+    """Leave out the nonlinearity between the matrices of scalar outputs, as the published Allegro does."""
+
+    @classmethod
+    def of(cls, form: "OutputMLP | tuple[int, ...]") -> "OutputMLP":
+        """The form itself, or that with these hidden widths and a SiLU between them."""
+        return cls(form) if isinstance(form, tuple) else form
 
 
 class AtomSum(nn.Module):
@@ -52,11 +68,12 @@ class ScalarHead(nn.Module):
         n_features: scalar features.
         hidden: widths of hidden layers.
         avg_num_neighbors: n̄.
+        linear: no nonlinearity between the matrices, as the published readout.
     """
 
-    def __init__(self, n_features: int, hidden: tuple[int, ...], avg_num_neighbors: float):
+    def __init__(self, n_features: int, hidden: tuple[int, ...], avg_num_neighbors: float, linear: bool = False):
         super().__init__()
-        self.mlp = MLP([n_features, *hidden, 1], last_gain=INITIAL_GAIN)
+        self.mlp = MLP([n_features, *hidden, 1], last_gain=INITIAL_GAIN, linear=linear)
         self.sum = AtomSum(avg_num_neighbors)
 
     def forward(self, features: Features, center: Int[Tensor, "n_edges"], n_atoms: int) -> Float[Tensor, "n_atoms"]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ase.data import chemical_symbols
@@ -34,6 +34,8 @@ class ModelInfo:
     """Predicted quantities: energy and forces, or relaxed_energy, displacements or both."""
     displacement_head: DisplacementHead | None = None
     force_head: DisplacementHead = "gradient"
+    output_nonlinearity: Literal["silu"] | None = "silu"
+    """Nonlinearity between the matrices of ``output_mlp``, for scalar outputs."""
     dataset_references: dict[str, float] = field(default_factory=dict)
     """Energies (eV) that the data set had subtracted, by what they belong to."""
     terms: EnergyTerms = field(default_factory=EnergyTerms)

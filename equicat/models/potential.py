@@ -12,7 +12,7 @@ from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.kernels.cpu.call import Kernel
 from equicat.models.gradient import DEFAULTS, ComputeOptions, PairGradients
-from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, ScalarHead, vector_head
+from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
 from equicat.models.model import AtomisticModel, Prediction
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
 from equicat.networks.catalogue import NetworkConfig
@@ -25,7 +25,7 @@ class Potential(AtomisticModel):
     Args:
         config: of the network, ``avg_num_neighbors`` set.
         elements: atomic numbers that the model knows, ascending.
-        output_mlp: hidden widths of the map from pair features to pair energy.
+        output_mlp: the map from pair features to pair energy: hidden widths, or its form.
         scale: s, eV; the root mean square force of the training data is a good choice.
         reference_energies: ε by element, eV, in the order of ``elements``.
         terms: f and the repulsion; neither by default.
@@ -43,7 +43,7 @@ class Potential(AtomisticModel):
         self,
         config: NetworkConfig,
         elements: tuple[int, ...],
-        output_mlp: tuple[int, ...] = (128,),
+        output_mlp: OutputMLP | tuple[int, ...] = (128,),
         scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
         terms: EnergyTerms = NO_TERMS,
@@ -51,13 +51,16 @@ class Potential(AtomisticModel):
         compute: ComputeOptions = DEFAULTS,
     ):
         super().__init__(config, elements, scale, reference_energies, vectors=force_head in NEEDS_VECTORS)
-        self.head = ScalarHead(self.network.n_features, output_mlp, self.avg_num_neighbors)
+        output = OutputMLP.of(output_mlp)
+        self.head = ScalarHead(self.network.n_features, output.hidden, self.avg_num_neighbors, output.linear)
         factors = None if terms.factors is None else torch.tensor(terms.factors, dtype=torch.float64)
         self.register_buffer("factors", factors, persistent=False)
         self.repulsion = None if terms.repulsion is None else ZBL(terms.repulsion, elements)
         self.direct_forces = None
         if force_head != "gradient":
-            self.direct_forces = vector_head(config.name, force_head, self.network, output_mlp, self.avg_num_neighbors)
+            self.direct_forces = vector_head(
+                config.name, force_head, self.network, output.hidden, self.avg_num_neighbors
+            )
         self.pair_gradients = PairGradients(compute)
 
     def forward(self, batch: Batch, forces: bool = True, virial: bool = False) -> Prediction:
@@ -135,7 +138,7 @@ class Potential(AtomisticModel):
             training: whether both must stay differentiable by the weights.
             keep: keep products of large matrices for that: less time, more memory.
         """
-        readout = list(self.head.mlp.weights)
+        readout = self.head.mlp.matrices()
         sums, slope = kernel.energies_and_gradient(self.network, readout, edge_vec, edge_index, species, training, keep)
         factor = self.factor(species) * self.head.sum.norm
         energies = sums * factor

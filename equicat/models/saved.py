@@ -13,6 +13,7 @@ from equicat.errors import InputError
 from equicat.files import replace_json, replacing_file
 from equicat.models.direct import DirectModel
 from equicat.models.gradient import DEFAULTS, ComputeOptions
+from equicat.models.heads import OutputMLP
 from equicat.models.model import AtomisticModel, ModelInfo
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
@@ -37,14 +38,15 @@ def build(
         compute: how a potential computes derivatives.
     """
     config, elements = with_neighbors(info.network, info.statistics.avg_num_neighbors), info.statistics.elements
+    output = OutputMLP(info.output_mlp, linear=info.output_nonlinearity is None)
     model: Potential | DirectModel
     if "forces" in info.outputs:
-        model = Potential(config, elements, info.output_mlp, scale, references, info.terms, info.force_head, compute)
+        model = Potential(config, elements, output, scale, references, info.terms, info.force_head, compute)
     else:
         model = DirectModel(
             config,
             elements,
-            info.output_mlp,
+            output,
             energy="relaxed_energy" in info.outputs,
             displacement_head=info.displacement_head,
             scale=scale,

@@ -51,6 +51,8 @@ class AllegroConfig:
     """Radial basis functions."""
     bessel_trainable: bool = True
     """Train the frequencies of the radial basis."""
+    normalize_basis: bool = False
+    """Shift and scale each radial function to mean 0 and standard deviation 1 over the cutoff, as the authors' code."""
     envelope_p: int = 6
     """Exponent of the polynomial envelope; two continuous derivatives at the cutoff for any p ≥ 2."""
     two_body_mlp: tuple[int, ...] = (64, 128, 256, 512)
@@ -91,7 +93,7 @@ class TwoBody(nn.Module):
         self.center_embedding = nn.Parameter(torch.randn(n_species, width) * scale)
         self.neighbor_embedding = nn.Parameter(torch.randn(n_species, width) * scale)
         self.radial = nn.Parameter(torch.randn(config.n_bessel, width) * scale)
-        self.bessel = BesselBasis(config.n_bessel, config.bessel_trainable)
+        self.bessel = BesselBasis(config.n_bessel, config.bessel_trainable, config.normalize_basis)
         self.mlp = MLP(config.two_body_mlp, silu_input=True)
 
     def forward(

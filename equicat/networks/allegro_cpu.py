@@ -21,7 +21,7 @@ from equicat.kernels.cpu.call import (
     remembered,
 )
 from equicat.kernels.irreps import dim
-from equicat.networks.allegro import Allegro, AllegroLayer
+from equicat.networks.allegro import Allegro, AllegroLayer, TwoBody
 
 
 class _Layer(ctypes.Structure):
@@ -107,8 +107,26 @@ def _weights(network: Allegro, readout: Sequence[Tensor], multiple: int) -> Weig
         matrices += [_channel_rows(w, channels, multiple) for w in layer.mix]
     matrices += [padded(w, multiple) for w in readout[:-1]]
     two_body = network.two_body
-    embedding = Embedding("plus", two_body.bessel.frequencies, two_body.table(), two_body.radial)
+    frequencies, radial = _radial(two_body)
+    embedding = Embedding("plus", frequencies, two_body.table(), radial)
     return Weights(embedding, matrices, [], padded(readout[-1].t(), multiple, rows=False))
+
+
+SLOW = 1e-8
+"""A frequency so low that sin(SLOW x) / (πx) is the constant SLOW / π."""
+
+
+def _radial(two_body: TwoBody) -> tuple[Float[Tensor, "n_functions"], Float[Tensor, "n_functions width"]]:
+    """Frequencies and weights of plain Bessel functions that give what the radial basis and its weights give.
+
+    Normalised functions are plain ones times 1 / σ, less a constant: one more function, of a very low frequency.
+    """
+    bessel, weights = two_body.bessel, two_body.radial
+    if not bessel.normalized:
+        return bessel.frequencies, weights
+    scaled = bessel.inverse_std.to(weights)[:, None] * weights
+    constant = -(bessel.mean.to(weights)[None] @ scaled) * (math.pi / SLOW)
+    return torch.cat([bessel.frequencies, bessel.frequencies.new_tensor([SLOW])]), torch.cat([scaled, constant])
 
 
 def _problem(network: Allegro, species: Int[Tensor, "n_atoms"]) -> Problem:
@@ -123,7 +141,12 @@ def _problem(network: Allegro, species: Int[Tensor, "n_atoms"]) -> Problem:
         ),
         config.l_max,
         config.tensor_channels,
-        Radial(like.new_full((network.n_species**2,), 1 / config.cutoff), config.n_bessel, None, config.envelope_p),
+        Radial(
+            like.new_full((network.n_species**2,), 1 / config.cutoff),
+            config.n_bessel + config.normalize_basis,
+            None,
+            config.envelope_p,
+        ),
         norm=like.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
         owned=lists,
     )

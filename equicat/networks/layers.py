@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -59,11 +60,19 @@ class MLP(nn.Module):
         widths: of input, hidden layers and output; two widths make a plain linear map.
         silu_input: the input comes out of a SiLU (sets the variance of the first weights only).
         last_gain: makes the last weights smaller or larger at the start.
+        linear: leave out the SiLUs, so that the MLP is a linear map in several factors.
     """
 
-    def __init__(self, widths: Sequence[int], silu_input: bool = False, last_gain: float = 1.0):
+    scales: list[float]
+    """Standard deviation of each matrix that keeps signals at unit variance: 1 / sqrt(n_in), larger after a SiLU."""
+
+    def __init__(
+        self, widths: Sequence[int], silu_input: bool = False, last_gain: float = 1.0, linear: bool = False
+    ) -> None:
         super().__init__()
-        gains = [SILU_GAIN if silu_input or k else 1.0 for k in range(len(widths) - 1)]
+        self.linear = linear
+        gains = [SILU_GAIN if silu_input or (k and not linear) else 1.0 for k in range(len(widths) - 1)]
+        self.scales = [gain / math.sqrt(n) for gain, n in zip(gains, widths[:-1], strict=True)]
         gains[-1] *= last_gain
         self.weights = nn.ParameterList(map(linear_weight, widths[:-1], widths[1:], gains))
 
@@ -71,22 +80,46 @@ class MLP(nn.Module):
         first, *rest = self.weights
         x = x @ first
         for weight in rest:
-            x = silu(x) @ weight
+            x = (x if self.linear else silu(x)) @ weight
         return x
+
+    def matrices(self) -> list[Tensor]:
+        """The matrices between SiLUs: all weights, or their product where there are no SiLUs."""
+        weights = list(self.weights)
+        return [reduce(torch.matmul, weights)] if self.linear else weights
 
 
 class BesselBasis(nn.Module):
     """B_n(x) = sin(nπx) / (πx) for x = r / cutoff, frequencies trainable from nπ on (Gasteiger et al. 2020, eq. 7).
 
-    Up to the constant that the next weights absorb, the published functions; this one is of order one at bond lengths.
+    These are the published functions up to a factor, which makes them of order one at bond lengths.
+
+    Args:
+        n: number of functions.
+        trainable: train the frequencies.
+        normalized: give (B_n − μ_n) / σ_n instead, with the mean and standard deviation that each function has over
+            (0, 1] before training, taken at 4,000 points as in the authors' code (Musaelian et al. 2023).
     """
 
-    def __init__(self, n: int, trainable: bool = True):
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, n: int, trainable: bool = True, normalized: bool = False):
         super().__init__()
         self.frequencies = nn.Parameter(math.pi * torch.arange(1.0, n + 1), requires_grad=trainable)
+        self.normalized = normalized
+        mean, std = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+        if normalized:
+            x = torch.linspace(0, 1, 4001, dtype=torch.float64)[1:, None]
+            std, mean = torch.std_mean(torch.sin(x * math.pi * torch.arange(1, n + 1)) / (math.pi * x), dim=0)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("inverse_std", 1 / std, persistent=False)
 
     def forward(self, x: Float[Tensor, "n 1"]) -> Float[Tensor, "n n_basis"]:
-        return torch.sin(x * self.frequencies) / (math.pi * x)
+        functions = torch.sin(x * self.frequencies) / (math.pi * x)
+        if not self.normalized:
+            return functions
+        return (functions - self.mean.to(functions)) * self.inverse_std.to(functions)
 
 
 class SplineBasis(nn.Module):

@@ -87,6 +87,8 @@ class TrainConfig:
     model: NetworkConfig = field(default_factory=AllegroConfig)
     output_mlp: tuple[int, ...] = (128,)
     """Hidden widths of the maps from features to what is predicted."""
+    output_nonlinearity: Literal["silu"] | None = "silu"
+    """Nonlinearity between the matrices of these maps, for scalars; null as in the published Allegro."""
     force_head: DisplacementHead = "gradient"
     """S2EF: gradient, F = -dE/dr; any other makes direct forces, which are faster and not conservative: vector, pair,
     sum (GemNet-dT), magnitude-direction."""

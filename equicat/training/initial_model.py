@@ -38,6 +38,7 @@ def _initial_model(config: TrainConfig, task: Task, data: AnyDataset) -> Potenti
         task=config.task,
         network=config.model,
         output_mlp=config.output_mlp,
+        output_nonlinearity=config.output_nonlinearity,
         dtype=config.run.dtype,
         energy_reference=data.info.energy_reference,
         statistics=fitted,
@@ -83,7 +84,12 @@ def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> N
         InputError: naming the first hyperparameter that differs, with both values.
     """
     outputs = outputs_of(config.task, resolved(config.task, config.loss))
-    ours: dict[str, Any] = {"output_mlp": config.output_mlp, "outputs": outputs, "force_head": config.force_head}
+    ours: dict[str, Any] = {
+        "output_mlp": config.output_mlp,
+        "output_nonlinearity": config.output_nonlinearity,
+        "outputs": outputs,
+        "force_head": config.force_head,
+    }
     if "displacements" in outputs:
         ours["displacement_head"] = config.displacement_head
     theirs = {name: getattr(info, name) for name in ours} | asdict(info.network)

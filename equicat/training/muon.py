@@ -2,7 +2,7 @@
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the averaged gradient of a matrix by the nearest
 orthogonal matrix, so that all directions in which it acts are learned at the same pace. On forces near a minimum, where
-a few directions dominate the gradient, it reached in 5 minutes what Adam took 11 for (benchmarks/RESULTS.md).
+a few directions dominate the gradient, it reached in 5 minutes what Adam took 11 for (benchmarks/LOG.md).
 """
 
 import math
