@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from equicat.errors import InputError
 def replacing_file(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; it becomes ``path`` on success and is removed on failure.
 
+    The file gets the permissions of any new file (0666 less the umask), whatever wrote it: safetensors makes files that
+    their owner alone can read.
+
     Raises:
         InputError: if the folder of ``path`` does not exist, or ``path`` is a directory.
     """
@@ -26,7 +30,11 @@ def replacing_file(path: Path) -> Iterator[Path]:
     # The suffix stays last: it decides the compression.
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ class DirectModel(AtomisticModel):
     ):
         vectors = displacement_head in NEEDS_VECTORS
         super().__init__(config, elements, scale, reference_energies, vectors=vectors)
-        self.register_buffer("displacement_scale", torch.tensor(displacement_scale))
+        self.register_buffer("displacement_scale", torch.tensor(displacement_scale, dtype=torch.float64))
         self.displacement_head = displacement_head
         n_features, output = self.network.n_features, OutputMLP.of(output_mlp)
         scalar = partial(ScalarHead, n_features, output.hidden, self.avg_num_neighbors, output.linear)

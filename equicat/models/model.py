@@ -1,12 +1,13 @@
 """Base of all models: elements, reference energies and scale; predictions; the description in ``model.json``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from ase.data import chemical_symbols
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
@@ -72,6 +73,27 @@ class Prediction:
     """−Σ r_ij ⊗ F_ij in eV, that is dE/dε; the stress is this over the volume."""
 
 
+def float64_bits(values: Sequence[float]) -> Int[Tensor, "n"]:
+    """Numbers in float64 as integers with the same bits, for a buffer that must keep its digits.
+
+    ``Module.to(dtype)``, ``half()`` and their like cast every floating-point buffer and leave integers alone; copies,
+    moves between devices and checkpoints treat both alike. ``bits.view(torch.float64)`` are the numbers.
+    """
+    return torch.tensor(values, dtype=torch.float64).view(torch.int64)
+
+
+def _save_references(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """State-dict hook: files and checkpoints hold reference energies as the numbers that they are (float64)."""
+    state[f"{prefix}reference_energies"] = state.pop(f"{prefix}reference_bits").view(torch.float64)
+
+
+def _load_references(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """State-dict hook: takes reference energies of any floating-point dtype, as they are."""
+    references = state.pop(f"{prefix}reference_energies", None)
+    if references is not None:
+        state[f"{prefix}reference_bits"] = references.double().view(torch.int64)
+
+
 class AtomisticModel(nn.Module):
     """A network, the elements that it knows, and what an energy is made of; a task's model adds what it predicts.
 
@@ -84,7 +106,7 @@ class AtomisticModel(nn.Module):
     """
 
     scale: Tensor
-    reference_energies: Tensor
+    reference_bits: Tensor
     species_of_number: Tensor
     info: ModelInfo
     """Description of the model, set by :func:`equicat.models.saved.build`."""
@@ -106,14 +128,14 @@ class AtomisticModel(nn.Module):
         self.config, self.elements = config, elements
         self.avg_num_neighbors = average
         self.network: Any = architecture(config.name).build(config, elements, vectors)
-        self.register_buffer("scale", torch.tensor(scale))
-        # Per-atom energies of DFT are thousands of eV: summed in float64, whatever the model's own precision.
-        references = reference_energies or (0.0,) * len(elements)
-        self.register_buffer("reference_energies", torch.tensor(references, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))  # follows the model's dtype
+        self.register_buffer("reference_bits", float64_bits(reference_energies or (0.0,) * len(elements)))
+        self.register_state_dict_post_hook(_save_references)
         table = torch.full((len(chemical_symbols),), -1)
         table[list(elements)] = torch.arange(len(elements))
         self.register_buffer("species_of_number", table, persistent=False)
         self.register_load_state_dict_pre_hook(_rename_network)
+        self.register_load_state_dict_pre_hook(_load_references)
 
     @property
     def cutoff(self) -> float:
@@ -123,6 +145,11 @@ class AtomisticModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    @property
+    def reference_energies(self) -> Float64[Tensor, "n_elements"]:
+        """ε by element, eV: float64 whatever the model's dtype, for all-electron energies are 10⁵ eV an atom."""
+        return self.reference_bits.view(torch.float64)
 
     def species(self, batch: Batch) -> Int[Tensor, "n_atoms"]:
         """The model's index of each atom's element.

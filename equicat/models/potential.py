@@ -13,7 +13,7 @@ from equicat.errors import InputError
 from equicat.kernels.cpu.call import Kernel
 from equicat.models.gradient import DEFAULTS, ComputeOptions, PairGradients
 from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
-from equicat.models.model import AtomisticModel, Prediction
+from equicat.models.model import AtomisticModel, Prediction, float64_bits
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
 from equicat.networks.catalogue import NetworkConfig
 from equicat.networks.features import Features
@@ -37,7 +37,7 @@ class Potential(AtomisticModel):
         InputError: if the network cannot feed the head.
     """
 
-    factors: Tensor | None
+    factor_bits: Tensor | None
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Potential(AtomisticModel):
         super().__init__(config, elements, scale, reference_energies, vectors=force_head in NEEDS_VECTORS)
         output = OutputMLP.of(output_mlp)
         self.head = ScalarHead(self.network.n_features, output.hidden, self.avg_num_neighbors, output.linear)
-        factors = None if terms.factors is None else torch.tensor(terms.factors, dtype=torch.float64)
-        self.register_buffer("factors", factors, persistent=False)
+        factors = None if terms.factors is None else float64_bits(terms.factors)
+        self.register_buffer("factor_bits", factors, persistent=False)
         self.repulsion = None if terms.repulsion is None else ZBL(terms.repulsion, elements)
         self.direct_forces = None
         if force_head != "gradient":
@@ -153,7 +153,9 @@ class Potential(AtomisticModel):
 
     def factor(self, species: Int[Tensor, "n_atoms"]) -> Tensor:
         """s f_{Z_i} of every atom in eV; one number where there is no f."""
-        return self.scale if self.factors is None else self.scale * self.factors[species].to(self.scale)
+        if self.factor_bits is None:
+            return self.scale
+        return self.scale * self.factor_bits.view(torch.float64)[species].to(self.dtype)
 
     def _energies(
         self,
