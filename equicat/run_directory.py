@@ -1,7 +1,15 @@
-"""The files of a run directory: their names, and what is said of the machine that made them."""
+"""The run directory: the names of its files, how they are read and written, and how a new run takes an old one's place.
 
+``model.safetensors`` and ``model.json`` together are a model: :mod:`equicat.models.saved` reads and writes them.
+"""
+
+import csv
+import pickle
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,15 +19,29 @@ import yaml
 
 from equicat.data.training_data import DataConfig
 from equicat.errors import InputError
-from equicat.files import read_json
+from equicat.files import read_json, replace_json, replacing_file, writing_to
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+METRICS = "metrics.csv"
+"""One row an epoch, in the order of training; a cell is empty where an epoch was not validated."""
+BEST = "checkpoints/best.ckpt"
+"""The state of training at the end of the epoch whose weights are in ``model.safetensors``."""
+LAST = "checkpoints/last.ckpt"
+"""The state of training at the end of the last finished epoch: what `--run.resume true` goes on from."""
+EVALUATION = "evaluation.json"
+PREDICTIONS = "predictions"
+REPORT = "report.html"
 
 FORMAT_VERSION = 2
 """Format of ``model.json`` and of the names in ``model.safetensors``."""
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a directory looks like a run, of whatever age: it has a configuration or a model."""
+    return any((path / name).is_file() for name in (CONFIG, DESCRIPTION))
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -34,21 +56,58 @@ def read_description(path: Path) -> dict[str, Any]:
     return values
 
 
-def data_config(run: str | Path) -> DataConfig:
-    """The data that a run was trained and validated on, as its ``config.yaml`` says.
+# ---- configuration and environment ---------------------------------------------------------------------------------
+
+
+def read_config(run: str | Path) -> dict[str, Any]:
+    """What ``config.yaml`` says: the options of a run by part, as YAML holds them.
 
     Raises:
         InputError: if the run has no configuration, or a damaged one.
     """
     path = Path(run) / CONFIG
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
-        options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return DataConfig(**options)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a configuration of equicat ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a configuration of equicat (a mapping of keys to values)")
+    return values
+
+
+def data_config(run: str | Path) -> DataConfig:
+    """The data that a run was trained and validated on, as its ``config.yaml`` says.
+
+    Raises:
+        InputError: if the run has no configuration, or a damaged one.
+    """
+    try:
+        values = read_config(run)["data"]
+        options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return DataConfig(**options)
+    except (KeyError, TypeError, AttributeError) as error:
+        path = Path(run) / CONFIG
+        raise InputError(f"{path}: not a configuration of equicat ({' '.join(str(error).split())})") from error
+
+
+def write_config(run: Path, values: Mapping[str, Any]) -> None:
+    """Write ``config.yaml``: all options of a run by part."""
+    with replacing_file(run / CONFIG) as temporary:
+        temporary.write_text(yaml.safe_dump(plain(values), sort_keys=False), encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML holds it: tuples are lists."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def write_environment(run: Path) -> None:
+    """Write ``environment.json``."""
+    replace_json(run / ENVIRONMENT, environment())
 
 
 def environment() -> dict[str, Any]:
@@ -71,3 +130,150 @@ def environment() -> dict[str, Any]:
         "machine": {"system": platform.platform(), "processor": platform.machine(), "threads": torch.get_num_threads()},
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------------
+
+Row = dict[str, str]
+"""An epoch of ``metrics.csv``: cells by column."""
+
+
+def read_metrics(run: Path, last_step: int) -> list[Row]:
+    """The epochs of ``metrics.csv`` up to a step; rows beyond it, or cut off by a crash, are left out."""
+    path = run / METRICS
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    return [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) <= last_step]
+
+
+def column(rows: Sequence[Row], name: str) -> list[float]:
+    """The numbers of a column, without the epochs that have none there."""
+    return [float(row[name]) for row in rows if row.get(name)]
+
+
+def write_metrics(run: Path, rows: Sequence[Row], header: Sequence[str]) -> None:
+    """Write ``metrics.csv`` anew, with exactly these epochs; columns that only the rows have come last."""
+    names = list(dict.fromkeys([*header, *(name for row in rows for name in row)]))
+    with replacing_file(run / METRICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def append_metrics(run: Path, row: Row) -> None:
+    """Add an epoch to ``metrics.csv``, which :func:`write_metrics` began; columns that it lacks are left out."""
+    with (run / METRICS).open("r+", newline="", encoding="utf-8") as file:
+        names = file.readline().rstrip("\n").split(",")
+        file.seek(0, 2)
+        file.write(",".join(row.get(name, "") for name in names) + "\n")
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of training: tensors and plain values. Nothing that a file names is imported or run.
+
+    Raises:
+        InputError: if the file is missing, damaged, or asks for anything else than tensors and plain values.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if foreign:
+            raise InputError(
+                f"{path}: asks for {', '.join(sorted(foreign))}; a checkpoint of equicat holds nothing but tensors and "
+                "plain values, so it was not loaded"
+            )
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path}: no checkpoint of equicat, but {type(checkpoint).__name__}")
+    return checkpoint
+
+
+# ---- a new run -----------------------------------------------------------------------------------------------------
+
+
+class NewRun:
+    """Where training writes. A run that replaces another is written beside it until its first model is saved.
+
+    Attributes:
+        path: the directory that files go to now.
+    """
+
+    def __init__(self, run: Path, replaces: bool):
+        self.final = run.resolve()
+        self.path = self.final.with_name(f".{self.final.name}.new") if replaces else self.final
+        self.is_kept = False
+
+    def keep(self) -> None:
+        """Let the directory outlive a failure: there is something in it to go on from."""
+        self.is_kept = self.path == self.final
+
+    def publish(self) -> None:
+        """Take the place of the run that this one replaces, which is removed. Does nothing if none is left."""
+        if self.path != self.final:
+            beside, old = self.path, self.final.with_name(f".{self.final.name}.old")
+            _remove(old)
+            self.final.rename(old)
+            beside.rename(self.final)
+            beside.symlink_to(self.final.name, target_is_directory=True)  # loggers hold paths in there
+            _remove(old)
+            self.path = self.final
+        self.is_kept = True
+
+
+@contextmanager
+def new_run(run: Path, overwrite: bool) -> Iterator[NewRun]:
+    """A directory for a new run, removed on failure unless it was kept or published.
+
+    Args:
+        run: directory that the run will have in the end.
+        overwrite: replace the run that is there.
+
+    Raises:
+        InputError: if the directory cannot be made.
+    """
+    started = NewRun(run, overwrite and run.is_dir() and any(run.iterdir()))
+    beside = started.path
+    with writing_to(beside):
+        if beside != started.final:
+            _remove(beside)  # of a start that was killed
+        beside.mkdir(parents=True, exist_ok=True)
+    try:
+        yield started
+    finally:
+        if not started.is_kept or beside != started.final:
+            _remove(beside)
+
+
+def check_free(run: Path, overwrite: bool) -> None:
+    """Make sure that a new run may be written to a directory.
+
+    Raises:
+        InputError: if a run is there and must not be replaced, or if it is something else than a run.
+    """
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run}: is a file; give the name of a directory as run.out")
+    if not run.is_dir() or not any(run.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(
+            f"{run}: exists; choose another run.out, or give `--run.overwrite true` to replace it "
+            "or `--run.resume true` to go on"
+        )
+    if not holds_run(run):
+        raise InputError(f"{run}: holds no run ({CONFIG} or {DESCRIPTION}), so it is not overwritten; remove it first")
+
+
+def _remove(path: Path) -> None:
+    """A directory with all that is in it, or a link to one; nothing if there is none."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path, ignore_errors=True)

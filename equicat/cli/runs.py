@@ -71,7 +71,8 @@ def _train(options: Namespace) -> None:
     from equicat.apply.evaluate import as_text, evaluate_validation
     from equicat.report.page import write_report
     from equicat.training.config import TrainConfig
-    from equicat.training.train import is_main_process, train
+    from equicat.training.train import train
+    from equicat.training.trainer import is_main_process
 
     values = _train_parser(network=options.model.name).instantiate(options).as_dict()
     values.pop("config", None)
@@ -79,7 +80,8 @@ def _train(options: Namespace) -> None:
     result = train(config)
     if not is_main_process():
         return
-    print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
+    if result.seconds:
+        print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
     print(as_text(evaluate_validation(result.run, progress=config.run.progress)))
     print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
 

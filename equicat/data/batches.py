@@ -228,7 +228,9 @@ def batches(
     costs: Int[ndarray, "n"] | None = None,
     seed: int = 0,
 ) -> ResumableLoader:
-    """Batches with neighbour lists within ``cutoff`` (Å); positions and forces in ``dtype``.
+    """Batches of all structures, with neighbour lists within ``cutoff`` (Å); positions and forces in ``dtype``.
+
+    A process of a data-parallel training gets all of them, too: only training itself shares structures among ranks.
 
     Args:
         dataset: the structures.
@@ -240,5 +242,5 @@ def batches(
         costs: of each structure (:func:`~equicat.data.batches.edge_costs`).
         seed: of the order.
     """
-    sampler = BatchSampler(len(dataset), batch_size, costs, shuffle=shuffle, seed=seed)
+    sampler = BatchSampler(len(dataset), batch_size, costs, shuffle=shuffle, seed=seed, rank=(0, 1))
     return ResumableLoader(BatchReader(dataset, cutoff, dtype), sampler, num_workers)

@@ -69,17 +69,22 @@ def save(run: str | Path, model: AtomisticModel, state: dict[str, torch.Tensor] 
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in (state or model.state_dict()).items()}
     with replacing_file(Path(run) / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "equicat"})
-    description = asdict(model.info)
+    save_info(run, model.info)
+
+
+def save_info(run: str | Path, info: ModelInfo) -> None:
+    """Write ``model.json``, complete or not at all."""
+    description = asdict(info)
     # The hyperparameters of the network stand under the name that they have in a configuration.
     description = {"format_version": FORMAT_VERSION, "model": description.pop("network"), **description}
     replace_json(Path(run) / DESCRIPTION, description)
 
 
 def load_info(run: str | Path) -> ModelInfo:
-    """The description of a run's model.
+    """The description of a run's trained model.
 
     Raises:
-        InputError: if the run has none, or it is of a newer format.
+        InputError: if the run has no model, or its description is damaged or of a newer format.
     """
     run = Path(run)
     if not run.is_dir():
@@ -90,6 +95,15 @@ def load_info(run: str | Path) -> ModelInfo:
             raise InputError(
                 f"{run}: has no {name}, so there is no trained model in it (found {found}); train it first"
             )
+    return read_info(run)
+
+
+def read_info(run: Path) -> ModelInfo:
+    """What ``model.json`` says, whether or not weights are there.
+
+    Raises:
+        InputError: if it is missing, damaged or of a newer format.
+    """
     values = read_description(run / DESCRIPTION)
     if values.pop("format_version", None) != FORMAT_VERSION:
         raise InputError(f"{run / DESCRIPTION}: written by another version of equicat; update equicat")
@@ -151,5 +165,5 @@ def _terms(values: dict[str, Any]) -> EnergyTerms:
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where dataclasses have tuples."""
+    """Lists, which JSON has where dataclasses have tuples, as tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -5,7 +5,7 @@
 - ``is2rs``: initial to relaxed structure; with energies likewise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,6 +40,28 @@ class LossConfig:
     """Coefficient of the displacement loss; null is 1 for is2rs and 0 (no displacements) for is2re."""
 
 
+@dataclass(frozen=True, eq=False)
+class LossTerm:
+    """weight · sum / count: a weighted mean, its parts kept because sums and counts add up and means do not."""
+
+    weight: float
+    sum: Any
+    """A scalar tensor, or a number."""
+    count: int | float
+    """Systems, free atoms or their components."""
+
+
+def total_loss(terms: Sequence[LossTerm], where: str = "the batch") -> Any:
+    """Σ weight · sum / count: a scalar tensor, or a number if the sums are numbers.
+
+    Raises:
+        InputError: naming ``where``, if nothing is counted because no atom is free there.
+    """
+    if not all(term.count for term in terms):
+        raise InputError(f"{where}: every atom is fixed, so there is nothing to train on")
+    return sum(term.weight * term.sum / term.count for term in terms)
+
+
 @dataclass(frozen=True)
 class Task:
     """What to train on and how to judge it. ``P`` is :class:`Prediction` or :class:`RelaxedPrediction`."""
@@ -49,8 +71,8 @@ class Task:
     labels: tuple[str, ...]
     """What every structure must have."""
     metric_names: tuple[str, ...]
-    loss: Callable[[Any, Batch, Any, LossConfig], Float[Tensor, ""]]
-    """(P, batch, model, options)."""
+    loss_terms: Callable[[Any, Batch, Any, LossConfig], tuple[LossTerm, ...]]
+    """(P, batch, model, options): as many terms for every batch; :func:`total_loss` adds them."""
     metrics: Callable[[Any, Batch], dict[str, Mean]]
     """(P, batch): of one batch, to be summed over batches."""
     reference: Callable[[Batch], Any]
@@ -93,7 +115,7 @@ def task_of(outputs: tuple[str, ...]) -> Task:
             "energy",
             ("energy", "forces"),
             TASK_METRICS["s2ef"],
-            s2ef_loss,
+            s2ef_loss_terms,
             s2ef_metrics,
             lambda batch: Prediction(_known(batch.energy), torch.zeros_like(batch.positions[:, 0]), batch.forces),
             s2ef_baselines,
@@ -106,7 +128,7 @@ def task_of(outputs: tuple[str, ...]) -> Task:
         "relaxed_energy",
         labels,
         names,
-        direct_loss,
+        direct_loss_terms,
         direct_metrics,
         lambda batch: RelaxedPrediction(
             batch.relaxed_energy if energy else None, batch.displacements if displacements else None
@@ -121,23 +143,22 @@ def _known(label: Tensor | None) -> Tensor:
     return label
 
 
-def _vector_loss(
-    error: Float[Tensor, "n_atoms 3"], counted: Bool[Tensor, "n_atoms"], kind: str, batch: Batch
-) -> Float[Tensor, ""]:
-    """Mean length of the error vectors, or mean absolute or squared error of their components."""
-    if not counted.any():
-        raise InputError(f"systems {', '.join(batch.ids)}: every atom is fixed, so there is nothing to train on")
+def _vector_term(
+    weight: float, error: Float[Tensor, "n_atoms 3"], counted: Bool[Tensor, "n_atoms"], kind: str
+) -> LossTerm:
+    """Mean length of the error vectors of counted atoms, or mean absolute or squared error of their components."""
     error = error[counted]
     if kind == "l2":
         # The norm has no derivative where it is zero; this one has, and differs by at most 1e-6 of the scale.
-        return torch.sqrt(error.square().sum(1) + 1e-12).mean()
-    return error.abs().mean() if kind == "mae" else error.square().mean()
+        return LossTerm(weight, torch.sqrt(error.square().sum(1) + 1e-12).sum(), len(error))
+    return LossTerm(weight, (error.abs() if kind == "mae" else error.square()).sum(), error.numel())
 
 
-def _energy_loss(error: Float[Tensor, "n_systems"], kind: str, batch: Batch) -> Float[Tensor, ""]:
+def _energy_term(weight: float, error: Float[Tensor, "n_systems"], kind: str, batch: Batch) -> LossTerm:
+    """Mean absolute error of the systems, or mean absolute or squared error per atom."""
     if kind != "mae":
         error = error / batch.n_atoms
-    return error.square().mean() if kind == "per_atom_mse" else error.abs().mean()
+    return LossTerm(weight, (error.square() if kind == "per_atom_mse" else error.abs()).sum(), len(error))
 
 
 def _guessed_energies(batch: Batch, statistics: Statistics) -> tuple[Tensor, Tensor]:
@@ -151,20 +172,19 @@ def _guessed_energies(batch: Batch, statistics: Statistics) -> tuple[Tensor, Ten
 # ---- S2EF --------------------------------------------------------------------------------------------------------
 
 
-def s2ef_loss(prediction: Prediction, batch: Batch, model: Potential, config: LossConfig) -> Float[Tensor, ""]:
-    """Energy loss + force loss, both in units of the model's scale (eV), forces of free atoms only.
-
-    Raises:
-        InputError: if no atom of the batch is free.
-    """
+def s2ef_loss_terms(
+    prediction: Prediction, batch: Batch, model: Potential, config: LossConfig
+) -> tuple[LossTerm, LossTerm]:
+    """Energies, and forces of free atoms, both in units of the model's scale (eV)."""
     assert prediction.forces is not None
     assert config.energy_weight is not None
     dtype = prediction.forces.dtype
     energy_error = ((prediction.energy - _known(batch.energy)) / model.scale.double()).to(dtype)
     forces_error = (prediction.forces - _known(batch.forces)) / model.scale
-    energy = _energy_loss(energy_error, config.energy, batch)
-    forces = _vector_loss(forces_error, ~batch.fixed, config.forces, batch)
-    return config.energy_weight * energy + config.forces_weight * forces
+    return (
+        _energy_term(config.energy_weight, energy_error, config.energy, batch),
+        _vector_term(config.forces_weight, forces_error, ~batch.fixed, config.forces),
+    )
 
 
 def s2ef_metrics(prediction: Prediction, batch: Batch) -> dict[str, Mean]:
@@ -185,24 +205,20 @@ def s2ef_baselines(batch: Batch, statistics: Statistics) -> dict[str, Prediction
 # ---- IS2RE and IS2RS, direct --------------------------------------------------------------------------------------
 
 
-def direct_loss(
+def direct_loss_terms(
     prediction: RelaxedPrediction, batch: Batch, model: DirectModel, config: LossConfig
-) -> Float[Tensor, ""]:
-    """Energy loss + displacement loss, each in units of the model's scale of it, displacements of free atoms only.
-
-    Raises:
-        InputError: if no atom of the batch is free.
-    """
+) -> tuple[LossTerm, ...]:
+    """Energies and displacements of free atoms, those that are predicted, in units of the model's scale of each."""
     assert config.energy_weight is not None
     assert config.displacement_weight is not None
-    loss = torch.zeros((), dtype=model.dtype, device=batch.positions.device)
+    terms = []
     if prediction.relaxed_energy is not None:
         error = ((prediction.relaxed_energy - _known(batch.relaxed_energy)) / model.scale.double()).to(model.dtype)
-        loss = loss + config.energy_weight * _energy_loss(error, config.energy, batch)
+        terms.append(_energy_term(config.energy_weight, error, config.energy, batch))
     if prediction.displacements is not None:
         error = (prediction.displacements - _known(batch.displacements)) / model.displacement_scale
-        loss = loss + config.displacement_weight * _vector_loss(error, ~batch.fixed, config.displacements, batch)
-    return loss
+        terms.append(_vector_term(config.displacement_weight, error, ~batch.fixed, config.displacements))
+    return tuple(terms)
 
 
 def direct_metrics(prediction: RelaxedPrediction, batch: Batch) -> dict[str, Mean]:

@@ -1,83 +1,123 @@
-"""What a run directory gets after each epoch, and when training stops."""
+"""What a run directory gets while training, and when training stops."""
 
-import csv
-import math
-import time
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+import torch
+from lightning.pytorch.callbacks import Callback
 
 from equicat.models import saved
+from equicat.run_directory import (
+    BEST,
+    LAST,
+    NewRun,
+    Row,
+    append_metrics,
+    column,
+    write_config,
+    write_environment,
+    write_metrics,
+)
 from equicat.tasks.metrics import MetricSums
 from equicat.tasks.tasks import Task
 from equicat.training.module import COLUMNS, TrainingModule
+from equicat.training.optimizers import n_without_better
+
+
+def trained(module: pl.LightningModule) -> TrainingModule:
+    """The module that is trained, for callbacks, whose signature promises less."""
+    assert isinstance(module, TrainingModule)
+    return module
 
 
 class RunWriter(Callback):
-    """Keeps metrics.csv and the model files of a run directory up to date, from the main process."""
+    """Writes the files of a run directory from the main process; checkpoints need all processes.
 
-    def __init__(self, run: Path):
-        self.run = run
-        self.best = min(self._logged("val_loss"), default=math.inf)  # of the sessions before this one, if resumed
+    It must be the first callback: averaged weights are in the model only until the callback that averages them hears
+    that a validation is over.
+
+    Args:
+        directory: where the files go.
+        rows: the epochs so far, if the run is resumed.
+        message: said when training starts, with the learning rate.
+    """
+
+    def __init__(self, directory: NewRun, rows: Sequence[Row] = (), message: str = ""):
+        self.directory, self.rows, self.message = directory, list(rows), message
+        self.best = min(column(rows, "val_loss"), default=float("inf"))
+        """Lowest validation loss so far, earlier sessions included."""
+        self._validated: dict[str, torch.Tensor] = {}
+        """The weights that were validated last."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
-        module.started = time.monotonic() - max(self._logged("time_s"), default=0.0)
+        """From here on a run is under way: what it was before is replaced."""
+        module = trained(module)
+        module.start_clock()
+        if trainer.is_global_zero:
+            path = self.directory.path
+            saved.save_info(path, module.model.info)
+            write_config(path, asdict(module.config))
+            write_environment(path)
+            write_metrics(path, self.rows, header(module.task))
+            if self.message:
+                rate = module.rate_factor() * module.config.optimizer.lr
+                print(f"{self.message}, with learning rate {rate:.3g}", flush=True)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            state = trained(module).model.state_dict()
+            self._validated = {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
+        """Write the epoch, the model if it is the best yet, and the checkpoints; in that order a kill harms nothing."""
+        module = trained(module)
+        results = module.finish_epoch()
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row["time_s"] = round(time.monotonic() - module.started, 2)
+        row["time_s"] = round(module.seconds(), 2)
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row |= module.finish_epoch()
+        row |= results
+        path = self.directory.path
         if trainer.is_global_zero:
-            text = {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
-            self._append(text, self._header(module.task))
+            append_metrics(path, {k: f"{v:.9g}" if isinstance(v, float) else str(v) for k, v in row.items()})
+        if results.get("val_loss", float("inf")) < self.best:
+            self.best = results["val_loss"]
+            if trainer.is_global_zero:
+                saved.save(path, module.model, self._validated)
+            trainer.save_checkpoint(path / BEST)
+        trainer.save_checkpoint(path / LAST)
+        if trainer.is_global_zero:
+            self.directory.keep()
+            if self.best < float("inf"):
+                self.directory.publish()
 
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write the model whenever it is the best yet, so that a run that is killed can be loaded."""
-        assert isinstance(module, TrainingModule)
-        loss = module.row.get("val_loss", math.nan)
-        if trainer.is_global_zero and not trainer.sanity_checking and loss < self.best:
-            self.best = loss
-            averaging = next((c for c in trainer.callbacks if isinstance(c, WeightAveraging)), None)  # type: ignore[attr-defined]
-            averaged = None if averaging is None else averaging._average_model
-            source = module if averaged is None else averaged.module
-            assert isinstance(source, TrainingModule)
-            saved.save(self.run, module.model, source.model.state_dict())
 
-    def _header(self, task: Task) -> list[str]:
-        names = [name for name in COLUMNS if name in MetricSums(task.metric_names).compute()]
-        metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *names)]
-        return ["epoch", "step", "time_s", "lr", *metrics]
-
-    def _append(self, row: dict[str, str], header: list[str]) -> None:
-        path = self.run / "metrics.csv"
-        new = not path.exists()
-        with path.open("a", encoding="utf-8") as file:
-            if new:
-                file.write(",".join(header) + "\n")
-            file.write(",".join(row.get(name, "") for name in header) + "\n")
-
-    def _logged(self, column: str) -> list[float]:
-        """What metrics.csv holds already."""
-        path = self.run / "metrics.csv"
-        if not path.exists():
-            return []
-        with path.open(encoding="utf-8") as file:
-            return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+def header(task: Task) -> list[str]:
+    """Columns of metrics.csv."""
+    names = [name for name in COLUMNS if name in MetricSums(task.metric_names).compute()]
+    metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *names)]
+    return ["epoch", "step", "time_s", "lr", *metrics]
 
 
 class MinuteLimit(Callback):
-    """Stops training after ``minutes``; a validation closes the last epoch."""
+    """Stops training after ``minutes``, on all processes at the same step; a validation closes the last epoch."""
 
     def __init__(self, minutes: float):
         self.minutes = minutes
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        assert isinstance(module, TrainingModule)
-        if time.monotonic() - module.started > 60 * self.minutes:
+        if trained(module).elapsed > 60 * self.minutes:
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whichever it is
+
+
+class Patience(Callback):
+    """Stops training after so many validations without a better val_loss, those before a resumption included."""
+
+    def __init__(self, validations: int):
+        self.validations = validations
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if n_without_better(trained(module).val_losses) >= self.validations:
+            trainer.should_stop = True

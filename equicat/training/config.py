@@ -28,15 +28,16 @@ class RunConfig:
     out: str = "runs/model"
     """Run directory."""
     overwrite: bool = False
-    """Replace a run that is there."""
+    """Replace a run that is there, once the new one has a model; resume goes on with it instead."""
     resume: bool = False
-    """Go on from the run's last checkpoint."""
+    """Go on after the run's last finished epoch, with the same data, model and loss; docs/training.md says what may
+    change."""
     init_from: str | None = None
     """Start from the weights of another run (fine-tuning)."""
     seed: int = 0
-    """Of weights and of the order of batches."""
+    """Seed of weights and of the order of batches."""
     batch_size: int = 16
-    """Structures per step and device."""
+    """Structures per step and device (process)."""
     edge_budget: int | None = None
     """Fill batches up to so many edges within the cutoff instead of batch_size structures; null counts structures."""
     val_batch_size: int | None = None
@@ -57,7 +58,8 @@ class RunConfig:
     accelerator: str = "auto"
     """cpu, gpu, auto (Lightning)."""
     devices: str = "auto"
-    """How many (Lightning); several train data-parallel, also under torchrun and SLURM."""
+    """How many devices of this machine; several train data-parallel. auto: under torchrun or SLURM as many as it
+    started processes, else all GPUs, or one CPU."""
     recompute: bool = False
     """Train with bounded memory: a few centres at a time, computed twice (networks without message passing)."""
     num_workers: int = 0

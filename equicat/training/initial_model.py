@@ -1,37 +1,44 @@
-"""The model that training starts from: a new one, or another run's."""
+"""The model that training starts from: a new one, or that of another run, made to fit the configuration."""
 
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
+from jaxtyping import Float
+from numpy import ndarray
 
 from equicat.data.batches import batches
-from equicat.data.datasets import AnyDataset
-from equicat.data.fitted import fit_statistics
+from equicat.data.datasets import AnyDataset, Subset
+from equicat.data.fitted import Statistics, evenly_spread, fit_statistics, linear_reference
 from equicat.errors import InputError
 from equicat.models import saved
-from equicat.models.direct import DirectModel
+from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.gradient import ComputeOptions
 from equicat.models.model import AtomisticModel, ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
 from equicat.networks.catalogue import architecture
 from equicat.tasks.tasks import Task, outputs_of, resolved
 from equicat.training.config import RunConfig, TrainConfig
-from equicat.training.normalization import _references
+from equicat.training.normalization import NormalizationConfig, given_references, new_references
 
 PREPARING_BATCHES = 16
-"""Of the training data, to which an architecture's constants are fitted."""
+"""Batches of training data to which the constants of an architecture are fitted (GemNet: scale factors)."""
+REFERENCE_SAMPLE = 200
+"""Training structures at which a model to fine-tune is compared with the new energies."""
+OFFSET = 1.0
+"""eV, root mean square per system: errors of a model to fine-tune that are worth a warning, if ..."""
+OFFSET_SHARE = 0.1
+"""... other reference energies would leave less than this share of them."""
 
 
-def _initial_model(config: TrainConfig, task: Task, data: AnyDataset) -> Potential | DirectModel:
-    """A new model with statistics of the data, or the model of another run to start from."""
+def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potential | DirectModel, TrainConfig]:
+    """A new model with statistics of the data, and the configuration with what was used."""
     torch.manual_seed(config.run.seed)
-    compute = ComputeOptions(recompute=config.run.recompute)
-    if config.run.init_from is not None:
-        return _fine_tuned(config, data, config.run.init_from, compute)
     fitted = fit_statistics(data, config.model.cutoff, task.energy)  # type: ignore[arg-type]
     outputs = outputs_of(config.task, config.loss)
     info = ModelInfo(
@@ -47,26 +54,70 @@ def _initial_model(config: TrainConfig, task: Task, data: AnyDataset) -> Potenti
         force_head=config.force_head,
         dataset_references=data.info.reference_energies,
     )
-    norm = config.normalization
+    norm = replace(config.normalization, references=config.normalization.references or "linear")
     scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else fitted.energy_residual_rms)
     displacement_scale = norm.displacement_scale or fitted.displacements_rms
-    model = saved.build(info, scale, displacement_scale, _references(norm, fitted), compute)
+    model = saved.build(info, scale, displacement_scale, new_references(norm, fitted), compute_options(config.run))
     _prepare_network(model, data, config.run)
-    return model
+    return model, replace(config, model=model.config, normalization=norm)
+
+
+def compute_options(options: RunConfig) -> ComputeOptions:
+    """How a model that is trained computes."""
+    return ComputeOptions(recompute=options.recompute)
 
 
 def _prepare_network(model: AtomisticModel, data: AnyDataset, options: RunConfig) -> None:
     """Fit what an architecture wants fitted before training (GemNet: scale factors) to batches of the training data."""
     prepare = architecture(model.config.name).prepare
-    if prepare is not None and not options.resume:  # a checkpoint has them
+    if prepare is not None:
         loader = batches(data, model.cutoff, options.batch_size, dtype=model.dtype, shuffle=True, seed=options.seed)
         graphs = ((b.edge_vec(), b.edge_index, model.species(b)) for b in islice(loader, PREPARING_BATCHES))
         prepare(model.network, graphs)
 
 
-def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str, compute: ComputeOptions) -> Potential | DirectModel:
-    model = saved.load(run, compute=compute)
-    check_same_model(config, model.info, run)
+# ---- fine-tuning ---------------------------------------------------------------------------------------------------
+
+
+def fine_tuned_model(
+    config: TrainConfig, task: Task, data: AnyDataset, run: str
+) -> tuple[Potential | DirectModel, TrainConfig]:
+    """The model of another run in the configured precision, and the configuration with what was used.
+
+    Weights, scales and the normalisation of sums over neighbours belong together and stay; reference energies change
+    if ``normalization.references`` asks for it; statistics, of which trivial baselines are made, are those of the data.
+
+    Raises:
+        InputError: if the run holds another model than the configuration describes, or does not fit the data.
+    """
+    model = saved.load(run, compute=compute_options(config.run))
+    info = model.info
+    check_same_model(config, info, run)
+    check_knows(model, data, run)
+    model = model.to(getattr(torch, config.run.dtype))
+    fitted = fit_statistics(data, model.cutoff, task.energy)  # type: ignore[arg-type]
+    model.info = replace(
+        info,
+        task=config.task,
+        dtype=config.run.dtype,
+        statistics=_for_elements(fitted, info.statistics),
+        dataset_references=data.info.reference_energies or info.dataset_references,
+    )
+    norm = _own_scales(config.normalization, model, run)
+    if set(info.outputs) & {"energy", "relaxed_energy"}:
+        _set_references(norm, model, data, task.energy, run)
+    if norm.references is None:
+        energies = model.reference_energies.tolist()
+        norm = replace(norm, references=dict(zip(info.element_symbols, energies, strict=True)))
+    return model.requires_grad_(True).train(), replace(config, model=model.config, normalization=norm)
+
+
+def check_knows(model: AtomisticModel, data: AnyDataset, run: str | Path) -> None:
+    """Make sure that a run's model can be trained on data.
+
+    Raises:
+        InputError: if the data hold another kind of energy, or an element that the model does not know.
+    """
     check_energy_reference(model.info, data.info, data.path)
     unknown = [chemical_symbols[z] for z in data.elements if z not in model.elements]
     if unknown:
@@ -74,7 +125,6 @@ def _fine_tuned(config: TrainConfig, data: AnyDataset, run: str, compute: Comput
             f"{data.path}: holds {', '.join(unknown)}, but {run} was trained without; it knows "
             f"{', '.join(model.info.element_symbols)}"
         )
-    return model.requires_grad_(True).train()
 
 
 def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> None:
@@ -101,3 +151,77 @@ def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> N
                 f"{where} is {value} in the configuration but {theirs[name]} in the checkpoint of {run}; "
                 f"set it to {theirs[name]}, or train a new model in another directory"
             )
+
+
+def _for_elements(fitted: Statistics, known: Statistics) -> Statistics:
+    """Statistics of data for all elements that a model knows; what the data lack is taken from its earlier data."""
+    energies = dict(zip(known.elements, known.linear_reference, strict=True))
+    energies |= dict(zip(fitted.elements, fitted.linear_reference, strict=True))
+    return replace(fitted, elements=known.elements, linear_reference=tuple(energies[z] for z in known.elements))
+
+
+def _own_scales(norm: NormalizationConfig, model: Potential | DirectModel, run: str) -> NormalizationConfig:
+    """The options with the scales of the model, which are part of what its weights mean.
+
+    Raises:
+        InputError: if another scale is asked for.
+    """
+    scale = model.scale.item()
+    displacement_scale = model.displacement_scale.item() if isinstance(model, DirectModel) else None
+    for name, wanted, value in (
+        ("scale", norm.scale, scale),
+        ("displacement_scale", norm.displacement_scale, displacement_scale),
+    ):
+        if wanted is not None and value is not None and not np.isclose(wanted, value, rtol=1e-6):
+            raise InputError(
+                f"normalization.{name} is {wanted}, but the weights of {run} were trained with {value:.6g}, and stay "
+                "with it in fine-tuning; leave it out"
+            )
+    return replace(norm, scale=scale, displacement_scale=displacement_scale)
+
+
+def _set_references(
+    norm: NormalizationConfig, model: Potential | DirectModel, data: AnyDataset, label: str, run: str
+) -> None:
+    """Give the model the reference energies that are asked for; warn if they do not fit the data."""
+    references = model.reference_energies  # a view: what is written into it, the model has
+    if norm.references == "none":
+        references.zero_()
+    elif isinstance(norm.references, dict):
+        for z, energy in given_references(norm.references, data.elements).items():
+            if z in model.elements:
+                references[model.elements.index(z)] = energy
+    counts, errors = _energy_errors(model, data, label)
+    shift = linear_reference(counts, errors)
+    if norm.references == "linear":
+        references += torch.from_numpy(shift)
+        return
+    now, then = (float(np.sqrt(np.mean(np.square(e)))) for e in (errors, errors - counts @ shift))
+    if now > OFFSET and then < OFFSET_SHARE * now:
+        per_atom = float(np.mean(np.abs(errors) / counts.sum(1)))
+        print(
+            f"warning: energies of {data.path} are {per_atom:.3g} eV an atom away from those of {run}, which other "
+            "reference energies would mend; if they come from another code or other pseudopotentials, give "
+            "`--normalization.references linear` to shift those of the run",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _energy_errors(
+    model: Potential | DirectModel, data: AnyDataset, label: str
+) -> tuple[Float[ndarray, "n n_elements"], Float[ndarray, "n"]]:
+    """Atoms of each element that the model knows, and label minus prediction (eV), of a sample of the data."""
+    dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
+    sample = Subset(dataset, indices[evenly_spread(len(data), REFERENCE_SAMPLE)])
+    counts, errors = [], []
+    for batch in batches(sample, model.cutoff, batch_size=4, dtype=model.dtype):
+        with torch.no_grad():
+            found = model(batch, forces=False) if isinstance(model, Potential) else model(batch)
+        energy = found.relaxed_energy if isinstance(found, RelaxedPrediction) else found.energy
+        assert energy is not None
+        errors.append(getattr(batch, label) - energy)
+        table = energy.new_zeros(batch.n_systems, len(model.elements))
+        ones = table.new_ones(len(batch.numbers))
+        counts.append(table.index_put((batch.system_idx, model.species(batch)), ones, accumulate=True))
+    return torch.cat(counts).numpy(), torch.cat(errors).numpy()

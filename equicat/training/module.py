@@ -1,11 +1,13 @@
-"""The loop's parts: what a training step is, and what a run directory gets after each epoch."""
+"""What a step of training and of validation is, and what an epoch adds up to."""
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from equicat.data.batch import Batch
@@ -13,9 +15,9 @@ from equicat.errors import InputError
 from equicat.models.direct import DirectModel
 from equicat.models.potential import Potential
 from equicat.tasks.metrics import MetricSums
-from equicat.tasks.tasks import Task
+from equicat.tasks.tasks import LossTerm, Task, total_loss
 from equicat.training.config import TrainConfig
-from equicat.training.muon import Muon
+from equicat.training.optimizers import make_optimizer, rate_factor, set_rates
 
 COLUMNS = (
     "energy_mae",
@@ -29,104 +31,128 @@ COLUMNS = (
 )
 """Metrics written to metrics.csv for training and validation, those that the task has."""
 SHOWN = ("energy_mae", "forces_mae", "positions_mae")
-"""On the progress bar."""
+"""Metrics on the progress bar."""
 
 
 class TrainingModule(pl.LightningModule):
-    """Loss, metrics and optimiser around a model."""
+    """Loss, metrics and optimiser around a model.
 
-    def __init__(self, model: Potential | DirectModel, task: Task, config: TrainConfig):
+    A loss is a mean over systems or free atoms of all processes together, not a mean of the means that each process
+    has: the same structures give the same loss and the same gradient on any number of processes.
+
+    Args:
+        model: what is trained.
+        task: labels, loss and metrics.
+        config: of the run.
+        data: what checkpoints say of the data.
+    """
+
+    def __init__(
+        self, model: Potential | DirectModel, task: Task, config: TrainConfig, data: Mapping[str, Mapping[str, Any]]
+    ):
         super().__init__()
-        self.model, self.task, self.config = model, task, config
-        self.started = time.monotonic()
-        self.sums = {stage: MetricSums(task.metric_names) for stage in ("train", "val")}
-        self.losses: dict[str, list[Tensor]] = {"train": [], "val": []}
-        self.row: dict[str, float] = {}
+        self.model, self.task, self.config, self.data = model, task, config, data
+        self.val_losses: list[float] = []
+        """Of all validations so far, earlier sessions included."""
+        self.elapsed = 0.0
+        """Seconds of training up to the last step, earlier sessions included; all processes agree on it."""
+        self._started = time.monotonic()
+        self._sums = {stage: MetricSums(task.metric_names) for stage in ("train", "val")}
+        self._losses: dict[str, list[Float[Tensor, "n_terms 2"]]] = {"train": [], "val": []}
+        """Sum and count of each term of the loss, of each batch."""
+        self._weights: list[float] = []
+        """Weight of each term of the loss."""
+        self._row: dict[str, float] = {}
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
+    def start_clock(self) -> None:
+        """Count the time from now on, in addition to that of earlier sessions."""
+        self._started = time.monotonic() - self.elapsed
+
+    def seconds(self) -> float:
+        """Time of training until now by the clock of this process, earlier sessions included."""
+        return time.monotonic() - self._started
+
+    def _terms(self, batch: Batch, stage: str) -> tuple[LossTerm, ...]:
+        """The parts of the loss of this process's batch, which also count for the epoch."""
         prediction = self.model(batch)
-        loss = self.task.loss(prediction, batch, self.model, self.config.loss)
-        n = torch.tensor(batch.n_systems, dtype=torch.float64, device=loss.device)
-        self.losses[stage].append(torch.stack([loss.detach().double() * n, n]))
-        self.sums[stage].add(self.task.metrics(prediction, batch))
-        return loss
+        terms = self.task.loss_terms(prediction, batch, self.model, self.config.loss)
+        sums = torch.stack([term.sum.detach().double() for term in terms])
+        self._weights = [term.weight for term in terms]
+        self._losses[stage].append(torch.stack([sums, sums.new_tensor([term.count for term in terms])], dim=1))
+        self._sums[stage].add(self.task.metrics(prediction, batch))
+        return terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch.
+        """This process's share of the loss of all processes' batches together.
+
+        Sums are divided by the mean of all processes' counts; the mean over processes, which DDP takes of gradients, is
+        then the sum of all sums over the sum of all counts.
 
         Raises:
-            InputError: if it is not finite, before it can spoil the weights.
+            InputError: on all processes if the loss is not finite, before it can spoil the weights.
         """
-        loss = self._step(batch, "train")
-        if not torch.isfinite(loss):
+        terms, where = self._terms(batch, "train"), f"systems {', '.join(batch.ids[:4])}{' …' * (len(batch.ids) > 4)}"
+        losses = self._losses["train"][-1]
+        clock = losses.new_tensor([[self.seconds(), 1.0]])
+        *parts, (self.elapsed, _) = self._reduced(torch.cat([losses, clock]), "mean")
+        counts = [count for _, count in parts]
+        shared = [LossTerm(term.weight, term.sum, count) for term, count in zip(terms, counts, strict=True)]
+        everywhere = total_loss([LossTerm(w, *part) for w, part in zip(self._weights, parts, strict=True)], where)
+        if not math.isfinite(everywhere):
             raise InputError(
-                f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (systems "
-                f"{', '.join(batch.ids[:4])} …); lower optimizer.lr, or look for broken labels with `equicat data info`"
+                f"the training loss is {everywhere} at epoch {self.current_epoch}, batch {batch_idx} ({where}); lower "
+                "optimizer.lr, or look for broken labels with `equicat data info`"
             )
-        return loss
+        return total_loss(shared, where)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "val")
+        self._terms(batch, "val")
 
     def _results(self, stage: str) -> dict[str, float]:
-        """Pooled over batches and ranks."""
-        sums = self.sums[stage]
-        loss = torch.stack(self.losses[stage]).sum(0).cpu()
-        state = torch.cat([sums.state.flatten().cpu(), loss])
-        if self.trainer.world_size > 1:
-            state = self.trainer.strategy.reduce(state.to(self.device), reduce_op="sum").cpu()
-        sums.state = state[:-2].view_as(sums.state)
+        """Loss and metrics of an epoch, pooled over batches and processes."""
+        sums, losses = self._sums[stage], torch.stack(self._losses[stage]).sum(0)
+        state = self._reduced(torch.cat([sums.state.to(losses), losses]), "sum")
+        sums.state = sums.state.new_tensor(state[: len(sums.names)])
+        terms = [LossTerm(w, *part) for w, part in zip(self._weights, state[len(sums.names) :], strict=True)]
         values = {name: value for name, value in sums.compute().items() if name in COLUMNS}
-        self.sums[stage], self.losses[stage] = MetricSums(sums.names), []
-        return {f"{stage}_loss": float(state[-2] / state[-1])} | {f"{stage}_{k}": v for k, v in values.items()}
+        self._sums[stage], self._losses[stage] = MetricSums(sums.names), []
+        loss = total_loss(terms, f"the {stage} data")
+        return {f"{stage}_loss": loss} | {f"{stage}_{k}": v for k, v in values.items()}
+
+    def _reduced(self, rows: Float[Tensor, "n 2"], how: str) -> list[list[float]]:
+        """Sum or mean over all processes."""
+        reduced = self.trainer.strategy.reduce(rows.to(self.device), reduce_op=how)
+        assert isinstance(reduced, Tensor)
+        return reduced.tolist()
 
     def on_validation_epoch_end(self) -> None:
-        results = self._results("val")
-        self.row = results if not self.trainer.sanity_checking else {}
-        for name, value in results.items():
+        self._row = self._results("val")
+        self.val_losses.append(self._row["val_loss"])
+        for name, value in self._row.items():
             shown = name.removeprefix("val_") in ("loss", *SHOWN)
             self.log(name, value, prog_bar=shown)
 
     def finish_epoch(self) -> dict[str, float]:
         """Metrics of the epoch: training, and validation if there was one."""
-        row, self.row = self._results("train") | self.row, {}
+        row, self._row = self._results("train") | self._row, {}
         for name, value in row.items():
             if name.startswith("train_"):
                 self.log(name, value, prog_bar=name.removeprefix("train_") in SHOWN)
         return row
 
-    def configure_optimizers(self) -> Any:
-        options = self.config.optimizer
-        parameters, decay = self.model.parameters(), options.weight_decay
-        optimizer: torch.optim.Optimizer
-        if options.name == "muon":
-            optimizer = Muon(parameters, options.lr, options.matrix_lr, weight_decay=decay)
-        else:
-            optimizer = torch.optim.AdamW(
-                parameters, lr=options.lr, weight_decay=decay, amsgrad=options.amsgrad, fused=True
-            )
-        if options.schedule == "plateau":
-            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, factor=options.plateau_factor, patience=options.plateau_patience
-            )
-            return [optimizer], [{"scheduler": schedule, "monitor": "val_loss", "frequency": self.config.run.val_every}]
-        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step))
-        return [optimizer], [{"scheduler": factor, "interval": "step"}]
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["data"] = dict(self.data)
 
-    def _lr_factor(self, step: int) -> float:
-        options = self.config.optimizer
-        share = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
-        warmup = options.warmup_from + (1 - options.warmup_from) * share
-        if options.schedule == "constant":
-            return warmup
-        if options.schedule == "milestones":
-            return warmup * options.milestone_factor ** sum(step >= milestone for milestone in options.milestones)
-        return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.config.optimizer, self.model.parameters())
 
-    def _progress(self, step: int) -> float:
-        """Share of the run that is over: of its epochs or of its minutes, whichever is further."""
-        trainer = self._trainer
-        total = float(trainer.estimated_stepping_batches) if trainer is not None and step else math.inf
-        minutes = self.config.run.max_minutes
-        timed = (time.monotonic() - self.started) / 60 / minutes if minutes else 0.0
-        return min(1.0, max(step / total, timed))
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        set_rates(self.trainer.optimizers[0], self.config.optimizer, self.rate_factor())
+
+    def rate_factor(self) -> float:
+        """What the schedule multiplies the learning rates of the next step with, while training."""
+        step, minutes = self.trainer.global_step, self.config.run.max_minutes
+        timed = self.elapsed / 60 / minutes if minutes else 0.0
+        # The share of the run that is over: of its epochs or of its minutes, whichever is further.
+        progress = min(1.0, max(step / self.trainer.estimated_stepping_batches, timed))
+        return rate_factor(self.config.optimizer, step, progress, self.val_losses)

@@ -1,5 +1,6 @@
 """What a network does not have to learn: reference energies and scales."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,30 +14,46 @@ from equicat.errors import InputError, nearest
 class NormalizationConfig:
     """What the network does not have to learn."""
 
-    references: Literal["linear", "none"] | dict[str, float] = "linear"
-    """Energy of each element (eV): linear fits them to the training energies; or give them, such as {H: -13.6}."""
+    references: Literal["linear", "none"] | dict[str, float] | None = None
+    """Energy of each element (eV): linear fits them to the training energies, none takes 0; or give them, such as
+    {H: -13.6}. null: linear, but for fine-tuning those of the run; linear then shifts these to the new energies."""
     scale: float | None = None
     """Energies are in units of this (eV); null takes the root mean square force of free atoms (s2ef), or what the
-    linear references leave of the energies."""
+    linear references leave of the energies. With fine-tuning it is the run's."""
     displacement_scale: float | None = None
-    """Displacements are in units of this (Å); null takes their root mean square component of free atoms."""
+    """Displacements are in units of this (Å); null takes their root mean square component of free atoms. With
+    fine-tuning it is the run's."""
 
 
-def _references(config: NormalizationConfig, fitted: Statistics) -> tuple[float, ...]:
+def new_references(config: NormalizationConfig, fitted: Statistics) -> tuple[float, ...]:
+    """Reference energies (eV) of a new model's elements.
+
+    Raises:
+        InputError: if they are given for an unknown element, or not for all elements.
+    """
     if config.references == "none":
         return (0.0,) * len(fitted.elements)
-    if config.references == "linear":
-        return fitted.linear_reference
-    assert isinstance(config.references, dict)
+    if isinstance(config.references, dict):
+        given = given_references(config.references, fitted.elements)
+        return tuple(given[z] for z in fitted.elements)
+    return fitted.linear_reference
+
+
+def given_references(references: Mapping[str, float], elements: Iterable[int]) -> dict[int, float]:
+    """Reference energies (eV) that a configuration gives, by atomic number.
+
+    Raises:
+        InputError: for an unknown element, or if one of ``elements`` has none.
+    """
     by_number = {}
-    for symbol, energy in config.references.items():
+    for symbol, energy in references.items():
         if symbol not in atomic_numbers:
             raise InputError(
                 f"normalization.references: no element {symbol!r}{nearest(symbol, atomic_numbers)}; "
                 "note that YAML reads N and Y as they are but no, yes, on and off as booleans"
             )
         by_number[atomic_numbers[symbol]] = energy
-    missing = [z for z in fitted.elements if z not in by_number]
+    missing = [z for z in elements if z not in by_number]
     if missing:
         raise InputError(f"normalization.references: no energy for the elements with numbers {missing}; add them")
-    return tuple(by_number[z] for z in fitted.elements)
+    return by_number

@@ -1,7 +1,19 @@
-"""The optimiser of a training run and its schedule."""
+"""The optimiser of a training run, and the learning rate at each of its steps."""
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+from torch import nn
+
+from equicat.training.muon import Muon
+
+LAST_SHARE = 0.01
+"""Share of the learning rate at which the cosine schedule ends."""
+BETTER = 1e-4
+"""A validation loss counts as better, for the plateau schedule, if it is lower by this share of the best."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +49,60 @@ class OptimizerConfig:
     """Decoupled weight decay (AdamW)."""
     amsgrad: bool = False
     """Adam with the largest second moment so far (Reddi et al. 2018)."""
+
+
+def make_optimizer(options: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that the options name, with the full learning rates."""
+    if options.name == "muon":
+        return Muon(parameters, options.lr, options.matrix_lr, weight_decay=options.weight_decay)
+    decay, amsgrad = options.weight_decay, options.amsgrad
+    return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=decay, amsgrad=amsgrad, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfig, factor: float) -> None:
+    """Set the learning rates of the next step to ``factor`` times those of the options, and the weight decay to theirs.
+
+    A resumed run, whose checkpoint has rates of its own, thus goes on with those of its configuration.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = factor * (options.matrix_lr if group.get("muon") else options.lr)
+        group["weight_decay"] = options.weight_decay
+
+
+def rate_factor(options: OptimizerConfig, step: int, progress: float, val_losses: Sequence[float]) -> float:
+    """What the schedule multiplies the learning rates with.
+
+    Args:
+        options: the schedule.
+        step: optimiser steps so far.
+        progress: share of the run that is over, for the cosine.
+        val_losses: of all validations so far, for the plateau.
+    """
+    if options.schedule == "plateau":
+        return plateau_factor(options, val_losses)
+    share = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+    warmup = options.warmup_from + (1 - options.warmup_from) * share
+    if options.schedule == "constant":
+        return warmup
+    if options.schedule == "milestones":
+        return warmup * options.milestone_factor ** sum(step >= milestone for milestone in options.milestones)
+    return warmup * (LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def plateau_factor(options: OptimizerConfig, val_losses: Sequence[float]) -> float:
+    """Factor of the plateau schedule after these validations, as PyTorch's ``ReduceLROnPlateau`` computes it.
+
+    It depends on the losses alone, so a resumed run needs no state of a scheduler to go on with the same rate.
+    """
+    factor, best, n_worse = 1.0, math.inf, 0
+    for loss in val_losses:
+        best, n_worse = (loss, 0) if loss < best * (1 - BETTER) else (best, n_worse + 1)
+        if n_worse > options.plateau_patience:
+            factor, n_worse = factor * options.plateau_factor, 0
+    return factor
+
+
+def n_without_better(val_losses: Sequence[float]) -> int:
+    """Validations since the one with the lowest loss; one that is NaN is never the lowest."""
+    known = [math.inf if math.isnan(loss) else loss for loss in val_losses]
+    return len(known) - 1 - known.index(min(known)) if known else 0

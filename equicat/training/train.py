@@ -1,206 +1,138 @@
 """`equicat train`: from a configuration to a run directory. The loop is Lightning's."""
 
-import logging
-import os
-import shutil
+import math
+import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
-import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from lightning.pytorch import seed_everything
 
-from equicat.data.batches import batches, edge_costs
+from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, edge_costs
+from equicat.data.datasets import AnyDataset
 from equicat.data.noise import Corrupted
+from equicat.data.structure import Structure
 from equicat.data.training_data import training_data
 from equicat.errors import InputError
-from equicat.files import replace_json, replacing_file
-from equicat.models import saved
-from equicat.models.model import AtomisticModel
-from equicat.run_directory import environment
+from equicat.run_directory import NewRun, check_free, new_run
 from equicat.tasks.tasks import outputs_of, resolved, task_of
-from equicat.training.callbacks import MinuteLimit, RunWriter
+from equicat.training.callbacks import RunWriter
 from equicat.training.config import RunConfig, TrainConfig
-from equicat.training.initial_model import _initial_model, check_same_model
+from equicat.training.initial_model import fine_tuned_model, new_model
 from equicat.training.module import TrainingModule
+from equicat.training.resume import (
+    Resumption,
+    check_same_data,
+    data_summary,
+    nothing_left,
+    read_resumption,
+    resumed_model,
+)
+from equicat.training.trainer import is_main_process, make_trainer, matmul_precision, quiet_lightning
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a finished run is, and its best validation loss."""
+    """What a training came to."""
 
     run: Path
+    """Its run directory."""
     best_val_loss: float
+    """Validation loss of the model that is saved."""
     seconds: float
+    """How long this session trained; 0 if nothing was left to do."""
 
 
 def train(config: TrainConfig) -> TrainResult:
     """Train a model as configured and write its run directory.
 
+    With ``run.overwrite`` the run that is there stays until the new one has its first model; with ``run.resume`` it
+    stays as it is until training goes on.
+
     Raises:
         InputError: for bad configuration or data, before anything is written; or if the loss is not finite.
+        KeyboardInterrupt: if the user interrupts the training.
     """
-    options = config.run
-    run = Path(options.out)
-    checkpoint = _checkpoint_to_resume(run, options)
+    run = Path(config.run.out)
+    earlier = read_resumption(run) if config.run.resume else None
+    if earlier is None and is_main_process():
+        check_free(run, config.run.overwrite)
     config = replace(config, loss=resolved(config.task, config.loss))
     task = task_of(outputs_of(config.task, config.loss))
     labels = [*task.labels, *(["relaxed_positions"] if config.noise.share else [])]
-    train_set, val_set = training_data(config.data, config.task, labels)
-    pl.seed_everything(options.seed, verbose=False)
-    if options.recompute and config.task != "s2ef":
+    if config.run.recompute and config.task != "s2ef":
         raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {config.task}")
-    model = _initial_model(config, task, train_set)
-    _prepare_directory(run, options, config, model)
-    corrupted = Corrupted(train_set, config.noise) if config.noise.share else train_set
-    writer = RunWriter(run)
-    dtype = getattr(torch, options.dtype)
-    train_loader, val_loader = (
-        batches(
-            data,
-            config.model.cutoff,
-            options.edge_budget or size,
-            dtype=dtype,
-            shuffle=shuffle,
-            num_workers=options.num_workers,
-            costs=edge_costs(clean, config.model.cutoff) if options.edge_budget else None,
-            seed=options.seed,
-        )
-        for data, clean, size, shuffle in (
-            (corrupted, train_set, options.batch_size, True),
-            (val_set, val_set, options.val_batch_size or options.batch_size, False),
-        )
-    )
-    with _quiet_lightning(), _matmul_precision(options.matmul_precision):
-        trainer = _trainer(config, run, writer)
-        started = time.monotonic()
-        trainer.fit(
-            TrainingModule(model, task, config), train_loader, val_loader, ckpt_path=checkpoint, weights_only=False
-        )
-    if trainer.is_global_zero and trainer.interrupted:
-        raise InputError(f"interrupted; go on with `--run.resume true` ({run})")
+    train_set, val_set = training_data(config.data, config.task, labels)
+    summaries = {"training": data_summary(train_set, task.energy), "validation": data_summary(val_set, task.energy)}
+    seed_everything(config.run.seed, verbose=False)
+    message = ""
+    if earlier is not None:
+        check_same_data(earlier, summaries)
+        model, config, message = resumed_model(earlier, config, train_set)
+        reason = nothing_left(earlier, config)
+        if reason is not None:
+            if is_main_process():
+                print(f"{run}: nothing to do, {reason}", flush=True)
+            return TrainResult(run, min(earlier.val_losses, default=math.inf), 0.0)
+    elif config.run.init_from is not None:
+        model, config = fine_tuned_model(config, task, train_set, config.run.init_from)
+    else:
+        model, config = new_model(config, task, train_set)
+    module = TrainingModule(model, task, config, summaries)
+    if earlier is not None:
+        module.val_losses, module.elapsed = earlier.val_losses, earlier.seconds
+    return _fit(module, _loaders(config, train_set, val_set), earlier, message)
+
+
+def _fit(
+    module: TrainingModule, loaders: tuple[ResumableLoader, ...], earlier: Resumption | None, message: str
+) -> TrainResult:
+    """Run the loop and write what it gives."""
+    options, run = module.config.run, Path(module.config.run.out)
+    started = time.monotonic()
+    with quiet_lightning(), matmul_precision(options.matmul_precision), _directory(options) as directory:
+        writer = RunWriter(directory, [] if earlier is None else earlier.rows, message)
+        trainer = make_trainer(module.config, directory.path, writer)
+        train, val = loaders
+        checkpoint = None if earlier is None else earlier.path
+        try:
+            trainer.fit(module, train, val, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as exit_:  # what Lightning makes of an interrupt
+            if not trainer.interrupted:
+                raise
+            kept = "go on with `--run.resume true`" if directory.is_kept else "no epoch was finished, nothing is kept"
+            print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
+            raise KeyboardInterrupt from exit_
+        if math.isinf(writer.best):
+            raise InputError(f"{run}: no validation loss was a number, so there is no model; lower optimizer.lr")
     return TrainResult(run, writer.best, time.monotonic() - started)
 
 
-@contextmanager
-def _matmul_precision(name: str) -> Iterator[None]:
-    """Of float32 products, as PyTorch calls it, within the block."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _directory(options: RunConfig) -> AbstractContextManager[NewRun]:
+    """Where this process writes: the main one into a new directory, unless it goes on with a run."""
+    run = Path(options.out)
+    if is_main_process() and not options.resume:
+        return new_run(run, options.overwrite)
+    existing = NewRun(run, replaces=False)
+    existing.keep()
+    return nullcontext(existing)
 
 
-def is_main_process() -> bool:
-    """Whether this process writes files; with several devices, torchrun or SLURM only the first one does."""
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+def _loaders(config: TrainConfig, train_set: AnyDataset, val_set: AnyDataset) -> tuple[ResumableLoader, ...]:
+    """Batches for training and validation, each shared among the processes that train."""
+    options, cutoff, dtype = config.run, config.model.cutoff, getattr(torch, config.run.dtype)
 
+    def loader(data: Sequence[Structure], clean: AnyDataset, n_structures: int, shuffle: bool) -> ResumableLoader:
+        costs = edge_costs(clean, cutoff) if options.edge_budget else None
+        limit = options.edge_budget or n_structures
+        sampler = BatchSampler(len(data), limit, costs, shuffle=shuffle, seed=options.seed)
+        return ResumableLoader(BatchReader(data, cutoff, dtype), sampler, options.num_workers)
 
-def _trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Trainer:
-    options = config.run
-    checkpoints = ModelCheckpoint(
-        run / "checkpoints", "best", monitor="val_loss", save_last=True, enable_version_counter=False
+    noisy = Corrupted(train_set, config.noise) if config.noise.share else train_set
+    return (
+        loader(noisy, train_set, options.batch_size, shuffle=True),
+        loader(val_set, val_set, options.val_batch_size or options.batch_size, shuffle=False),
     )
-    callbacks: list[Callback] = [checkpoints, writer]
-    if config.optimizer.ema_decay is not None:
-        average = WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema_decay))
-        callbacks.insert(0, average)
-    if options.early_stopping is not None:
-        callbacks.append(EarlyStopping("val_loss", patience=options.early_stopping))
-    if options.max_minutes is not None:
-        callbacks.append(MinuteLimit(options.max_minutes))
-    if options.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    return pl.Trainer(
-        max_epochs=options.max_epochs,
-        accelerator=options.accelerator,
-        devices=options.devices if options.devices == "auto" else int(options.devices),
-        gradient_clip_val=config.optimizer.gradient_clip,
-        check_val_every_n_epoch=options.val_every,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # ours repeats no structure
-        inference_mode=False,  # forces are derivatives
-        logger=_loggers(config, run),
-        callbacks=callbacks,
-        enable_progress_bar=options.progress,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-    )
-
-
-def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
-    loggers: list[Logger] = []
-    try:
-        if config.run.tensorboard:
-            loggers.append(TensorBoardLogger(run, name="tensorboard", version=""))
-        if config.run.wandb:
-            offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
-            loggers.append(WandbLogger(name=run.name, save_dir=run, offline=offline, project="equicat"))
-            loggers[-1].log_hyperparams(asdict(config))
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
-    return loggers
-
-
-def _checkpoint_to_resume(run: Path, options: RunConfig) -> Path | None:
-    if options.resume:
-        checkpoint = run / "checkpoints" / "last.ckpt"
-        if not checkpoint.is_file():
-            raise InputError(f"{run}: nothing to resume, {checkpoint} is missing")
-        return checkpoint
-    if is_main_process() and run.exists() and any(run.iterdir()) and not options.overwrite:
-        raise InputError(
-            f"{run}: exists; choose another run.out, or give `--run.overwrite true` to replace it "
-            "or `--run.resume true` to go on"
-        )
-    return None
-
-
-def _prepare_directory(run: Path, options: RunConfig, config: TrainConfig, model: AtomisticModel) -> None:
-    if options.resume:
-        check_same_model(config, saved.load_info(run), run)
-    if not is_main_process():
-        return
-    if run.exists() and not options.resume:
-        shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
-    with replacing_file(run / "config.yaml") as temporary:
-        values = asdict(config)
-        values["model"] = asdict(model.config)
-        temporary.write_text(yaml.safe_dump(_plain(values), sort_keys=False), encoding="utf-8")
-    replace_json(run / "environment.json", environment())
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without its banners and hints about workers; its errors still show."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

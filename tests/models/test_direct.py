@@ -21,7 +21,7 @@ from equicat.models.direct import DirectModel
 from equicat.models.heads import VECTOR_HEADS, MagnitudeDirection, vector_head
 from equicat.models.model import Prediction
 from equicat.networks.features import Features
-from equicat.tasks.tasks import LossConfig, direct_loss, direct_metrics, outputs_of, resolved, task_of
+from equicat.tasks.tasks import LossConfig, direct_loss_terms, direct_metrics, outputs_of, resolved, task_of, total_loss
 from equicat.training.config import from_mapping
 from equicat.training.train import train
 
@@ -116,7 +116,7 @@ def test_symmetric_sites_do_not_move_and_gradients_stay_finite(head):
     direct = model(head, energy=False).train()
     out = direct(batch)
     assert out.displacements.abs().max() < 1e-5
-    loss = direct_loss(out, batch, direct, resolved("is2rs", LossConfig()))
+    loss = total_loss(direct_loss_terms(out, batch, direct, resolved("is2rs", LossConfig())))
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in direct.parameters() if p.grad is not None)
 
@@ -146,7 +146,7 @@ def test_training_reaches_every_weight_and_lowers_the_loss(head, energy):
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss = direct_loss(direct(batch), batch, direct, options)
+        loss = total_loss(direct_loss_terms(direct(batch), batch, direct, options))
         loss.backward()
         if head != "sum" or energy:  # the sum reads vectors alone, so the last scalars go nowhere
             assert all(p.grad is not None and p.grad.abs().max() > 0 for p in direct.parameters())
@@ -161,8 +161,8 @@ def test_loss_and_metrics_count_free_atoms_only():
     out = direct(batch)
     spoiled = dataclasses.replace(batch, displacements=batch.displacements + 100 * batch.fixed[:, None])
     options = LossConfig(energy_weight=0.5, displacement_weight=2.0)
-    loss = direct_loss(out, batch, direct, options)
-    assert loss == direct_loss(out, spoiled, direct, options)
+    loss = total_loss(direct_loss_terms(out, batch, direct, options))
+    assert loss == total_loss(direct_loss_terms(out, spoiled, direct, options))
     error = (out.displacements - batch.displacements)[~batch.fixed] / 0.3
     energy = (out.relaxed_energy - batch.relaxed_energy).abs().item() / 0.7
     assert loss.item() == pytest.approx(0.5 * energy + 2 * error.norm(dim=1).mean().item(), rel=1e-4)

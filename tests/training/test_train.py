@@ -179,7 +179,7 @@ def test_given_references_reach_the_model(data, tmp_path):
     potential = equicat.load(train(from_mapping(values)).run)
     assert potential.reference_energies.tolist() == [-4.0, -2.5]
     assert potential.scale.item() == 2.0
-    assert NormalizationConfig().references == "linear"
+    assert NormalizationConfig().references is None
 
 
 # ---- data that cannot be trained on ------------------------------------------------------------------------------

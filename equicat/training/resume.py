@@ -1,0 +1,225 @@
+"""Going on with a run: what its checkpoint holds, what must be as it was, and whether anything is left to do."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from equicat.data.datasets import AnyDataset
+from equicat.errors import InputError
+from equicat.models import saved
+from equicat.models.direct import DirectModel
+from equicat.models.potential import Potential
+from equicat.run_directory import (
+    BEST,
+    DESCRIPTION,
+    LAST,
+    Row,
+    column,
+    plain,
+    read_checkpoint,
+    read_config,
+    read_metrics,
+)
+from equicat.training.config import TrainConfig
+from equicat.training.initial_model import check_knows, check_same_model, compute_options
+from equicat.training.optimizers import n_without_better
+
+FIXED = (
+    "task",
+    "output_mlp",
+    "output_nonlinearity",
+    "force_head",
+    "displacement_head",
+    "normalization",
+    "loss",
+    "optimizer.name",
+    "optimizer.amsgrad",
+    "run.dtype",
+    "run.init_from",
+)
+"""Options, or parts with all their options, that a resumed run cannot change; those of ``model`` are in model.json."""
+SETTLED = ("normalization.", "run.init_from")
+"""Of these, null stands for what the run has."""
+UNSAID = ("run.out", "run.overwrite", "run.resume", "run.progress")
+"""Options that may differ without being mentioned."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run goes on from."""
+
+    run: Path
+    checkpoint: dict[str, Any]
+    """What ``last.ckpt`` holds."""
+    config: dict[str, Any]
+    """What ``config.yaml`` says of the run so far."""
+    rows: list[Row]
+    """The epochs of ``metrics.csv`` that the checkpoint knows of."""
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's file."""
+        return self.run / LAST
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs that are finished."""
+        return int(self.checkpoint["epoch"]) + 1
+
+    @property
+    def seconds(self) -> float:
+        """Time that they took."""
+        return max(column(self.rows, "time_s"), default=0.0)
+
+    @property
+    def val_losses(self) -> list[float]:
+        """Their validation losses."""
+        return column(self.rows, "val_loss")
+
+
+def read_resumption(run: Path) -> Resumption:
+    """The state of a run at the end of its last finished epoch.
+
+    Raises:
+        InputError: if there is no checkpoint, or a damaged one; the message tells whether the best one is whole.
+    """
+    if not (run / LAST).is_file():
+        raise InputError(f"{run}: nothing to resume, {run / LAST} is missing")
+    try:
+        checkpoint = _complete(run / LAST)
+    except InputError as error:
+        raise InputError(f"{error}; {_advice(run)}") from error
+    return Resumption(run, checkpoint, read_config(run), read_metrics(run, int(checkpoint["global_step"])))
+
+
+def _complete(path: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    missing = [key for key in ("epoch", "global_step", "state_dict", "optimizer_states") if key not in checkpoint]
+    if missing:
+        raise InputError(f"{path}: damaged (no {missing[0]} in it)")
+    return checkpoint
+
+
+def _advice(run: Path) -> str:
+    """What to do about a damaged last checkpoint."""
+    try:
+        n_epochs = int(_complete(run / BEST)["epoch"]) + 1
+    except InputError:
+        return "there is no other whole checkpoint, so train anew"
+    return f"{run / BEST} is whole: copy it to {Path(LAST).name} to go on after epoch {n_epochs}"
+
+
+def resumed_model(
+    earlier: Resumption, config: TrainConfig, data: AnyDataset
+) -> tuple[Potential | DirectModel, TrainConfig, str]:
+    """The model of the run with all its own constants, whose weights are in the checkpoint.
+
+    Returns:
+        The model; the configuration with what the run already settled; and what there is to say.
+
+    Raises:
+        InputError: if the run holds another model than the configuration describes, does not fit the data, or cannot
+            change an option.
+    """
+    run = earlier.run
+    info = saved.read_info(run)
+    check_same_model(config, info, run)
+    model = saved.build(info, compute=compute_options(config.run))
+    check_knows(model, data, run)
+    config, changes = _resumed_config(earlier, config)
+    weights = {k.removeprefix("model."): v for k, v in earlier.checkpoint["state_dict"].items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{earlier.path}: does not fit {DESCRIPTION} ({' '.join(str(error).split())})") from error
+    said = f"{run} goes on after {earlier.n_epochs} epochs"
+    return model, replace(config, model=model.config), said + (f" (new: {', '.join(changes)})" if changes else "")
+
+
+def _resumed_config(earlier: Resumption, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The configuration with what the run already settled, and the options that change, as text.
+
+    Raises:
+        InputError: naming an option that cannot change.
+    """
+    before, now = _flat(earlier.config), _flat(plain(asdict(config)))
+    settled = {name: before.get(name) for name in now if name.startswith(SETTLED) and now[name] is None}
+    changes = []
+    for name, value in now.items():
+        if name in settled or name not in before or value == before[name]:
+            continue
+        if any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED):
+            raise InputError(
+                f"{name} is {value} in the configuration but {before[name]} in the run {earlier.run}, and a resumed "
+                f"run keeps it: leave it out, or start a new run with `--run.init_from {earlier.run}`"
+            )
+        if name not in UNSAID and not name.startswith("model."):
+            changes.append(f"{name} {value} instead of {before[name]}")
+    own = {name.removeprefix("normalization."): value for name, value in settled.items() if name != "run.init_from"}
+    run = replace(config.run, init_from=before.get("run.init_from"))
+    return replace(config, normalization=replace(config.normalization, **own), run=run), changes
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by dotted name. Lists, and mappings that are values (reference energies, filters), stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and not prefix:
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def data_summary(data: AnyDataset, label: str) -> dict[str, Any]:
+    """Numbers by which data are recognised, wherever they lie: for checkpoints.
+
+    Args:
+        data: of training or validation.
+        label: of the energies that are trained on.
+    """
+    energies = np.asarray(data.array(label), dtype=np.float64) if label in data.fields else np.zeros(1)
+    return {
+        "elements": ", ".join(chemical_symbols[z] for z in data.elements),
+        "structures": len(data),
+        "atoms": int(np.sum(np.asarray(data.n_atoms))),
+        "energy": float(energies.sum()),
+    }
+
+
+def check_same_data(earlier: Resumption, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that a run goes on with its own data; its losses could not be compared otherwise.
+
+    Args:
+        earlier: checkpoints of earlier versions do not know their data, and are not checked.
+        summaries: :func:`data_summary` of the ``training`` and ``validation`` data.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    for name, known in earlier.checkpoint.get("data", {}).items():
+        for key, value in summaries[name].items():
+            same = np.isclose(value, known[key], rtol=1e-9) if key == "energy" else value == known[key]
+            if not same:
+                raise InputError(
+                    f"{earlier.run}: these {name} data are not those of the run ({key}: {value} instead of "
+                    f"{known[key]}), with which a resumed run goes on; to train on with others, start a new run with "
+                    f"`--run.init_from {earlier.run}`"
+                )
+
+
+def nothing_left(earlier: Resumption, config: TrainConfig) -> str | None:
+    """Why there is nothing to do for a run, or None."""
+    options, n, minutes = config.run, earlier.n_epochs, earlier.seconds / 60
+    if n >= options.max_epochs:
+        return f"all {n} epochs are done; raise run.max_epochs to go on"
+    if options.max_minutes is not None and minutes >= options.max_minutes:
+        return f"its {minutes:.3g} minutes are used up; raise run.max_minutes to go on"
+    stale = n_without_better(earlier.val_losses)
+    if options.early_stopping is not None and stale >= options.early_stopping:
+        return f"val_loss has not become better in {stale} validations; raise run.early_stopping to go on"
+    return None

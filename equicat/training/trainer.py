@@ -1,0 +1,147 @@
+"""Lightning's trainer as a configuration asks for it: devices, callbacks, loggers; and without its chatter."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from equicat.errors import InputError
+from equicat.training.callbacks import MinuteLimit, Patience, RunWriter
+from equicat.training.config import RunConfig, TrainConfig
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files; with several devices, torchrun or SLURM only the first one does."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Trainer:
+    """The trainer of a run.
+
+    Args:
+        config: of the run.
+        run: where loggers write now; their runs are named after ``config.run.out``.
+        writer: writes the rest.
+
+    Raises:
+        InputError: if a device or a package is not there.
+    """
+    options = config.run
+    callbacks: list[Callback] = [writer]
+    if config.optimizer.ema_decay is not None:
+        average = get_ema_multi_avg_fn(config.optimizer.ema_decay)
+        callbacks.append(WeightAveraging(use_buffers=False, multi_avg_fn=average))
+    if options.early_stopping is not None:
+        callbacks.append(Patience(options.early_stopping))
+    if options.max_minutes is not None:
+        callbacks.append(MinuteLimit(options.max_minutes))
+    if options.progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    devices, num_nodes = devices_and_nodes(options)
+    try:
+        return pl.Trainer(
+            max_epochs=options.max_epochs,
+            accelerator=options.accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            gradient_clip_val=config.optimizer.gradient_clip,
+            check_val_every_n_epoch=options.val_every,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # ours repeats no structure
+            inference_mode=False,  # forces are derivatives
+            logger=_loggers(config, run),
+            callbacks=callbacks,
+            enable_checkpointing=False,  # the writer saves what we promise
+            enable_progress_bar=options.progress,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise InputError(f"run.accelerator {options.accelerator}, run.devices {options.devices}: {error}") from error
+
+
+def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
+    """Devices of this machine, and machines: as torchrun or SLURM started processes, else as configured.
+
+    Raises:
+        InputError: if the configuration asks for another number of devices than there are processes.
+    """
+    if options.devices != "auto" and not options.devices.isdigit():
+        raise InputError(f"run.devices is {options.devices!r}; give a number, or auto")
+    started = _started_processes()
+    if started is None:
+        return options.devices if options.devices == "auto" else int(options.devices), 1
+    here, num_nodes = started
+    if options.devices not in ("auto", str(here)):
+        raise InputError(
+            f"run.devices is {options.devices}, but {here} processes were started on this machine (torchrun, SLURM); "
+            "leave it out"
+        )
+    return here, num_nodes
+
+
+def _started_processes() -> tuple[int, int] | None:
+    """Processes on this machine and machines, if a launcher started this process among others."""
+    env = os.environ
+    if "LOCAL_RANK" in env and int(env.get("WORLD_SIZE", 1)) > 1:  # torchrun, or Lightning itself
+        here = int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
+        return here, int(env["WORLD_SIZE"]) // here
+    if SLURMEnvironment.detect():
+        num_nodes = int(env.get("SLURM_NNODES", 1))
+        return int(env["SLURM_NTASKS"]) // num_nodes, num_nodes
+    return None
+
+
+def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
+    loggers: list[Logger] = []
+    name = Path(config.run.out).resolve().name
+    try:
+        if config.run.tensorboard:
+            loggers.append(TensorBoardLogger(run, name="tensorboard", version=""))
+        if config.run.wandb:
+            offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
+            loggers.append(WandbLogger(name=name, save_dir=run, offline=offline, project="equicat"))
+            loggers[-1].log_hyperparams(asdict(config))
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
+    return loggers
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Within the block, factors of float32 matrix products have this precision (PyTorch's names)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Within the block, Lightning shows no banners and hints about workers; its errors still show."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
