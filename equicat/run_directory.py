@@ -190,7 +190,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+        reason = str(error).split(". ")[0].splitlines()
+        raise InputError(f"{path}: damaged ({reason[0] if reason else type(error).__name__})") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: no checkpoint of equicat, but {type(checkpoint).__name__}")
     return checkpoint
@@ -237,14 +238,18 @@ def new_run(run: Path, overwrite: bool) -> Iterator[NewRun]:
         overwrite: replace the run that is there.
 
     Raises:
-        InputError: if the directory cannot be made.
+        InputError: if the directory cannot be made, or another training makes it at the same time.
     """
-    started = NewRun(run, overwrite and run.is_dir() and any(run.iterdir()))
+    is_there = run.is_dir()
+    started = NewRun(run, overwrite and is_there and any(run.iterdir()))
     beside = started.path
     with writing_to(beside):
         if beside != started.final:
-            _remove(beside)  # of a start that was killed
-        beside.mkdir(parents=True, exist_ok=True)
+            _remove(beside)  # what a start that was killed has left
+        try:
+            beside.mkdir(parents=True, exist_ok=is_there and beside == started.final)
+        except FileExistsError as error:
+            raise InputError(f"{run}: another training writes there; give each a run.out of its own") from error
     try:
         yield started
     finally:

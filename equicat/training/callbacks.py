@@ -80,7 +80,9 @@ class RunWriter(Callback):
         row |= results
         path = self.directory.path
         if trainer.is_global_zero:
-            append_metrics(path, {k: f"{v:.9g}" if isinstance(v, float) else str(v) for k, v in row.items()})
+            # In full, for a resumed run compares its losses with those that it reads here.
+            text = {k: f"{v:.6g}" if isinstance(v, float) and k != "val_loss" else str(v) for k, v in row.items()}
+            append_metrics(path, text)
         if results.get("val_loss", float("inf")) < self.best:
             self.best = results["val_loss"]
             if trainer.is_global_zero:

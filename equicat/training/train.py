@@ -31,7 +31,7 @@ from equicat.training.resume import (
     read_resumption,
     resumed_model,
 )
-from equicat.training.trainer import is_main_process, make_trainer, matmul_precision, quiet_lightning
+from equicat.training.trainer import finish_loggers, is_main_process, make_trainer, matmul_precision, quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,13 @@ def _fit(
         except SystemExit as exit_:  # what Lightning makes of an interrupt
             if not trainer.interrupted:
                 raise
-            kept = "go on with `--run.resume true`" if directory.is_kept else "no epoch was finished, nothing is kept"
+            kept = (
+                "go on with `--run.resume true`" if directory.is_kept else "there is no model yet, so nothing is kept"
+            )
             print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
             raise KeyboardInterrupt from exit_
+        finally:
+            finish_loggers(trainer)
         if math.isinf(writer.best):
             raise InputError(f"{run}: no validation loss was a number, so there is no model; lower optimizer.lr")
     return TrainResult(run, writer.best, time.monotonic() - started)

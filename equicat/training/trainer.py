@@ -51,7 +51,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     devices, num_nodes = devices_and_nodes(options)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             max_epochs=options.max_epochs,
             accelerator=options.accelerator,
             devices=devices,
@@ -70,6 +70,17 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise InputError(f"run.accelerator {options.accelerator}, run.devices {options.devices}: {error}") from error
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_hyperparams(asdict(config))  # starts its process
+    return trainer
+
+
+def finish_loggers(trainer: pl.Trainer) -> None:
+    """End runs of Weights & Biases, which would go on until the process ends and take in a next training."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish()
 
 
 def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
@@ -113,7 +124,6 @@ def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
         if config.run.wandb:
             offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
             loggers.append(WandbLogger(name=name, save_dir=run, offline=offline, project="equicat"))
-            loggers[-1].log_hyperparams(asdict(config))
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
     return loggers

@@ -1,0 +1,47 @@
+"""Files that appear complete or not at all."""
+
+import os
+import stat
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from equicat import InputError
+from equicat.files import replacing_file
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=lambda umask: f"{umask:03o}")
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_files_take_the_umask_whoever_writes_them(tmp_path, umask):
+    for name in ("new", "old"):
+        path = tmp_path / name
+        if name == "old":
+            path.touch(mode=0o400)
+        with replacing_file(path) as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)  # makes it readable for its owner alone
+        assert mode(path) == 0o666 & ~umask
+
+
+def test_a_file_that_fails_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_half():
+        with replacing_file(path) as temporary:
+            temporary.write_text("half")
+            raise InputError("no")
+
+    with pytest.raises(InputError):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
