@@ -68,7 +68,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
             enable_model_summary=False,
             log_every_n_steps=10,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
         raise InputError(f"run.accelerator {options.accelerator}, run.devices {options.devices}: {error}") from error
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from equicat.data.info import DatasetInfo
 from equicat.data.readers import write
 from equicat.data.store import write_store
 from equicat.data.training_data import training_data
+from equicat.training.callbacks import RunWriter
 from equicat.training.config import from_mapping
 from equicat.training.module import TrainingModule
 from equicat.training.normalization import NormalizationConfig
@@ -121,6 +124,82 @@ def test_fine_tuning_starts_from_the_weights(run, data, tmp_path):
 def test_an_existing_run_is_not_overwritten(run, data):
     with pytest.raises(InputError, match=r"exists; choose another run.out"):
         train(from_mapping(configuration(data, run)))
+
+
+# ---- replacing a run -----------------------------------------------------------------------------------------------
+
+BAD_STARTS = {
+    "an option": {"loss": {"energy_weight": 0.0}, "task": "is2re"},
+    "data": {"data": {"train": ["nowhere.xyz"]}},
+    "a label": {"noise": {"share": 0.5, "sigma": 0.1}},
+    "a package": {"run": {"wandb": True}},
+    "devices": {"run": {"devices": "two"}},
+    "no such device": {"run": {"accelerator": "tpu"}},
+    "fine-tuning": {"run": {"init_from": "nowhere"}},
+    "the first step": {"optimizer": {"lr": 1e30, "gradient_clip": None, "schedule": "constant"}},
+}
+
+
+@pytest.mark.parametrize("parts", BAD_STARTS.values(), ids=BAD_STARTS)
+def test_a_run_is_not_touched_by_a_start_that_fails(run, data, tmp_path, monkeypatch, parts):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "report.html").write_text("a report")
+    before = {path.name: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    values = configuration(data, copy)
+    for part, options in parts.items():
+        values[part] = options if isinstance(options, str) else values.get(part, {}) | options
+    values["run"]["overwrite"] = True
+    with pytest.raises(InputError) as error:
+        train(from_mapping(values))
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_is_replaced_by_the_first_model_of_the_new_one(run, data, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "report.html").write_text("a report")
+    seen, save = [], RunWriter.on_train_epoch_end
+
+    def watched(self, trainer, module):
+        seen.append((copy / "report.html").is_file())
+        save(self, trainer, module)
+        seen.append((copy / "report.html").is_file())
+
+    monkeypatch.setattr(RunWriter, "on_train_epoch_end", watched)
+    options = {"overwrite": True, "max_epochs": 2, "val_every": 2, "tensorboard": True}
+    train(from_mapping(configuration(data, copy, run=options)))
+    assert seen == [True, True, True, False], "the first validation is that of the second epoch"
+    assert len(rows(copy)) == 2
+    assert list(copy.rglob("events.out.tfevents*"))
+    assert equicat.load(copy).info.task == "s2ef"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_directory_that_is_no_run_is_not_overwritten(data, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds no run"):
+        train(from_mapping(configuration(data, tmp_path, run={"overwrite": True})))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_files_of_a_run_take_the_umask(run):
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in run.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
+def test_losses_do_not_depend_on_how_structures_are_batched(data, tmp_path):
+    """They are means over all systems and all free atoms, not means of the means of batches."""
+    options = {"lr": 0.0, "ema_decay": None}
+    found = []
+    for size in (1, 5, 16):
+        values = configuration(data, tmp_path / str(size), optimizer=options, run={"batch_size": size, "max_epochs": 1})
+        (row,) = rows(train(from_mapping(values)).run)
+        found.append([float(row["train_loss"]), float(row["val_loss"])])
+    assert found[1:] == [pytest.approx(found[0], rel=1e-5)] * 2
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine", "constant"])

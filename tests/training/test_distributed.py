@@ -1,0 +1,114 @@
+"""Training on several processes: the same model, the same losses, and one set of files about all data."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from socket import socket
+
+import pytest
+import torch
+import yaml
+from conftest import configuration
+from safetensors.torch import load_file
+
+from equicat import InputError, open_dataset
+from equicat.training.config import RunConfig, from_mapping
+from equicat.training.train import train
+from equicat.training.trainer import devices_and_nodes
+
+
+def free_port() -> str:
+    with closing(socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def as_torchrun(arguments: list[str]) -> list[subprocess.CompletedProcess]:
+    """Run `equicat` in two processes with the environment that torchrun gives them, without its own start-up time."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [sys.executable, "-m", "equicat", *arguments]
+    environments = [os.environ | shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in (0, 1)]
+    processes = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for env in environments
+    ]
+    return [
+        subprocess.CompletedProcess(command, process.returncode, out, err)
+        for process in processes
+        for out, err in [process.communicate(timeout=300)]
+    ]
+
+
+def test_two_processes_do_what_one_does(data, run, tmp_path):
+    """Batches of 2 on two processes are a batch of 4 on one: the same weights, in float64, after all their steps.
+
+    They write one run, in the place of an old one, which is evaluated on all validation data.
+    """
+    options = {"max_epochs": 2, "dtype": "float64"}
+    one = configuration(data, tmp_path / "one", run={"batch_size": 4} | options)
+    shutil.copytree(run, tmp_path / "two")
+    two = configuration(data, tmp_path / "two", run={"batch_size": 2, "overwrite": True} | options)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two))
+    done = as_torchrun(["train", str(tmp_path / "two.yaml")])
+    assert [process.returncode for process in done] == [0, 0], done
+    train(from_mapping(one))
+
+    rows = {}
+    for name in ("one", "two"):
+        with (tmp_path / name / "metrics.csv").open() as file:
+            rows[name] = [{k: v for k, v in row.items() if k != "time_s"} for row in csv.DictReader(file)]
+    assert [row["epoch"] for row in rows["two"]] == ["0", "1"], "one training, not two"
+    for first, second in zip(*rows.values(), strict=True):
+        assert {k: float(v) for k, v in second.items()} == pytest.approx({k: float(v) for k, v in first.items()})
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-12)
+
+    evaluation = json.loads((tmp_path / "two" / "evaluation.json").read_text())["splits"]["val"]
+    validation = open_dataset(data / "s2ef" / "val_id")
+    assert evaluation["n_systems"] == len(validation)
+    assert evaluation["n_free_atoms"] == (~validation.array("fixed")).sum()
+    assert done[0].stdout.count("best validation loss") == 1
+    assert done[1].stdout == "", "the main process speaks for all"
+    assert not list(tmp_path.glob(".two*"))
+
+
+# ---- how many processes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "expected"),
+    [
+        ({}, "auto", ("auto", 1)),
+        ({}, "2", (2, 1)),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "auto", (2, 1)),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}, "auto", (4, 2)),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}, "4", (4, 2)),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "2", (2, 1)),
+        ({"WORLD_SIZE": "2"}, "auto", ("auto", 1)),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "auto", ("auto", 1)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}, "auto", (4, 2)),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}, "auto", (1, 1)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "bash"}, "auto", ("auto", 1)),
+    ],
+)
+def test_devices_are_as_many_as_processes_were_started(monkeypatch, environment, devices, expected):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "LOCAL_", "WORLD_")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert devices_and_nodes(RunConfig(devices=devices)) == expected
+
+
+def test_another_number_of_devices_than_processes_is_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"run.devices is 4, but 2 processes were started on this machine"):
+        devices_and_nodes(RunConfig(devices="4"))
+    with pytest.raises(InputError, match="give a number, or auto"):
+        devices_and_nodes(RunConfig(devices="two"))
