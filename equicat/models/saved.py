@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from equicat.data.fitted import Statistics
@@ -139,8 +140,9 @@ def load(
     model = build(info, compute=compute)
     try:
         model.load_state_dict(load_file(Path(run) / WEIGHTS))
-    except Exception as error:  # safetensors and PyTorch each have errors of their own
-        raise InputError(f"{Path(run) / WEIGHTS}: does not fit {DESCRIPTION} ({error})") from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{Path(run) / WEIGHTS}: does not fit {DESCRIPTION} ({reason})") from error
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from conftest import configuration, labelled
-from places import FIXTURES
 from safetensors.torch import load_file
 
 import equicat
@@ -143,20 +142,6 @@ def test_a_run_that_was_moved_goes_on_with_data_that_were_moved(data, begun, tmp
     shutil.copytree(data, tmp_path / "elsewhere")
     resume(tmp_path / "elsewhere", shutil.copytree(begun, tmp_path / "run"), 3)
     assert len(rows(tmp_path / "run")) == 3
-
-
-def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
-    """Its checkpoint has a scheduler, states of callbacks that are gone, and says nothing of its data."""
-    stored = FIXTURES / "runs_b139b12"
-    run = shutil.copytree(stored / "allegro_resumable", tmp_path / "run")
-    values = yaml.safe_load((run / "config.yaml").read_text())
-    values["data"] |= {"train": [str(stored / "data")], "val": [str(stored / "data")]}
-    values["run"] |= {"out": str(run), "resume": True, "max_epochs": 3}
-    before = rows(run)
-    train(from_mapping(values))
-    assert [row["epoch"] for row in rows(run)] == ["0", "1", "2"]
-    assert rows(run)[:2] == before
-    assert float(rows(run)[2]["train_loss"]) < float(before[0]["train_loss"])
 
 
 # ---- what may change -----------------------------------------------------------------------------------------------
