@@ -19,6 +19,7 @@ from torch import Tensor
 
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.fire import FIRE, FIREState
 from equicat.relaxation.layout import Change, Layout
 from equicat.relaxation.lbfgs import PRESETS, LBFGSState
@@ -31,44 +32,6 @@ EDGES_ON_CPU = 50_000
 """Default number of edges in a batch on a CPU: from about there on, larger batches are no faster."""
 EDGES_OF_AN_ATOM = 50
 """How a system counts for the size of a batch if its model finds its own neighbours."""
-
-
-@dataclass(frozen=True)
-class RelaxConfig:
-    """How to relax."""
-
-    optimizer: Literal["lbfgs", "fire"] = "lbfgs"
-    """Which optimiser."""
-    preset: Literal["oc20", "ase"] = "oc20"
-    """Settings of L-BFGS. oc20: memory 50, steps of at most 0.04 Å; ase: memory 100, steps of at most 0.2 Å."""
-    max_step: float | None = None
-    """Å; the furthest that an atom moves in one step. Default: that of the preset; for FIRE 0.2, as ASE's."""
-    fmax: float = 0.05
-    """eV/Å; a system is relaxed when the force on each atom, along what is free, is shorter."""
-    max_steps: int = 300
-    """Steps after which a system is given up as not converged."""
-    skin: float = 0.5
-    """Å beyond the cutoff that neighbour lists reach, so that they hold for several steps; changes no result."""
-    edges: int | None = None
-    """Edges in a batch at most; systems with more are relaxed alone. Default: 50,000 on a CPU, on a GPU what fits."""
-
-    def __post_init__(self) -> None:
-        limits = {"fmax": self.fmax, "skin": self.skin, "max_step": self.max_step, "edges": self.edges}
-        for name, value in limits.items():
-            if value is not None and not 0 < value < np.inf:
-                raise InputError(f"{name} is {value}; it must be a positive number")
-        if self.max_steps < 0:
-            raise InputError(f"max_steps is {self.max_steps}; it must not be negative")
-        if self.optimizer not in ("lbfgs", "fire") or self.preset not in PRESETS:
-            raise InputError(
-                f"optimizer {self.optimizer!r}, preset {self.preset!r}: the optimizer is lbfgs or fire, the preset "
-                f"{' or '.join(PRESETS)}"
-            )
-
-    def make_optimizer(self) -> "Optimizer":
-        """The optimiser with its settings."""
-        chosen: Any = FIRE() if self.optimizer == "fire" else PRESETS[self.preset]
-        return chosen if self.max_step is None else dataclasses.replace(chosen, max_step=self.max_step)
 
 
 State = LBFGSState | FIREState
@@ -165,6 +128,12 @@ class _Evaluation:
         return [Frame(*values) for values in zip(self.energy.tolist(), positions, forces, strict=True)]
 
 
+def optimizer_of(config: RelaxConfig) -> Optimizer:
+    """The optimiser with its settings."""
+    chosen: Any = FIRE() if config.optimizer == "fire" else PRESETS[config.preset]
+    return chosen if config.max_step is None else dataclasses.replace(chosen, max_step=config.max_step)
+
+
 class Driver:
     """Relaxes systems in batches.
 
@@ -176,7 +145,7 @@ class Driver:
 
     def __init__(self, model: ForceModel, config: RelaxConfig, keep_frames: bool = False):
         self.model, self.config, self.keep_frames = model, config, keep_frames
-        self.optimizer = config.make_optimizer()
+        self.optimizer = optimizer_of(config)
         self.reach = None if model.cutoff is None else model.cutoff + config.skin
         self.budget = config.edges or EDGES_ON_CPU
         self.members: list[_Member] = []

@@ -10,7 +10,8 @@ from emt_slabs import rattled_slab, structures
 
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.relaxation.driver import Driver, RelaxConfig
+from equicat.relaxation.config import RelaxConfig
+from equicat.relaxation.driver import Driver
 from equicat.relaxation.layout import Layout
 from equicat.relaxation.lbfgs import LBFGS, lbfgs_init, lbfgs_step
 from equicat.relaxation.models import CalculatorForces
