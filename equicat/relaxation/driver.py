@@ -21,6 +21,7 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.fire import FIRE, FIREState
+from equicat.relaxation.held import Freedom, free_directions
 from equicat.relaxation.layout import Change, Layout
 from equicat.relaxation.lbfgs import PRESETS, LBFGSState
 from equicat.relaxation.models import ForceModel
@@ -153,7 +154,7 @@ class Driver:
         """The next system, which did not fit in."""
         empty = torch.zeros(0, 3, dtype=torch.float64, device=model.device)
         self.layout = Layout.of(torch.zeros(0, dtype=torch.int64, device=model.device))
-        self.positions, self.free = empty, empty.bool()
+        self.positions, self.freedom = empty, Freedom.of(empty.new_zeros(0, 3, 3))
         self.state: Any = self.optimizer.init(self.layout, empty)
         self.last = _Evaluation(empty, empty[:, 0], empty, empty[:, 0], empty[:, 0].bool())
         self.pairs: Pairs | None = None
@@ -177,7 +178,7 @@ class Driver:
             free_forces = self._evaluate()
             leaving = self._finished()
             self.state, positions = self.optimizer.step(self.state, self.positions, free_forces, self.layout)
-            self.positions = torch.where(self.free, positions, self.positions)
+            self.positions = torch.where(self.freedom.moves, positions, self.positions)
             leaving |= self._new_lists(leaving)
             outcomes = self._outcomes(leaving, (time.perf_counter() - started) / self.layout.n_atoms)
             yield from outcomes
@@ -209,13 +210,15 @@ class Driver:
         self.members = [m for k, m in enumerate(self.members) if k not in gone] + new
         n_atoms = torch.tensor([len(m.initial) for m in self.members], dtype=torch.int64, device=device)
         self.layout = Layout.of(n_atoms)
-        kept = len(change.atoms)
-        self.positions, self.free = change.of_atoms(self.positions), change.of_atoms(self.free)
-        if new:
-            self.positions[kept:] = torch.from_numpy(np.concatenate([m.initial.positions for m in new])).to(device)
-            self.free[kept:] = torch.from_numpy(np.concatenate([free_components(m.initial) for m in new])).to(device)
+        positions = [np.zeros((0, 3)), *(m.initial.positions for m in new)]
+        projectors = [np.zeros((0, 3, 3)), *(free_directions(m.initial) for m in new)]
+        self.positions = torch.cat([self.positions.index_select(0, change.atoms), self._joined(positions)])
+        self.freedom = self.freedom.changed(change, self._joined(projectors))
         self.state, self.last = self.state.changed(change), self.last.changed(change)
         self.pairs = None
+
+    def _joined(self, arrays: list[ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(self.model.device)
 
     def _evaluate(self) -> Float[Tensor, "n_atoms 3"]:
         """Evaluate at the present positions; forces along what is free. A system with a bad result keeps its last."""
@@ -226,7 +229,7 @@ class Driver:
         energy, forces = self.model(self.pairs.batch(self.positions))
         energy, forces = energy.double(), forces.double()
         self.n_atom_steps += self.layout.n_atoms
-        free_forces = torch.where(self.free, forces, 0.0)
+        free_forces = self.freedom.along(forces)
         fmax = self.layout.largest(free_forces)
         good = energy.isfinite() & self.layout.largest(forces).isfinite() & (fmax < MAX_FORCE)
         good_atoms = self.layout.by_atom(good)
@@ -287,9 +290,3 @@ class Driver:
             fmax = float(self.last.fmax[k])
             outcomes.append(Outcome(m.number, m.initial, last, fmax, m.n_steps, how, m.seconds, m.frames))
         return outcomes
-
-
-def free_components(structure: Structure) -> Bool[ndarray, "n_atoms 3"]:
-    """Along which axes each atom may move."""
-    assert structure.fixed is not None
-    return np.repeat(~structure.fixed[:, None], 3, axis=1)

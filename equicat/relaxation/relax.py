@@ -18,7 +18,7 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
-from equicat.relaxation.driver import Driver, free_components
+from equicat.relaxation.driver import Driver
 from equicat.relaxation.models import ForceModel, PotentialForces, check_elements, force_model
 from equicat.relaxation.parts import Output, Parts, Share, plan_of
 from equicat.relaxation.records import Record, table, trajectory_file, write_trajectory
