@@ -17,13 +17,15 @@ class Layout:
 
     system_idx: Int[Tensor, "n_atoms"]
     """The system of each atom, ascending."""
+    coordinate_idx: Int[Tensor, "n_coordinates"]
+    """The system of each coordinate: sums and products over flat arrays are the fastest."""
     n_systems: int
 
     @classmethod
     def of(cls, n_atoms: Int[Tensor, "n_systems"]) -> "Layout":
         """The layout of systems with these numbers of atoms, on the device of ``n_atoms``."""
         systems = torch.arange(len(n_atoms), device=n_atoms.device)
-        return cls(torch.repeat_interleave(systems, n_atoms), len(n_atoms))
+        return cls(torch.repeat_interleave(systems, n_atoms), torch.repeat_interleave(systems, 3 * n_atoms), len(n_atoms))
 
     @property
     def n_atoms(self) -> int:
@@ -32,19 +34,17 @@ class Layout:
 
     def dot(self, a: Float[Tensor, "n_atoms 3"], b: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
         """Σ a·b over the atoms of each system."""
-        x, y, z = (a * b).unbind(1)
-        return a.new_zeros(self.n_systems).index_add_(0, self.system_idx, x + y + z)
+        return a.new_zeros(self.n_systems).index_add_(0, self.coordinate_idx, (a * b).view(-1))
 
     def largest(self, vectors: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
         """The norm of the longest vector of each system; infinity where one is not a number."""
-        x, y, z = (vectors * vectors).unbind(1)
-        norms = torch.sqrt(x + y + z)
+        norms = (vectors * vectors).sum(1).sqrt()
         norms = torch.where(norms.isnan(), torch.inf, norms)  # not every device keeps NaN in a maximum
         return norms.new_zeros(self.n_systems).scatter_reduce_(0, self.system_idx, norms, "amax")
 
-    def by_atom(self, values: Shaped[Tensor, "n_systems"]) -> Shaped[Tensor, "n_atoms 1"]:
-        """The value of each atom's system, as a column."""
-        return values.index_select(0, self.system_idx)[:, None]
+    def by_atom(self, values: Shaped[Tensor, "n_systems"]) -> Shaped[Tensor, "n_atoms 3"]:
+        """The value of each atom's system, for each coordinate."""
+        return values.index_select(0, self.coordinate_idx).view(-1, 3)
 
     def atoms_of(self, systems: Bool[Tensor, "n_systems"]) -> Int[Tensor, "n_chosen"]:
         """Indices of the atoms of some systems."""

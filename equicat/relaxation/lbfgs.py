@@ -148,9 +148,9 @@ def _direction(
     q, coefficients = -forces, []
     for s, y, rho in pairs:  # from the newest
         a = rho * layout.dot(s, q)
-        q = q - layout.by_atom(a) * y
+        q.addcmul_(layout.by_atom(a), y, value=-1)
         coefficients.append(a)
     z = q / config.alpha
     for (s, y, rho), a in zip(reversed(pairs), reversed(coefficients), strict=True):
-        z = z + layout.by_atom(a - rho * layout.dot(y, z)) * s
+        z.addcmul_(layout.by_atom(a - rho * layout.dot(y, z)), s)
     return -z

@@ -47,6 +47,8 @@ class VerletList:
 
     edge_index: Int[ndarray, "2 n_edges"]
     edge_shift: Int[ndarray, "n_edges 3"]
+    shift_vectors: Float[ndarray, "n_edges 3"]
+    """shift @ cell, Å."""
     positions: Float[ndarray, "n_atoms 3"]
     """Where the atoms were when it was made, Å."""
 
@@ -58,10 +60,10 @@ class VerletList:
             InputError: if two atoms are at the same place.
         """
         if reach is None:
-            return cls(np.empty((2, 0), np.int64), np.empty((0, 3), np.int32), positions)
+            return cls(np.empty((2, 0), np.int64), np.empty((0, 3), np.int32), np.empty((0, 3)), positions)
         moved = Structure.unchecked(**{**vars(structure), "positions": positions})
         edge_index, edge_shift = neighbor_list(moved, reach)
-        return cls(edge_index, edge_shift, positions)
+        return cls(edge_index, edge_shift, edge_shift @ structure.cell, positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +101,8 @@ class Pairs:
             device: where to put everything.
         """
         n_atoms = np.array([len(s) for s in structures])
-        n_edges = [v.edge_index.shape[1] for v in lists]
         first_atom = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
         edge_index = np.concatenate([v.edge_index + first for v, first in zip(lists, first_atom, strict=True)], axis=1)
-        shifts = np.concatenate([v.edge_shift for v in lists])
-        cells = np.repeat(np.stack([s.cell for s in structures]), n_edges, axis=0)
 
         def on_device(array: ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -120,8 +119,8 @@ class Pairs:
             cutoff,
             still,
             on_device(edge_index),
-            on_device(shifts),
-            on_device(np.einsum("ek,ekx->ex", shifts, cells)),
+            on_device(np.concatenate([v.edge_shift for v in lists])),
+            on_device(np.concatenate([v.shift_vectors for v in lists])),
             on_device(np.concatenate([v.positions for v in lists])),
         )
 
@@ -131,8 +130,7 @@ class Pairs:
         vectors = positions.index_select(0, neighbor) - positions.index_select(0, center) + self.shift_vectors
         edge_index, edge_shift = self.edge_index, self.edge_shift
         if self.cutoff is not None:
-            x, y, z = (vectors * vectors).unbind(1)
-            near = (x + y + z < self.cutoff**2).nonzero()[:, 0]
+            near = ((vectors * vectors).sum(1) < self.cutoff**2).nonzero()[:, 0]
             edge_index, edge_shift = edge_index.index_select(1, near), edge_shift.index_select(0, near)
             vectors = vectors.index_select(0, near)
         return PairBatch(positions, edge_index=edge_index, edge_shift=edge_shift, vectors=vectors, **self.still)

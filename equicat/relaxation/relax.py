@@ -19,6 +19,7 @@ from equicat.errors import InputError
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver
+from equicat.relaxation.held import free_directions
 from equicat.relaxation.models import ForceModel, PotentialForces, check_elements, force_model
 from equicat.relaxation.parts import Output, Parts, Share, plan_of
 from equicat.relaxation.records import Record, table, trajectory_file, write_trajectory
@@ -81,9 +82,9 @@ def relax(
         return None
     _check(systems, forces)
     plan = plan_of(systems, _digest(forces), config, output is not None and output.trajectories is not None)
-    parts = None if output is None else Parts(output, plan, share)
     if output is not None and output.trajectories is not None:
-        _prepare_trajectories(output, systems, numbers)
+        _check_trajectories(output, systems, numbers)
+    parts = None if output is None else Parts(output, plan, share)
     run = _Run(forces, config, output, parts)
     started = time.perf_counter()
     done = run.relax(systems, numbers, progress)
@@ -141,7 +142,7 @@ def _check(systems: Sequence[Structure], model: ForceModel) -> None:
     """
     check_elements(model, systems)
     for structure in systems:
-        if not free_components(structure).any():
+        if not free_directions(structure).any():
             raise InputError(
                 f"{structure.where}: every atom is fixed, so there is nothing to relax; free some or drop it"
             )
@@ -159,8 +160,8 @@ def _digest(model: ForceModel) -> str:
     return digest.hexdigest()
 
 
-def _prepare_trajectories(output: Output, systems: Sequence[Structure], numbers: Sequence[int]) -> None:
-    """Make the folder.
+def _check_trajectories(output: Output, systems: Sequence[Structure], numbers: Sequence[int]) -> None:
+    """Make the folder of the trajectories.
 
     Raises:
         InputError: if it is a file, or holds trajectories that would be lost.
