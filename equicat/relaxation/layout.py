@@ -25,7 +25,9 @@ class Layout:
     def of(cls, n_atoms: Int[Tensor, "n_systems"]) -> "Layout":
         """The layout of systems with these numbers of atoms, on the device of ``n_atoms``."""
         systems = torch.arange(len(n_atoms), device=n_atoms.device)
-        return cls(torch.repeat_interleave(systems, n_atoms), torch.repeat_interleave(systems, 3 * n_atoms), len(n_atoms))
+        return cls(
+            torch.repeat_interleave(systems, n_atoms), torch.repeat_interleave(systems, 3 * n_atoms), len(n_atoms)
+        )
 
     @property
     def n_atoms(self) -> int:
@@ -38,7 +40,8 @@ class Layout:
 
     def largest(self, vectors: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
         """The norm of the longest vector of each system; infinity where one is not a number."""
-        norms = (vectors * vectors).sum(1).sqrt()
+        x, y, z = vectors.unbind(1)
+        norms = (x * x + y * y + z * z).sqrt()
         norms = torch.where(norms.isnan(), torch.inf, norms)  # not every device keeps NaN in a maximum
         return norms.new_zeros(self.n_systems).scatter_reduce_(0, self.system_idx, norms, "amax")
 

@@ -127,10 +127,11 @@ class Pairs:
     def batch(self, positions: Float[Tensor, "n_atoms 3"]) -> PairBatch:
         """The systems at these positions (float64, Å), with the pairs nearer than the cutoff."""
         center, neighbor = self.edge_index
-        vectors = positions.index_select(0, neighbor) - positions.index_select(0, center) + self.shift_vectors
+        vectors = positions.index_select(0, neighbor)
+        vectors.sub_(positions.index_select(0, center)).add_(self.shift_vectors)
         edge_index, edge_shift = self.edge_index, self.edge_shift
         if self.cutoff is not None:
-            near = ((vectors * vectors).sum(1) < self.cutoff**2).nonzero()[:, 0]
+            near = (torch.linalg.vector_norm(vectors, dim=1) < self.cutoff).nonzero()[:, 0]
             edge_index, edge_shift = edge_index.index_select(1, near), edge_shift.index_select(0, near)
             vectors = vectors.index_select(0, near)
         return PairBatch(positions, edge_index=edge_index, edge_shift=edge_shift, vectors=vectors, **self.still)
