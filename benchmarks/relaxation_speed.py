@@ -54,7 +54,7 @@ class Timed:
     def __init__(self, model: ForceModel):
         self.model, self.seconds = model, 0.0
         self.cutoff, self.elements, self.device = model.cutoff, model.elements, model.device
-        self.energy_reference = model.energy_reference
+        self.energy_reference, self.edges = model.energy_reference, model.edges
 
     def __call__(self, batch):
         started = time.perf_counter()
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="run directory")
     parser.add_argument("--n_systems", type=int, default=32)
-    parser.add_argument("--edges", type=int, nargs="+", default=[50_000])
+    parser.add_argument("--edges", type=int, nargs="+", default=[100_000])
     parser.add_argument("--preset", choices=PRESETS, default="oc20")
     parser.add_argument("--fmax", type=float, default=0.05)
     parser.add_argument("--max_steps", type=int, default=100)

@@ -103,7 +103,7 @@ def evaluate_split(model: Potential, dataset: Dataset, config: RelaxConfig, prog
         chunk = slice(first, first + CHUNK)
         batch = Batch.from_structures(initial[chunk], NO_EDGES, dtype=torch.float64)
         n_free += int((~batch.fixed).sum())
-        guesses = {f"{model.info.model.name}, relaxed": _prediction(batch, relaxed[chunk], statistics.mean_energy)}
+        guesses = {f"{model.info.network.name}, relaxed": _prediction(batch, relaxed[chunk], statistics.mean_energy)}
         for row, guess in (guesses | TASK.baselines(batch, statistics)).items():
             sums = rows.setdefault(row, (MetricSums(TASK.metric_names), MetricSums(FORCE_METRICS)))
             sums[0].add(TASK.metrics(guess, batch))

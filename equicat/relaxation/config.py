@@ -24,7 +24,8 @@ class RelaxConfig:
     skin: float = 0.5
     """Å beyond the cutoff that neighbour lists reach, so that they hold for several steps; changes no result."""
     edges: int | None = None
-    """Edges in a batch at most; systems with more are relaxed alone. Default: 50,000 on a CPU, on a GPU what fits."""
+    """Edges in a batch at most; a system with more is relaxed alone. Default: 100,000 for strictly local models, 10,000
+    for others; on a GPU what fits into half of the free memory."""
 
     def __post_init__(self) -> None:
         limits = {"fmax": self.fmax, "skin": self.skin, "max_step": self.max_step, "edges": self.edges}

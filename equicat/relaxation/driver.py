@@ -29,8 +29,10 @@ from equicat.relaxation.pairs import Pairs, VerletList
 
 MAX_FORCE = 1000.0
 """eV/Å. A system with a larger force on a free atom has exploded and is not followed any further."""
-EDGES_ON_CPU = 50_000
-"""Default number of edges in a batch on a CPU: from about there on, larger batches are no faster."""
+MEMORY_SHARE = 0.5
+"""Part of a GPU's free memory that batches may fill, unless their size is given."""
+MAX_EDGES_ON_GPU = 5_000_000
+"""From about there on, larger batches are no faster on any GPU."""
 EDGES_OF_AN_ATOM = 50
 """How a system counts for the size of a batch if its model finds its own neighbours."""
 
@@ -148,7 +150,9 @@ class Driver:
         self.model, self.config, self.keep_frames = model, config, keep_frames
         self.optimizer = optimizer_of(config)
         self.reach = None if model.cutoff is None else model.cutoff + config.skin
-        self.budget = config.edges or EDGES_ON_CPU
+        self.budget = config.edges or model.edges
+        self.measured = config.edges is not None or model.device.type != "cuda"
+        """Whether the size of batches is settled."""
         self.members: list[_Member] = []
         self.waiting: _Member | None = None
         """The next system, which did not fit in."""
@@ -226,7 +230,10 @@ class Driver:
             initial, lists = [m.initial for m in self.members], [m.pairs for m in self.members]
             ids = [str(m.number) for m in self.members]
             self.pairs = Pairs.of(initial, lists, ids, self.model.cutoff, self.model.device)
+        before = 0 if self.measured else torch.cuda.memory_allocated(self.model.device)
         energy, forces = self.model(self.pairs.batch(self.positions))
+        if not self.measured:
+            self._measure(before)
         energy, forces = energy.double(), forces.double()
         self.n_atom_steps += self.layout.n_atoms
         free_forces = self.freedom.along(forces)
@@ -241,6 +248,14 @@ class Driver:
             good,
         )
         return free_forces
+
+    def _measure(self, before: int) -> None:
+        """Let batches grow to what fits on the GPU: the first one took its peak of memory less ``before`` (bytes)."""
+        device, n_edges = self.model.device, sum(member.cost for member in self.members)
+        used = torch.cuda.max_memory_allocated(device) - before
+        free, _ = torch.cuda.mem_get_info(device)
+        self.budget = int(min(max(MEMORY_SHARE * free * n_edges / max(used, 1), n_edges), MAX_EDGES_ON_GPU))
+        self.measured = True
 
     def _finished(self) -> dict[int, "_How"]:
         """Which members leave after an evaluation, by their place, and how."""

@@ -16,7 +16,12 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models.potential import Potential
 from equicat.models.saved import load_potential
+from equicat.networks.catalogue import architecture
 from equicat.relaxation.pairs import PairBatch
+
+EDGES = {True: 100_000, False: 10_000}
+"""Default number of edges in a batch. Strictly local networks compute gradients a few centres at a time, and from about
+here on larger batches are no faster on a CPU; others keep the intermediates of all edges, up to 0.4 MB each."""
 
 
 @runtime_checkable
@@ -30,6 +35,8 @@ class ForceModel(Protocol):
     energy_reference: str
     """adsorption, total or relative."""
     device: torch.device
+    edges: int
+    """Edges that a batch holds at most, unless the user says otherwise."""
 
     def __call__(self, batch: PairBatch) -> tuple[Float[Tensor, "n_systems"], Float[Tensor, "n_atoms 3"]]:
         """Energies (eV) and the forces (eV/Å) of all atoms, fixed ones included."""
@@ -45,6 +52,8 @@ class PotentialForces:
         self.elements: tuple[int, ...] | None = potential.elements
         self.energy_reference = potential.info.energy_reference
         self.device = potential.scale.device
+        in_pieces = architecture(potential.config.name).strictly_local and potential.direct_forces is None
+        self.edges = EDGES[in_pieces]
 
     def __call__(self, batch: PairBatch) -> tuple[Float[Tensor, "n_systems"], Float[Tensor, "n_atoms 3"]]:
         with torch.no_grad():
@@ -64,6 +73,7 @@ class CalculatorForces:
     cutoff: float | None = None
     elements: tuple[int, ...] | None = None
     device = torch.device("cpu")
+    edges = EDGES[True]
 
     def __init__(self, make: Callable[[], Calculator], energy_reference: str = "total"):
         self.make, self.energy_reference = make, energy_reference

@@ -28,7 +28,7 @@ class Watched:
     def __init__(self, model, see=lambda batch: None, change=lambda batch, energy, forces: None):
         self.model, self.see, self.change = model, see, change
         self.cutoff, self.elements, self.device = model.cutoff, model.elements, model.device
-        self.energy_reference = model.energy_reference
+        self.energy_reference, self.edges = model.energy_reference, model.edges
 
     def __call__(self, batch):
         self.see(batch)
