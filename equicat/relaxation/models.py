@@ -1,5 +1,6 @@
 """What a relaxation asks for energies and forces: a trained model, or ASE calculators in its place."""
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -115,7 +116,9 @@ def force_model(
         return model
     if not isinstance(model, Potential):
         raise InputError("a relaxation needs forces; this model predicts relaxed energies or structures directly")
-    return PotentialForces(model if dtype is None else model.to(dtype))
+    if dtype not in (None, model.dtype):
+        model = copy.deepcopy(model).to(dtype)  # the caller's own model stays as it is
+    return PotentialForces(model)
 
 
 def check_elements(model: ForceModel, structures: Iterable[Structure]) -> None:

@@ -15,6 +15,9 @@ from equicat.data.structure import Structure
 from equicat.relaxation.driver import Frame, Outcome
 from equicat.relaxation.judge import flags_of
 
+INFO_KEYS = ("energy_reference", "converged", "n_steps", "seconds", "flags", "fmax")
+"""What ``info`` says of a relaxed structure; the same keys of the initial one, relaxed before, are dropped."""
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -73,7 +76,7 @@ class Record:
         A system without a frame with finite numbers keeps its initial positions and gets no labels.
         """
         info = {
-            **initial.info,
+            **{key: value for key, value in initial.info.items() if key not in INFO_KEYS},
             "energy_reference": energy_reference,
             "converged": self.converged,
             "n_steps": self.n_steps,

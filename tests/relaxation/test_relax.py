@@ -105,6 +105,40 @@ def test_energies_and_forces_of_the_file_are_those_of_the_model(tmp_path, many):
         np.testing.assert_allclose(structure.forces, found.forces, rtol=0, atol=1e-4)
 
 
+def test_an_exploded_system_is_in_the_file_without_numbers_that_nobody_computed(tmp_path):
+    class Broken(CalculatorForces):
+        def __call__(self, batch):
+            energy, forces = super().__call__(batch)
+            return torch.where(torch.tensor([name == "1" for name in batch.ids]), torch.nan, energy), forces
+
+    out = tmp_path / "out.extxyz"
+    systems = structures(2)
+    systems[1] = dataclasses.replace(systems[1], energy=1.0, info={"fmax": 0.01, "flags": "old", "name": "kept"})
+    relaxed = relax(systems, Broken(EMT), RelaxConfig(max_steps=3), out=out, progress=False)
+    assert "1 exploded" in relaxed.summary
+    fine, broken = read(out)
+    assert fine.energy is not None
+    assert (broken.energy, broken.forces) == (None, None)
+    assert (broken.info["flags"], broken.info["converged"], broken.info["name"]) == ("exploded", False, "kept")
+    assert "fmax" not in broken.info
+    np.testing.assert_allclose(broken.positions, systems[1].positions, rtol=0, atol=1e-8)
+
+
+def test_a_model_is_not_changed_by_relaxing_in_another_precision():
+    model = equicat.load(RUN)
+    how = {"config": RelaxConfig(max_steps=1), "dtype": torch.float64, "progress": False}
+    (loaded,), (named,) = (relax(SLABS[:1], m, **how).structures for m in (model, RUN))
+    assert model.dtype == torch.float32
+    assert loaded.energy == named.energy
+
+
+def test_an_atom_without_neighbours_is_relaxed_already():
+    alone = equicat.Structure(np.array([8]), np.zeros((1, 3)))
+    (relaxed,) = relax([alone], RUN, progress=False).structures
+    assert relaxed.info["converged"]
+    assert relaxed.info["n_steps"] == 0
+
+
 def test_a_record_comes_back_from_its_line_bit_by_bit():
     rng = np.random.default_rng(0)
     last = Frame(rng.normal(), rng.normal(size=(3, 3)), rng.normal(size=(3, 3)))
