@@ -17,7 +17,7 @@ ZERO = 1e-12
 
 def free_directions(structure: Structure) -> Float[ndarray, "n_atoms 3 3"]:
     """Projectors onto the directions in which each atom may move; zero for fixed atoms."""
-    given = getattr(structure, "free_directions", None)
+    given = structure.free_directions
     projectors = np.tile(np.eye(3), (len(structure), 1, 1)) if given is None else np.array(given)
     projectors[structure.fixed] = 0.0
     projectors[np.abs(projectors) < ZERO] = 0.0

@@ -23,6 +23,7 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import read_json, replace_json, writing_to
 from equicat.relaxation.config import RelaxConfig
+from equicat.relaxation.held import free_directions
 from equicat.relaxation.records import Record
 
 PLAN = "plan.json"
@@ -87,7 +88,7 @@ def plan_of(structures: Sequence[Structure], model: str, config: RelaxConfig, tr
     """
     digest = hashlib.sha256()
     for s in structures:
-        for array in (s.numbers, s.positions, s.cell, s.pbc, s.fixed):
+        for array in (s.numbers, s.positions, s.cell, s.pbc, free_directions(s)):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(s.id.encode())
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("skin", "edges")}

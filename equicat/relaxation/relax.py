@@ -138,13 +138,20 @@ def _check(systems: Sequence[Structure], model: ForceModel) -> None:
     """Refuse, before anything is computed, what cannot be relaxed.
 
     Raises:
-        InputError: for an element that the model does not know, atoms at the same place, or nothing that can move.
+        InputError: for an element that the model does not know, atoms at the same place, nothing that can move, or a
+            constraint that is not followed.
     """
     check_elements(model, systems)
     for structure in systems:
         if not free_directions(structure).any():
             raise InputError(
                 f"{structure.where}: every atom is fixed, so there is nothing to relax; free some or drop it"
+            )
+        if structure.other_constraints:
+            names = ", ".join(structure.other_constraints)
+            raise InputError(
+                f"{structure.where}: cannot relax under {names}; of ASE's constraints only those that hold atoms are "
+                "followed (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane): remove it, or hold atoms instead"
             )
         neighbor_list(structure, OVERLAP)
 
