@@ -36,9 +36,10 @@ MAX_EDGES_ON_GPU = 5_000_000
 EDGES_OF_AN_ATOM = 50
 """How a system counts for the size of a batch if its model finds its own neighbours."""
 
-
 State = LBFGSState | FIREState
-_How = Literal["converged", "stopped", "exploded"]
+How = Literal["converged", "stopped", "exploded"]
+"""Stopped: after ``max_steps``. Exploded: energy or forces are not finite, a force is above :data:`MAX_FORCE`, or two
+atoms are at the same place."""
 
 
 @runtime_checkable
@@ -77,9 +78,8 @@ class Outcome:
     fmax: float
     """eV/Å; the longest force on an atom in the last frame, along what is free; NaN if there is no frame."""
     n_steps: int
-    how: "_How"
-    """converged; stopped after ``max_steps``; or exploded: energy or forces are not finite, a force is above
-    :data:`MAX_FORCE`, or two atoms are at the same place."""
+    how: How
+    """How it ended."""
     seconds: float
     """Share of the time of its batches, by atoms."""
     frames: list[Frame] = field(default_factory=list)
@@ -128,7 +128,9 @@ class _Evaluation:
         """One for each system."""
         ends = torch.bincount(layout.system_idx, minlength=layout.n_systems).cumsum(0)[:-1].cpu().numpy()
         positions, forces = (np.split(t.cpu().numpy(), ends) for t in (self.positions, self.forces))
-        return [Frame(*values) for values in zip(self.energy.tolist(), positions, forces, strict=True)]
+        systems = zip(self.energy.tolist(), positions, forces, strict=True)
+        # Copies: a result must not keep the arrays of a whole batch in memory.
+        return [Frame(energy, r.copy(), f.copy()) for energy, r, f in systems]
 
 
 def optimizer_of(config: RelaxConfig) -> Optimizer:
@@ -173,7 +175,7 @@ class Driver:
             InputError: if two atoms of an initial structure are at the same place.
         """
         queue = iter(systems)
-        leaving: dict[int, _How] = {}
+        leaving: dict[int, How] = {}
         while True:
             started = time.perf_counter()
             self._change(leaving, self._admitted(queue, leaving))
@@ -230,7 +232,7 @@ class Driver:
             initial, lists = [m.initial for m in self.members], [m.pairs for m in self.members]
             ids = [str(m.number) for m in self.members]
             self.pairs = Pairs.of(initial, lists, ids, self.model.cutoff, self.model.device)
-        before = 0 if self.measured else torch.cuda.memory_allocated(self.model.device)
+        before = 0 if self.measured else self._memory_before()
         energy, forces = self.model(self.pairs.batch(self.positions))
         if not self.measured:
             self._measure(before)
@@ -249,6 +251,11 @@ class Driver:
         )
         return free_forces
 
+    def _memory_before(self) -> int:
+        """Bytes in use on the GPU; its peak is counted from here."""
+        torch.cuda.reset_peak_memory_stats(self.model.device)
+        return torch.cuda.memory_allocated(self.model.device)
+
     def _measure(self, before: int) -> None:
         """Let batches grow to what fits on the GPU: the first one took its peak of memory less ``before`` (bytes)."""
         device, n_edges = self.model.device, sum(member.cost for member in self.members)
@@ -257,13 +264,13 @@ class Driver:
         self.budget = int(min(max(MEMORY_SHARE * free * n_edges / max(used, 1), n_edges), MAX_EDGES_ON_GPU))
         self.measured = True
 
-    def _finished(self) -> dict[int, "_How"]:
+    def _finished(self) -> dict[int, How]:
         """Which members leave after an evaluation, by their place, and how."""
         good = self.last.good.tolist()
         if self.keep_frames:
             for member, frame, fine in zip(self.members, self.last.frames(self.layout), good, strict=True):
                 member.frames += [frame] if fine else []
-        found: dict[int, _How] = {}
+        found: dict[int, How] = {}
         for k, (member, fmax) in enumerate(zip(self.members, self.last.fmax.tolist(), strict=True)):
             if not good[k]:
                 found[k] = "exploded"
@@ -273,10 +280,10 @@ class Driver:
                 found[k] = "stopped"
         return found
 
-    def _new_lists(self, leaving: Iterable[int]) -> dict[int, "_How"]:
+    def _new_lists(self, leaving: Iterable[int]) -> dict[int, How]:
         """Count the step, and make new lists for those whose atoms have moved; those whose atoms have met are lost."""
         assert self.pairs is not None
-        lost: dict[int, _How] = {}
+        lost: dict[int, How] = {}
         for k, moved in enumerate(self.pairs.moved(self.positions).tolist()):
             if k in leaving:
                 continue
@@ -294,7 +301,7 @@ class Driver:
             self.pairs = None
         return lost
 
-    def _outcomes(self, leaving: dict[int, "_How"], seconds_per_atom: float) -> list[Outcome]:
+    def _outcomes(self, leaving: dict[int, How], seconds_per_atom: float) -> list[Outcome]:
         """Give every member its share of the time, and report those that leave."""
         for member in self.members:
             member.seconds += seconds_per_atom * len(member.initial)
