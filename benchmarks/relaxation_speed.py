@@ -137,10 +137,13 @@ def main() -> None:
         apart = 1000 * np.abs(np.array(ours.energies) - ase.energies)[both]
         print(
             f"    {ase.wall / ours.wall:.1f} times as fast by the clock, {ase.processor / ours.processor:.1f} by the "
-            f"processor; {1 - ours.in_model / ours.wall:.0%} outside the model\n"
-            f"    {both.sum()} converged both ways: energies {np.median(apart):.4f} meV apart in the median, "
-            f"{(apart > 1).sum()} further apart than 1 meV"
+            f"processor; {1 - ours.in_model / ours.wall:.0%} outside the model"
         )
+        if both.any():
+            print(
+                f"    {both.sum()} converged both ways: energies {np.median(apart):.4f} meV apart in the median, "
+                f"{(apart > 1).sum()} further apart than 1 meV"
+            )
 
 
 def show(name: str, found: Measurement, sizes: list[int]) -> None:
