@@ -1,6 +1,6 @@
 """equicat: catalysis simulations with strictly local E(3)-equivariant models.
 
-The public names are :func:`load`, :class:`Calculator`, :class:`Structure` and :class:`InputError`; they are imported
+The public names are :func:`load`, :func:`relax`, :class:`Calculator`, :class:`Structure` and others; they are imported
 on first use, so that ``import equicat`` (and ``equicat --help``) does not wait for PyTorch.
 """
 
@@ -17,6 +17,7 @@ _PUBLIC = {
     "load": "equicat.models.saved",
     "open_dataset": "equicat.data.datasets",
     "read": "equicat.data.readers",
+    "relax": "equicat.relaxation.relax",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]

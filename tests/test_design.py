@@ -32,7 +32,7 @@ ROWS = """
     data kernels
     sources networks run_directory
     models
-    tasks interfaces testing
+    tasks interfaces testing relaxation
     training apply report bench
     studies
     cli

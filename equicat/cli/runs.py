@@ -7,8 +7,9 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from equicat.cli.command import Command, add_run_and, parser_for, write_json_file
+from equicat.cli.command import Command, add_run_and, parser_for, with_bare, write_json_file
 from equicat.errors import InputError
+from equicat.relaxation.config import RelaxConfig
 
 
 def _demo_parser() -> ArgumentParser:
@@ -103,12 +104,24 @@ def _evaluate_parser() -> ArgumentParser:
         help="adsorption, total or relative: what the energies of a file are. Default: what the model predicts.",
     )
     parser.add_argument("--json", type=str | None, default=None, help="Write the metrics to this file as well.")
+    text = "Relax the initial structures of the is2re splits, and compare with the relaxed ones (model of s2ef)."
+    parser.add_argument("--relax", type=bool, default=False, help=text)
+    parser.add_class_arguments(RelaxConfig, "relaxation")
     return parser
 
 
 def _evaluate(options: Namespace) -> None:
+    from equicat.apply import evaluate_relaxations as relaxations
     from equicat.apply.evaluate import as_text, evaluate, evaluate_validation
 
+    if options.relax:
+        config = RelaxConfig(**options.relaxation.as_dict())
+        summary = relaxations.evaluate_relaxations(
+            options.run, options.data, config, device=options.device, progress=options.progress
+        )
+        print(relaxations.as_text(summary))
+        write_json_file(options.json, summary)
+        return
     how = {"batch_size": options.batch_size, "device": options.device, "progress": options.progress}
     if options.data is None:
         summary = evaluate_validation(options.run, **how)
@@ -192,7 +205,7 @@ def _convert(options: Namespace) -> None:
 COMMANDS = {
     "demo": Command("the whole main job on an embedded data set", _demo_parser, _demo),
     "train": Command("train a model", _train_parser, _train, _train_arguments),
-    "evaluate": Command("OC20 metrics per split", _evaluate_parser, _evaluate),
+    "evaluate": Command("OC20 metrics per split", _evaluate_parser, _evaluate, with_bare("--relax")),
     "predict": Command("energies and forces of structures", _predict_parser, _predict),
     "report": Command("an HTML page about a run", _report_parser, _report),
     "convert nequip-allegro": Command("a model of that package as a run", _convert_parser, _convert),

@@ -68,10 +68,7 @@ def write(path: str | Path, structures: Iterable[Structure]) -> int:
         InputError: if the name is not that of an extended XYZ file, its folder is missing, or there are no structures.
     """
     path = Path(path)
-    if Path(get_compression(str(path))[0]).suffix not in (".extxyz", ".xyz"):
-        raise InputError(
-            f"{path}: structures are written as extended XYZ; end the name in .extxyz, .extxyz.gz or .extxyz.xz"
-        )
+    check_extxyz_name(path)
     n_frames = 0
     with replacing_file(path) as temporary, open_with_compression(str(temporary), "w") as file:
         for structure in structures:
@@ -80,6 +77,18 @@ def write(path: str | Path, structures: Iterable[Structure]) -> int:
         if n_frames == 0:
             raise InputError(f"{path}: no structures to write")
     return n_frames
+
+
+def check_extxyz_name(path: Path) -> None:
+    """Make sure, before long work, that :func:`write` will take the name.
+
+    Raises:
+        InputError: if it is not that of an extended XYZ file.
+    """
+    if Path(get_compression(str(path))[0]).suffix not in (".extxyz", ".xyz"):
+        raise InputError(
+            f"{path}: structures are written as extended XYZ; end the name in .extxyz, .extxyz.gz or .extxyz.xz"
+        )
 
 
 def stem_of(path: Path) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import chemical_symbols
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from equicat.data.constraints import as_constraints, held_atoms, other_constraints
 from equicat.data.images import minimum_image
 from equicat.errors import InputError
 
@@ -50,6 +50,12 @@ class Structure:
     """Where it came from, for messages: ``file, frame 3``."""
     info: dict[str, Any] = field(default_factory=dict)
     """Further scalar keys of the source."""
+    free_directions: Float[ndarray, "n_atoms 3 3"] | None = None
+    """Projectors onto the directions in which each atom may move, where a constraint holds some atoms along one or two
+    directions only; such atoms are not ``fixed``. None if there are none. Stores do not keep it, extended XYZ keeps
+    directions along the axes."""
+    other_constraints: tuple[str, ...] = ()
+    """Names of ASE constraints that neither ``fixed`` nor ``free_directions`` express; a relaxation refuses them."""
 
     def __post_init__(self) -> None:
         n = len(self.numbers)
@@ -60,7 +66,7 @@ class Structure:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         shapes = {"positions": (n, 3), "cell": (3, 3), "pbc": (3,), "fixed": (n,), "tags": (n,)}
-        shapes |= {"forces": (n, 3), "relaxed_positions": (n, 3)}
+        shapes |= {"forces": (n, 3), "relaxed_positions": (n, 3), "free_directions": (n, 3, 3)}
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:
@@ -142,13 +148,7 @@ class Structure:
             raise InputError(
                 f"{source or 'structure'}: no energy key {energy_key!r}; found {sorted({*info, *results})}"
             )
-        fixed = np.zeros(len(atoms), bool)
-        for constraint in atoms.constraints:
-            # An atom held in all three directions is fixed, however the file says it; one held in fewer is free.
-            if isinstance(constraint, FixAtoms) or (
-                isinstance(constraint, FixCartesian | FixScaled) and np.all(constraint.mask)
-            ):
-                fixed[constraint.index] = True
+        fixed, free_directions = held_atoms(atoms, source or "structure")
         relaxed = atoms.arrays.get("relaxed_positions")
         relaxed_energy = info.pop("relaxed_energy", None)
         sid = info.pop("sid", "")
@@ -159,6 +159,8 @@ class Structure:
             cell=np.asarray(atoms.cell, dtype=np.float64),
             pbc=np.asarray(atoms.pbc, dtype=bool),
             fixed=fixed,
+            free_directions=free_directions,
+            other_constraints=other_constraints(atoms),
             tags=atoms.get_tags().astype(np.int64),
             energy=_number(float, energy, energy_key or "energy", source),
             forces=None if forces is None else np.asarray(forces, dtype=np.float64),
@@ -174,8 +176,7 @@ class Structure:
         """ASE ``Atoms`` with constraint, tags, labels (as a single-point calculator) and ids."""
         atoms = Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.pbc, tags=self.tags)
         assert self.fixed is not None
-        if self.fixed.any():
-            atoms.set_constraint(FixAtoms(mask=self.fixed))
+        atoms.set_constraint(as_constraints(self.fixed, self.free_directions))
         atoms.info.update(self.info)
         if self.sid:
             atoms.info["sid"] = self.sid
@@ -190,7 +191,8 @@ class Structure:
         return atoms
 
 
-_UNLABELLED = dict.fromkeys(("energy", "forces", "relaxed_energy", "relaxed_positions", "fid")) | {"sid": ""}
+_UNLABELLED = dict.fromkeys(("energy", "forces", "relaxed_energy", "relaxed_positions", "fid", "free_directions"))
+_UNLABELLED |= {"sid": ""}
 
 
 def _number(kind: type, value: Any, name: str, source: str) -> Any:

@@ -1,0 +1,159 @@
+"""Batched relaxations against ASE's L-BFGS one system after the other, with the same model on the same cores.
+
+Slabs of 37 to 81 atoms (Cu, Pd, Ag, Au with O, OH or CO, two lower layers fixed, all others displaced) are relaxed
+with both, to the same ``fmax`` and with the same settings of L-BFGS; a minute of training makes the model::
+
+    equicat data emt data --n_systems 60 --metals '["Cu","Pd","Ag","Au"]'
+    equicat train equicat/studies/demo.yaml --data.train '[data]' --data.val '[data]' --run.out run \\
+        --run.max_minutes 1.5
+    python benchmarks/relaxation_speed.py run --n_systems 32
+
+It prints seconds (of the clock, and of the processor: on a busy machine only those can be compared), steps, how far
+apart the relaxed energies are, and the share of the batched time that is spent outside the model. ``--edges`` sets the
+size of batches (several to compare). ``--emt N`` instead relaxes N slabs with EMT itself, both ways.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import add_adsorbate, fcc100, fcc111, molecule
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from ase.optimize import LBFGS
+
+import equicat
+from equicat.data.structure import Structure
+from equicat.relaxation.config import RelaxConfig
+from equicat.relaxation.driver import Driver
+from equicat.relaxation.lbfgs import PRESETS
+from equicat.relaxation.models import CalculatorForces, ForceModel, force_model
+
+SHAPES = ((3, 3, 4), (4, 3, 4), (4, 4, 3), (4, 4, 4), (5, 4, 4))
+
+
+def slab(seed: int) -> Atoms:
+    """A slab with an adsorbate, drawn from the seed."""
+    rng = np.random.default_rng(seed)
+    build = (fcc111, fcc100)[rng.integers(2)]
+    atoms = build(("Cu", "Pd", "Ag", "Au")[rng.integers(4)], SHAPES[rng.integers(len(SHAPES))], vacuum=8.0)
+    layer = atoms.get_tags()
+    add_adsorbate(atoms, molecule(("O", "OH", "CO")[rng.integers(3)]), 1.6, "bridge")
+    fixed = np.r_[layer > layer.max() - 2, np.zeros(len(atoms) - len(layer), bool)]
+    atoms.set_constraint(FixAtoms(mask=fixed))
+    atoms.positions[~fixed] += rng.normal(scale=0.1, size=((~fixed).sum(), 3))
+    return atoms
+
+
+class Timed:
+    """A model that adds up the time that it takes."""
+
+    def __init__(self, model: ForceModel):
+        self.model, self.seconds = model, 0.0
+        self.cutoff, self.elements, self.device = model.cutoff, model.elements, model.device
+        self.energy_reference, self.edges = model.energy_reference, model.edges
+
+    def __call__(self, batch):
+        started = time.perf_counter()
+        result = self.model(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - started
+        return result
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number of relaxations."""
+
+    energies: list[float]
+    n_steps: list[int]
+    converged: list[bool]
+    wall: float
+    """s."""
+    processor: float
+    """s, of all threads."""
+    in_model: float = 0.0
+    """s of the clock."""
+
+
+def batched(model: ForceModel, slabs: list[Atoms], config: RelaxConfig) -> Measurement:
+    """All together."""
+    timed = Timed(model)
+    wall, processor = time.perf_counter(), time.process_time()
+    outcomes = list(Driver(timed, config).run(enumerate(Structure.from_ase(atoms) for atoms in slabs)))
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    outcomes.sort(key=lambda outcome: outcome.number)
+    energies, n_steps = [o.last.energy for o in outcomes], [o.n_steps for o in outcomes]
+    return Measurement(energies, n_steps, [o.how == "converged" for o in outcomes], wall, processor, timed.seconds)
+
+
+def one_by_one(calculator, slabs: list[Atoms], config: RelaxConfig) -> Measurement:
+    """One after the other, with ASE."""
+    settings = PRESETS[config.preset]
+    energies, n_steps, converged = [], [], []
+    wall, processor = time.perf_counter(), time.process_time()
+    for atoms in slabs:
+        atoms = atoms.copy()
+        atoms.calc = calculator
+        optimizer = LBFGS(atoms, logfile=None, memory=settings.memory, maxstep=settings.max_step)
+        converged.append(bool(optimizer.run(fmax=config.fmax, steps=config.max_steps)))
+        energies.append(atoms.get_potential_energy())
+        n_steps.append(optimizer.nsteps)
+    return Measurement(energies, n_steps, converged, time.perf_counter() - wall, time.process_time() - processor)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", help="run directory")
+    parser.add_argument("--n_systems", type=int, default=32)
+    parser.add_argument("--edges", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--preset", choices=PRESETS, default="oc20")
+    parser.add_argument("--fmax", type=float, default=0.05)
+    parser.add_argument("--max_steps", type=int, default=100)
+    parser.add_argument("--skin", type=float, default=0.5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--emt", type=int, default=0, metavar="N")
+    options = parser.parse_args()
+    how = {name: getattr(options, name) for name in ("preset", "fmax", "max_steps", "skin")}
+    if options.emt:
+        model, calculator, n = CalculatorForces(EMT), EMT(), options.emt
+    else:
+        model, calculator = force_model(options.run, options.device), equicat.Calculator(options.run, options.device)
+        n = options.n_systems
+    slabs = [slab(seed) for seed in range(n)]
+    sizes = [len(atoms) for atoms in slabs]
+    print(f"{n} slabs of {min(sizes)} to {max(sizes)} atoms, {torch.get_num_threads()} threads, {options}")
+    ase = one_by_one(calculator, slabs, RelaxConfig(**how))
+    show("ASE one by one", ase, sizes)
+    for edges in options.edges:
+        ours = batched(model, slabs, RelaxConfig(edges=edges, **how))
+        show(f"batches of {edges:,}", ours, sizes)
+        both = np.array(ours.converged) & np.array(ase.converged)
+        apart = 1000 * np.abs(np.array(ours.energies) - ase.energies)[both]
+        print(
+            f"    {ase.wall / ours.wall:.1f} times as fast by the clock, {ase.processor / ours.processor:.1f} by the "
+            f"processor; {1 - ours.in_model / ours.wall:.0%} outside the model"
+        )
+        if both.any():
+            print(
+                f"    {both.sum()} converged both ways: energies {np.median(apart):.4f} meV apart in the median, "
+                f"{(apart > 1).sum()} further apart than 1 meV"
+            )
+
+
+def show(name: str, found: Measurement, sizes: list[int]) -> None:
+    """One line."""
+    atom_steps = ((np.array(found.n_steps) + 1) * sizes).sum()
+    print(
+        f"{name:<20} {found.wall:7.1f} s, {found.processor:7.1f} s of the processor, {np.mean(found.n_steps):5.1f} "
+        f"steps, {atom_steps / found.wall:9,.0f} atoms x steps / s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What may not move: atoms that are fixed, and directions along which others are held."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from torch import Tensor
+
+from equicat.data.structure import Structure
+from equicat.relaxation.layout import Change
+
+ZERO = 1e-12
+"""Entries of a projector smaller than this are its rounding."""
+
+
+def free_directions(structure: Structure) -> Float[ndarray, "n_atoms 3 3"]:
+    """Projectors onto the directions in which each atom may move; zero for fixed atoms."""
+    given = structure.free_directions
+    projectors = np.tile(np.eye(3), (len(structure), 1, 1)) if given is None else np.array(given)
+    projectors[structure.fixed] = 0.0
+    projectors[np.abs(projectors) < ZERO] = 0.0
+    return projectors
+
+
+@dataclass(frozen=True, eq=False)
+class Freedom:
+    """What may move, of all systems that are relaxed together."""
+
+    projectors: Float[Tensor, "n_atoms 3 3"]
+    moves: Bool[Tensor, "n_atoms 3"]
+    """Whether a coordinate can change at all; the others keep their bits."""
+
+    @classmethod
+    def of(cls, projectors: Float[Tensor, "n_atoms 3 3"]) -> "Freedom":
+        """The freedom that projectors leave."""
+        return cls(projectors, (projectors != 0).any(2))
+
+    def changed(self, change: Change, new: Float[Tensor, "n_new_atoms 3 3"]) -> "Freedom":
+        """After some systems have left and others, with these projectors, have come."""
+        return Freedom.of(torch.cat([self.projectors.index_select(0, change.atoms), new]))
+
+    def along(self, forces: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_atoms 3"]:
+        """The parts of forces along what is free; exactly zero, whatever the force, along what is not."""
+        x, y, z = (forces[:, None, :] * self.projectors).unbind(2)
+        return torch.where(self.moves, x + y + z, 0.0)

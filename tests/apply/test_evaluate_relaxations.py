@@ -1,0 +1,85 @@
+"""`equicat evaluate --relax`: relaxed energies and structures against the data's, by relaxing."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.calculators.emt import EMT
+from emt_slabs import structures
+
+from equicat.apply import evaluate_relaxations as module
+from equicat.apply.evaluate_relaxations import evaluate_relaxations
+from equicat.cli.main import main
+from equicat.data.info import DatasetInfo
+from equicat.data.readers import write
+from equicat.data.store import write_store
+from equicat.errors import InputError
+from equicat.models.saved import load
+from equicat.relaxation.config import RelaxConfig
+from equicat.relaxation.models import CalculatorForces
+from equicat.relaxation.relax import relax
+
+
+def test_every_split_but_the_training_data_is_relaxed_and_compared(run, data, tmp_path, capsys):
+    out = tmp_path / "metrics.json"
+    options = ["--relax", "--data", str(data), "--relaxation.max_steps", "3", "--progress", "false", "--json", str(out)]
+    before = sorted(path.name for path in run.rglob("*"))
+    assert main(["evaluate", str(run), *options]) == 0
+    printed, summary = capsys.readouterr().out, json.loads(out.read_text())
+    assert sorted(path.name for path in run.rglob("*")) == before
+    assert list(summary["splits"]) == ["val_id", "val_ood_ads"]
+    split = summary["splits"]["val_id"]
+    assert split["n_systems"] == 6
+    assert split["relaxations"]["mean_steps"] <= 3
+    assert split["relaxations"]["n_converged"] == 0
+    assert list(split["rows"]) == [
+        "allegro, relaxed",
+        "mean energy, no displacement",
+        "linear reference, no displacement",
+    ]
+    assert {"energy_mae", "positions_average_distance_within_threshold"} < set(split["rows"]["allegro, relaxed"])
+    assert "average_force_below_threshold" not in split["rows"]["allegro, relaxed"]
+    assert "0 converged" in printed
+    assert "Energies: adsorption" in printed
+
+
+def test_without_data_it_is_the_validation_data_of_the_run(run):
+    summary = evaluate_relaxations(run, config=RelaxConfig(max_steps=0), progress=False)
+    assert list(summary["splits"]) == ["val_id", "val_ood_ads"]
+
+
+def test_a_perfect_model_of_emt_data_has_no_error_and_small_forces(run, tmp_path, monkeypatch):
+    """The data are EMT's own minima, and EMT stands in for the model that relaxes to them."""
+    initial = structures(3)
+    model, config = CalculatorForces(EMT, "total"), RelaxConfig(fmax=0.02)
+    minima = relax(initial, model, config, progress=False).structures
+    labelled = [
+        type(s)(
+            **{name: getattr(s, name) for name in ("numbers", "positions", "cell", "pbc", "fixed", "tags", "sid")},
+            relaxed_energy=m.energy,
+            relaxed_positions=m.positions,
+        )
+        for s, m in zip(initial, minima, strict=True)
+    ]
+    info = DatasetInfo("total", provenance={"generator": "equicat data emt"})
+    write_store(tmp_path / "is2re" / "val_id", labelled, info)
+    monkeypatch.setattr(module, "relax", lambda systems, _, *rest, **options: relax(systems, model, *rest, **options))
+    monkeypatch.setattr(module, "check_energy_reference", lambda *_: None)
+    summary = evaluate_relaxations(run, tmp_path, config, progress=False)
+    rows = summary["splits"]["val_id"]["rows"]
+    perfect, still = rows["allegro, relaxed"], rows["mean energy, no displacement"]
+    assert perfect["energy_mae"] == pytest.approx(0, abs=1e-9)
+    assert perfect["positions_mae"] == pytest.approx(0, abs=1e-9)
+    assert perfect["positions_average_distance_within_threshold"] == 1
+    assert perfect["force_below_threshold"] == 1
+    assert perfect["average_force_below_threshold"] > 0.97  # all thresholds above fmax
+    assert still["average_force_below_threshold"] == 0
+    assert still["positions_average_distance_within_threshold"] < 1
+    assert summary["splits"]["val_id"]["relaxations"]["success_rate"] == 1
+
+
+def test_data_without_relaxed_energies_and_models_without_forces_are_refused(run, data, tmp_path):
+    write(tmp_path / "bare.extxyz", structures(1))
+    with pytest.raises(InputError, match="no label 'relaxed_energy'"):
+        evaluate_relaxations(run, tmp_path / "bare.extxyz", progress=False)
+    assert np.isfinite(load(run).info.statistics.mean_energy)

@@ -1,0 +1,184 @@
+"""The loop: what comes and goes, what is seen by the model, and what one broken system does to others (nothing)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.emt import EMT
+from ase.optimize import LBFGS as AseLBFGS
+from emt_slabs import structures
+from places import FIXTURES
+
+import equicat
+from equicat.data.neighbors import neighbor_list
+from equicat.data.structure import Structure
+from equicat.errors import InputError
+from equicat.relaxation.config import RelaxConfig
+from equicat.relaxation.driver import Driver
+from equicat.relaxation.models import CalculatorForces, force_model
+
+RUNS = FIXTURES / "runs_b139b12"
+SLABS = list(equicat.read(RUNS / "structures.extxyz"))
+
+
+class Watched:
+    """A model that shows each batch to a function, and lets another change its results."""
+
+    def __init__(self, model, see=lambda batch: None, change=lambda batch, energy, forces: None):
+        self.model, self.see, self.change = model, see, change
+        self.cutoff, self.elements, self.device = model.cutoff, model.elements, model.device
+        self.energy_reference, self.edges = model.energy_reference, model.edges
+
+    def __call__(self, batch):
+        self.see(batch)
+        energy, forces = self.model(batch)
+        self.change(batch, energy, forces)
+        return energy, forces
+
+
+def outcomes(model, systems, **options):
+    driver = Driver(model, RelaxConfig(**options), keep_frames=True)
+    return {o.number: o for o in driver.run(enumerate(systems))}
+
+
+@pytest.mark.parametrize("run", ["allegro", "nequip_allegro", "nequip", "schnet"])
+def test_a_model_sees_the_edges_of_a_new_neighbour_list_at_every_step(run):
+    if run == "schnet":
+        pytest.importorskip("torch_geometric", reason="baselines need the extra [baselines]")
+    model = force_model(RUNS / run)
+    n_batches = 0
+
+    def see(batch):
+        nonlocal n_batches
+        n_batches += 1
+        n_atoms = batch.n_atoms.tolist()
+        first = np.cumsum([0, *n_atoms])
+        for k in range(batch.n_systems):
+            here = slice(first[k], first[k + 1])
+            system = Structure(
+                *(getattr(batch, name)[here].numpy() for name in ("numbers", "positions")),
+                cell=batch.cell[k].numpy(),
+                pbc=batch.pbc[k].numpy(),
+            )
+            index, shift = neighbor_list(system, model.cutoff)
+            own = batch.system_idx[batch.edge_index[0]] == k
+            found = torch.cat([batch.edge_index[:, own] - first[k], batch.edge_shift[own].t()]).t().tolist()
+            assert sorted(found) == sorted(np.concatenate([index, shift.T]).T.tolist())
+            assert torch.equal(batch.edge_index[0].sort().values, batch.edge_index[0])
+        exact = equicat.Batch.edge_vec(batch)
+        torch.testing.assert_close(batch.edge_vec(), exact, rtol=0, atol=1e-12)
+
+    systems = [dataclasses.replace(s, energy=None, forces=None) for s in SLABS[:2]]
+    done = outcomes(Watched(model, see), systems, max_steps=12, skin=0.1, fmax=1e-4)
+    assert n_batches == 13
+    assert len(done) == len(systems)
+
+
+def test_a_float64_model_relaxes_as_with_its_ase_calculator():
+    run = RUNS / "converted_nequip_allegro"
+    known = equicat.load(run).elements
+    (structure,) = [s for s in SLABS if set(s.numbers) <= set(known)][:1]
+    (outcome,) = outcomes(force_model(run), [structure], max_steps=15).values()
+    atoms = structure.to_ase()
+    atoms.calc = equicat.Calculator(run)
+    for _ in AseLBFGS(atoms, logfile=None, memory=50, maxstep=0.04).irun(fmax=0.05, steps=15):
+        pass
+    assert outcome.last.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+    np.testing.assert_allclose(outcome.last.positions, atoms.positions, rtol=0, atol=1e-9)
+
+
+def test_the_skin_changes_no_result():
+    model = force_model(RUNS / "allegro", dtype=torch.float64)
+    thin, thick = (outcomes(model, SLABS[:3], skin=skin, max_steps=20) for skin in (0.05, 1.5))
+    for number, outcome in thin.items():
+        np.testing.assert_allclose(outcome.last.positions, thick[number].last.positions, rtol=0, atol=1e-9)
+
+
+def test_fixed_atoms_keep_every_bit_and_all_others_move():
+    for outcome in outcomes(force_model(RUNS / "allegro"), SLABS, max_steps=5).values():
+        initial = SLABS[outcome.number]
+        same = outcome.last.positions == initial.positions
+        assert same[initial.fixed].all()
+        assert not same[~initial.fixed].all(1).any()
+
+
+def test_a_system_is_replaced_when_it_has_converged():
+    sizes, seen = [], []
+
+    def see(batch):
+        sizes.append(batch.n_systems)
+        seen.extend(batch.ids)
+
+    systems = structures(5)
+    done = outcomes(Watched(CalculatorForces(EMT), see), systems, edges=2 * 13 * 50)
+    assert sorted(done) == list(range(5))
+    assert set(sizes[:-1]) <= {1, 2}
+    assert sizes.count(2) > sizes.count(1)
+    # One evaluation of the initial structure, and one after each step.
+    assert all(seen.count(str(number)) == outcome.n_steps + 1 for number, outcome in done.items())
+
+
+def test_a_system_larger_than_the_budget_is_relaxed_alone():
+    model = Watched(force_model(RUNS / "allegro"), lambda batch: sizes.append(batch.n_systems))
+    sizes = []
+    done = outcomes(model, SLABS, edges=1, max_steps=2)
+    assert len(done) == len(SLABS)
+    assert set(sizes) == {1}
+
+
+@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_a_broken_system_leaves_and_changes_no_bit_of_its_neighbours(after, value):
+    model = force_model(RUNS / "allegro")
+    n_calls = 0
+
+    def change(batch, energy, forces):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls > after and "1" in batch.ids:
+            forces[batch.system_idx == batch.ids.index("1")] = value
+
+    systems = SLABS[:3]
+    broken = outcomes(Watched(model, change=change), systems, max_steps=10)
+    fine = outcomes(model, [systems[0], systems[2]], max_steps=10)
+    assert broken[1].how == "exploded"
+    assert len(broken[1].frames) == broken[1].n_steps == after
+    if after:
+        assert np.isfinite(broken[1].last.forces).all()
+    else:
+        assert broken[1].last is None
+    for here, there in ((0, 0), (2, 1)):
+        assert np.array_equal(broken[here].last.positions, fine[there].last.positions)
+        assert broken[here].last.energy == fine[there].last.energy
+        assert broken[here].n_steps == fine[there].n_steps
+
+
+def test_atoms_that_meet_end_a_relaxation_at_the_last_frame_before():
+    """A model that pulls two atoms together until a neighbour list refuses them."""
+
+    def change(batch, energy, forces):
+        forces[:] = 0.0
+        forces[0] = 100 * (batch.positions[1] - batch.positions[0])
+
+    pair = Structure(SLABS[0].numbers[-2:], np.array([[0.0, 0, 0], [0.0, 0, 0.2]]), fixed=np.array([False, True]))
+    model = Watched(force_model(RUNS / "allegro"), change=change)
+    outcome = outcomes(model, [pair], skin=0.01, max_step=0.0395)[0]
+    assert outcome.how == "exploded"
+    assert 0.01 < np.linalg.norm(outcome.last.positions[1] - outcome.last.positions[0]) < 0.05
+
+
+def test_a_relaxed_system_needs_no_step_and_a_slow_one_is_stopped():
+    model = CalculatorForces(EMT)
+    (system,) = structures(1)
+    relaxed = outcomes(model, [system])[0]
+    again = dataclasses.replace(system, positions=relaxed.last.positions)
+    assert outcomes(model, [again])[0].n_steps == 0
+    stopped = outcomes(model, [system], max_steps=2)[0]
+    assert (stopped.how, stopped.n_steps, len(stopped.frames)) == ("stopped", 2, 3)
+
+
+def test_an_initial_structure_with_two_atoms_at_one_place_is_named():
+    broken = dataclasses.replace(SLABS[0], positions=np.r_[SLABS[0].positions[:-1], SLABS[0].positions[:1]], source="x")
+    with pytest.raises(InputError, match=r"x: atoms .* are .* apart"):
+        outcomes(force_model(RUNS / "allegro"), [broken])
