@@ -377,11 +377,12 @@ template <int D> class Worker : public EdgeTile<D> {
 
 // Compiled as two objects, side by side: of all the code each has one instance.
 #if PASS == 1
-extern "C" void energies_and_gradient(const Call* call) {
-    run<Worker<1>>(*call, Network(*call, *static_cast<const Allegro*>(call->network)));
+extern "C" const int64_t structure_sizes[] = {sizeof(Call), sizeof(Matrix), sizeof(Geometry), sizeof(Allegro), sizeof(Layer)};
+extern "C" int energies_and_gradient(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<1>>(*call, Network(*call, *static_cast<const Allegro*>(call->network))); });
 }
 #else
-extern "C" void weight_gradients(const Call* call) {
-    run<Worker<2>>(*call, Network(*call, *static_cast<const Allegro*>(call->network)));
+extern "C" int weight_gradients(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<2>>(*call, Network(*call, *static_cast<const Allegro*>(call->network))); });
 }
 #endif

@@ -19,45 +19,50 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equicat.kernels import backend
 from equicat.kernels.cpu import build
 from equicat.kernels.harmonics import raise_degree
 
-MAX_DEGREE = 4
-"""Largest l_max that is compiled."""
 BLOCK_BYTES = 64
 """Columns of matrices come in blocks of this size (``BLOCK`` in ``numbers.h``)."""
 POINTER = ctypes.c_void_p
 
 
-def _integers(*names: str) -> tuple[tuple[str, type], ...]:
+def integers(*names: str) -> tuple[tuple[str, type], ...]:
+    """Fields of a structure."""
     return tuple((name, ctypes.c_int64) for name in names)
 
 
-def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
+def pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    """Fields of a structure: the addresses of arrays."""
     return tuple((name, POINTER) for name in names)
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (*_pointers("data"), *_integers("k", "n"), *_pointers("grad"))
+    _fields_ = (*pointers("data"), *integers("k", "n"), *pointers("grad"))
 
 
 class _Geometry(ctypes.Structure):
     _fields_ = (
-        *_integers("n_species", "splines", "n_radial", "envelope_p", "span", "n_terms"),
-        *_pointers("neighbor", "species", "inverse_cutoff", "terms", "coefficients", "edge_vec", "tangent", "gradient"),
+        *integers("n_species", "splines", "n_radial", "envelope_p", "span", "n_terms"),
+        *pointers("neighbor", "species", "inverse_cutoff", "terms", "coefficients", "edge_vec", "tangent", "gradient"),
     )
 
 
 class _Call(ctypes.Structure):
     _fields_ = (
-        *_pointers("network"),
-        *_integers("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers", "embedding"),
-        *_pointers("first_edge", "norm"),
+        *pointers("network"),
+        *integers("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers", "embedding"),
+        *pointers("first_edge", "norm"),
         ("matrices", ctypes.POINTER(_Matrix)),
         ("plain", ctypes.POINTER(_Matrix)),
-        *_pointers("to_energy", "energy", "tape"),
+        *pointers("to_energy", "energy", "tape"),
         ("geometry", _Geometry),
     )
+
+
+class _Handle(ctypes.Structure):
+    _fields_ = pointers("tape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +133,13 @@ class Kernel:
         source: name of the C++ file.
         problem: what the kernel has to know of a network, given the species of atoms.
         weights: of a network and of the readout, given what widths are padded to a multiple of.
+        structures: what the kernel reads of ``problem``, for numbers of a type.
     """
 
     source: str
     problem: Callable[[Any, Int[Tensor, "n_atoms"]], Problem]
     weights: Callable[[Any, Sequence[Tensor], int], Weights]
+    structures: Callable[[torch.dtype], tuple[type[ctypes.Structure], ...]]
 
     def library(self, network: Any, like: Tensor) -> ctypes.CDLL | None:
         """What is called for this network and such positions, or None.
@@ -140,9 +147,11 @@ class Kernel:
         There is nothing on other devices than a CPU, without a compiler, for networks with vectors or l_max above 4,
         for other dtypes than float32 and float64, or where weights and positions differ in it.
         """
-        suits = not network.n_vectors and network.config.l_max <= MAX_DEGREE
+        suits = not network.n_vectors and network.config.l_max <= build.MAX_DEGREE
         same = next(network.parameters()).dtype == like.dtype
-        return build.load(self.source, like.dtype) if like.device.type == "cpu" and suits and same else None
+        if not (backend.enabled() and like.device.type == "cpu" and like.dtype in build.REALS and suits and same):
+            return None
+        return build.load(self.source, like.dtype, (_Call, _Matrix, _Geometry, *self.structures(like.dtype)))
 
     def energies_and_gradient(
         self,
@@ -243,16 +252,17 @@ class _Launch:
                 *map(_address, (edges.edge_vec, arrays.get("tangent"), arrays.get("gradient"))),
             ),
         )
-        getattr(self.library, function)(ctypes.byref(call))
+        build.call(self.library, function, call)
 
 
 class _Tape:
     """Of products of matrices, between the two passes; the memory is the kernel's."""
 
     def __init__(self, library: ctypes.CDLL):
-        library.new_tape.restype = POINTER
-        self.handle = library.new_tape()
-        finalize(self, library.delete_tape, POINTER(self.handle))
+        handle = _Handle()
+        build.call(library, "new_tape", handle)
+        self.handle = handle.tape
+        finalize(self, build.call, library, "delete_tape", handle)
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -295,15 +305,15 @@ def _harmonics(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"]
     return torch.cat(terms).contiguous(), torch.cat(values)
 
 
-def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``make`` of a module, which reads its constants alone, called once for each module and dtype."""
-    known: WeakKeyDictionary[nn.Module, tuple[torch.dtype, Any]] = WeakKeyDictionary()
+def remembered(make: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """``make(module, like)``, which reads constants of the module alone, called once for each module and precision."""
+    known: WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = WeakKeyDictionary()
 
-    def of(module: nn.Module) -> Any:
-        dtype = next(module.parameters()).dtype
-        if module not in known or known[module][0] != dtype:
-            known[module] = (dtype, make(module))
-        return known[module][1]
+    def of(module: nn.Module, like: Tensor) -> Any:
+        by_dtype = known.setdefault(module, {})
+        if like.dtype not in by_dtype:
+            by_dtype[like.dtype] = make(module, like)
+        return by_dtype[like.dtype]
 
     return of
 

@@ -1,8 +1,7 @@
 // Edges of a tile: geometry, embedding, environments, energies, each with its reverse; and all tiles of a call.
 #pragma once
 
-#include <thread>
-
+#include "threads.h"
 #include "tile.h"
 
 // f with the degree as a constant.
@@ -376,9 +375,22 @@ template <int D> class EdgeTile : public Tile<D> {
     }
 };
 
+// Throws for what no network asks for, before anything is computed with it.
+inline void check(const Call& call) {
+    require(call.l_max >= 0 && call.l_max <= MAX_DEGREE, "the degree of harmonics is not supported");
+    require(call.channels > 0 && call.channels < 1 << 24 && call.channels % BLOCK == 0,
+            "the number of channels is not a multiple of a block, below 2^24");
+    require(call.n_plain >= 3 && call.n_matrices > 0, "weights are missing");
+    for (int k = 0; k < call.n_matrices; k++)
+        require(call.matrices[k].k >= 0 && call.matrices[k].k < INT32_MAX && call.matrices[k].n < INT32_MAX &&
+                    call.matrices[k].n % BLOCK == 0, "a matrix has a size that is not supported");
+    check_edges(call.first_edge, call.n_centers);
+}
+
 // All centres. Each thread takes a run of consecutive ones with about as many edges: the same sums, in the same order,
 // every time. A Worker is an EdgeTile with methods for groups and the tiles that they consist of.
 template <class Worker, class Network> void run(const Call& call, const Network& network) {
+    check(call);
     const int64_t *first = call.first_edge, n_edges = first[call.n_centers];
     const Weights weights(call);
     int n_threads = std::max<int64_t>(1, std::min<int64_t>(call.n_threads, n_edges / weights.tile_edges()));
@@ -388,10 +400,6 @@ template <class Worker, class Network> void run(const Call& call, const Network&
     if (tape) tape->reels.resize(n_threads);
     std::vector<Worker> workers(n_threads, Worker(call, weights, network));
     for (int t = 0; tape && t < n_threads; t++) workers[t].attach(&tape->reels[t]);
-    const auto cut = [&](int part) {
-        return part == n_threads ? call.n_centers
-                                 : std::lower_bound(first, first + call.n_centers, n_edges / n_threads * part) - first;
-    };
     // f(start, end) for runs of at least that many edges, of centres in [start, stop).
     const auto in_runs = [&](int start, int stop, int n_edges, auto f) {
         for (int end; start < stop; start = end) {
@@ -400,24 +408,26 @@ template <class Worker, class Network> void run(const Call& call, const Network&
         }
     };
     const auto work = [&](int t) {
-        in_runs(cut(t), cut(t + 1), weights.group_edges(), [&](int start, int stop) {
+        const int64_t begin = part_start(first, call.n_centers, t, n_threads);
+        const int64_t end = part_start(first, call.n_centers, t + 1, n_threads);
+        in_runs(begin, end, weights.group_edges(), [&](int start, int stop) {
             workers[t].begin(start, stop);
             in_runs(start, stop, weights.tile_edges(), [&](int from, int to) { workers[t].tile(from, to); });
             workers[t].end();
         });
     };
-#ifdef _OPENMP
-    // PyTorch's own threads, which would otherwise wait for work, spinning, on the cores that ours need.
-#pragma omp parallel for schedule(static, 1) num_threads(n_threads)
-    for (int t = 0; t < n_threads; t++) work(t);
-#else
-    std::vector<std::thread> threads;
-    for (int t = 1; t < n_threads; t++) threads.emplace_back(work, t);
-    work(0);
-    for (std::thread& thread : threads) thread.join();
-#endif
+    in_threads(n_threads, work);
     for (const Worker& worker : workers) worker.add_gradients();
 }
 
-extern "C" inline __attribute__((used)) Tape* new_tape() { return new Tape; }
-extern "C" inline __attribute__((used)) void delete_tape(Tape* tape) { delete tape; }
+extern "C" {
+struct Handle {
+    Tape* tape;
+};
+inline __attribute__((used)) int new_tape(Handle* handle, char* message) {
+    return guarded(message, [&] { handle->tape = new Tape; });
+}
+inline __attribute__((used)) int delete_tape(Handle* handle, char* message) {
+    return guarded(message, [&] { delete handle->tape; });
+}
+}

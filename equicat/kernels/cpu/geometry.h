@@ -15,7 +15,7 @@ struct Geometry {
 };
 }
 
-constexpr int MAX_DEGREE = 4, MAX_HARMONICS = (MAX_DEGREE + 1) * (MAX_DEGREE + 1);
+constexpr int MAX_HARMONICS = (MAX_DEGREE + 1) * (MAX_DEGREE + 1);
 constexpr real PI = 3.14159265358979323846;
 
 // A function's value and slope at x; `along` is the function of a number near x.

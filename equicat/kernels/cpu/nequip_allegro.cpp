@@ -272,11 +272,12 @@ template <int D> class Worker : public EdgeTile<D> {
 
 // Compiled as two objects, side by side: of all the code each has one instance.
 #if PASS == 1
-extern "C" void energies_and_gradient(const Call* call) {
-    run<Worker<1>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
+extern "C" const int64_t structure_sizes[] = {sizeof(Call), sizeof(Matrix), sizeof(Geometry), sizeof(NequipAllegro), sizeof(Product)};
+extern "C" int energies_and_gradient(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<1>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network))); });
 }
 #else
-extern "C" void weight_gradients(const Call* call) {
-    run<Worker<2>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
+extern "C" int weight_gradients(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<2>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network))); });
 }
 #endif

@@ -25,6 +25,7 @@ constexpr int VECTOR_BYTES = 16, MICRO_ROWS = 6;
 constexpr int LANES = VECTOR_BYTES / sizeof(real);
 constexpr int BLOCK = 64 / sizeof(real);  // columns of matrices come in multiples of this
 constexpr int BLOCK_VECTORS = BLOCK / LANES;
+constexpr int MAX_DEGREE = 4;  // of harmonics; the same in build.py
 
 typedef real Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
