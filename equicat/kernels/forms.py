@@ -61,7 +61,7 @@ class Segments:
 
     @cached_property
     def padding(self) -> Padding:
-        """The same edges in rows of equal length."""
+        """Places of these edges in rows of equal length."""
         return Padding.of_centers(self.first, self.n_edges)
 
     @cached_property

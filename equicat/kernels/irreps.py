@@ -104,19 +104,19 @@ def couplings(outputs: dict[Irrep, Paths]) -> Float[Tensor, "dim_in dim_out n_pa
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
-    """A layer's tensor products as columns of a matrix M that the environment makes, once for each centre.
+    """A layer's tensor products as a product with a matrix M of the centre, made of its environment A.
 
-    A column c is one component of one path, Σ_k V[k] M[i, c, k] over the components k of the irrep that the path begins
-    with; columns are ordered by this irrep, then by output, component and path. M has a row for each c and k, and
-    M[i, row, u] = Σ_b C[row, b] A[i, b, u].
+    A column c of M yields one component of one path, Σ_k V[k] M[i, c, k], where k counts the components of the path's
+    first irrep. Columns are ordered by this irrep, then by output, component and path. M is stored with a row for each
+    pair (c, k): M[i, row, u] = Σ_b C[row, b] A[i, b, u].
     """
 
     coefficients: Float[Tensor, "n_rows dim_env"]
     """C."""
     columns: Int[Tensor, "n_columns 4"]
-    """Irrep of V; output, how many columns that has, and this one's place among them (component · n_paths + path)."""
+    """Irrep of V, output, number of columns of that output, and place among these (component · n_paths + path)."""
     irreps: Int[Tensor, "n_ends 3"]
-    """Of V: components, first column, first row; one more entry says where the last irrep's end."""
+    """For each irrep of V its components, first column and first row of M; a last entry holds the totals."""
     dims: list[int]
     """Components of V's irreps."""
     widths: list[int]

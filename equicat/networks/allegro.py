@@ -271,11 +271,11 @@ class Allegro(nn.Module, ABC):
         return r / self.config.cutoff
 
     def environment_norm(self, species: Int[Tensor, "n_atoms"]) -> Float[Tensor, "n_atoms 1 1"] | float:
-        """What environments are multiplied by."""
+        """The factor of environments."""
         return 1 / math.sqrt(self.config.avg_num_neighbors or 1.0)
 
     def prepared(self) -> Any:
-        """What follows from weights alone, made once for all pieces of a call and given to the methods below."""
+        """Functions of the weights alone, computed once for all pieces of a call and given to the methods below."""
         return None
 
     @abstractmethod
@@ -313,7 +313,7 @@ class Allegro(nn.Module, ABC):
 
     @abstractmethod
     def features(self, latent: Latent) -> Float[Tensor, "n_edges n_features"]:
-        """What heads read."""
+        """The features that heads read."""
 
     @abstractmethod
     def vectors(self, tensors: Any, segments: Segments) -> Float[Tensor, "n_edges 3 channels"]:

@@ -226,7 +226,7 @@ class Prepared:
     maps: list[Float[Tensor, "_ _"]]
     """See :meth:`NequipAllegro.composed`."""
     products: list[Float[Tensor, "n_weights dim_env _ _"]]
-    """Of each layer's :class:`TensorProduct`."""
+    """:meth:`TensorProduct.weighted` of each layer."""
 
 
 class NequipAllegro(Allegro):

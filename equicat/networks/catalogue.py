@@ -41,7 +41,7 @@ class Architecture:
     prepare: Callable[[Any, Iterable[Graph]], Any] | None = None
     """Fits constants of an untrained network to a few batches of the training data."""
     kernel: Kernel | None = None
-    """Energies of centres and their gradient by pair vectors, all in one."""
+    """Computes energies of centres and their gradient by pair vectors in C++, in place of the network and autograd."""
 
 
 NETWORKS = {
@@ -80,7 +80,7 @@ def architecture(name: str) -> Architecture:
 
 
 def avg_num_neighbors(config: NetworkConfig) -> float | None:
-    """What sums over neighbours are normalised with: 1 for networks that do not, None if not yet known."""
+    """The average number of neighbours that normalises sums: 1 for networks without, None if not yet known."""
     if "avg_num_neighbors" not in {f.name for f in fields(config)}:
         return 1.0
     return config.avg_num_neighbors  # type: ignore[union-attr]

@@ -133,7 +133,7 @@ template <int D> inline Num<D> spread(const real* p, long plane) {
     return out;
 }
 
-// silu(z) = z σ(z); in the place of z its slope silu'(z).
+// Returns silu(z) = z σ(z) and writes its slope silu'(z) over z.
 inline Value silu(Value& z) {
     const Vector s = 1 / (1 + exponential(-z.v[0])), h = z.v[0] * s;
     z = {s + h * (1 - s)};
