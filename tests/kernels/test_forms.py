@@ -215,7 +215,12 @@ def test_a_potential_trains_on_the_same_numbers(small, changes, monkeypatch, ver
     for used in (None, version):
         monkeypatch.setattr(backend, "forms", lambda like, l_max, used=used: used)
         torch.manual_seed(0)
-        model = Potential(dataclasses.replace(small, **changes), ELEMENTS, (5,), compute=OPERATORS).double().to(DEVICE).train()
+        model = (
+            Potential(dataclasses.replace(small, **changes), ELEMENTS, (5,), compute=OPERATORS)
+            .double()
+            .to(DEVICE)
+            .train()
+        )
         found = model(batch())
         (found.energy.square().sum() + found.forces.square().sum()).backward()
         results.append([found.energy, found.forces, *(p.grad for p in model.parameters() if p.requires_grad)])
