@@ -49,7 +49,7 @@ class Padding:
     def of_centers(cls, first: Int[Tensor, "n_ends"], n_edges: int) -> "Padding":
         """For edges sorted by centre, those of centre i being first[i] … first[i + 1] − 1."""
         counts, edge = first.diff(), torch.arange(n_edges, device=first.device)
-        n_max = max(int(counts.max()), 1)
+        n_max = max(int(counts.max()), 1) if len(counts) else 1
         shift = torch.arange(len(counts), device=first.device) * n_max - first[:-1]
         return cls(edge + shift.repeat_interleave(counts, output_size=n_edges), len(counts), n_max)
 

@@ -40,7 +40,7 @@ class AllegroLayer(nn.Module):
 
     def __init__(self, config: AllegroConfig, irreps_in: list[Irrep], irreps_out: list[Irrep], first: bool):
         super().__init__()
-        self.irreps_out = irreps_out
+        self.irreps_in, self.irreps_out = irreps_in, irreps_out
         channels, n_features = config.tensor_channels, config.n_features
         # Scalars of every path enter the latent MLP, whether or not scalars are among the tensors passed on.
         self.paths = {ir: Paths.build(irreps_in, config.l_max, ir) for ir in dict.fromkeys([SCALAR, *irreps_out])}
