@@ -15,8 +15,7 @@ if not torch.cuda.is_available():
 from equicat import Structure
 from equicat.data.info import DatasetInfo
 from equicat.data.store import write_store
-from equicat.networks.allegro import AllegroConfig
-from equicat.networks.nequip_allegro import NequipAllegroConfig
+from equicat.networks.allegro import AllegroConfig, NequipAllegroConfig
 from equicat.testing import example_structures
 from equicat.training.config import from_mapping
 from equicat.training.train import train

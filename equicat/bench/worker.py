@@ -15,7 +15,7 @@ from equicat.data.structure import Structure
 from equicat.interfaces.nequip_allegro import potential, read_arrays
 from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
-from equicat.networks.nequip_allegro import NequipAllegroConfig
+from equicat.networks.allegro import NequipAllegroConfig
 
 
 class Ours:

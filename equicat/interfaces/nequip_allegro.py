@@ -27,7 +27,7 @@ from equicat.models.gradient import DEFAULTS, ComputeOptions
 from equicat.models.model import ModelInfo
 from equicat.models.potential import Potential
 from equicat.models.repulsion import COULOMB, EnergyTerms, Repulsion
-from equicat.networks.nequip_allegro import NequipAllegroConfig
+from equicat.networks.allegro import NequipAllegroConfig
 
 Arrays = Mapping[str, ndarray]
 

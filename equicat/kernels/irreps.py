@@ -90,21 +90,33 @@ class Paths:
         return cls(pairs, coefficients)
 
 
+def couplings(outputs: dict[Irrep, Paths]) -> Float[Tensor, "dim_in dim_out n_paths dim_env"]:
+    """The coefficients of several outputs as one array: components and paths one after the other, zeros elsewhere."""
+    arrays = [paths.coefficients for paths in outputs.values()]
+    n_out, n_paths = (sum(array.shape[axis] for array in arrays) for axis in (1, 2))
+    out = arrays[0].new_zeros(len(arrays[0]), n_out, n_paths, arrays[0].shape[3])
+    c = p = 0
+    for array in arrays:
+        out[:, c : c + array.shape[1], p : p + array.shape[2]] = array
+        c, p = c + array.shape[1], p + array.shape[2]
+    return out
+
+
 @dataclass(frozen=True, eq=False)
 class Contraction:
-    """A layer's tensor products as columns of a matrix M that the environment makes, once for each centre.
+    """A layer's tensor products as a product with a matrix M of the centre, made of its environment A.
 
-    A column c is one component of one path, Σ_k V[k] M[i, c, k] over the components k of the irrep that the path begins
-    with; columns are ordered by this irrep, then by output, component and path. M has a row for each c and k, and
-    M[i, row, u] = Σ_b C[row, b] A[i, b, u].
+    A column c of M yields one component of one path, Σ_k V[k] M[i, c, k], where k counts the components of the path's
+    first irrep. Columns are ordered by this irrep, then by output, component and path. M is stored with a row for each
+    pair (c, k): M[i, row, u] = Σ_b C[row, b] A[i, b, u].
     """
 
     coefficients: Float[Tensor, "n_rows dim_env"]
     """C."""
     columns: Int[Tensor, "n_columns 4"]
-    """Irrep of V; output, how many columns that has, and this one's place among them (component · n_paths + path)."""
+    """Irrep of V, output, number of columns of that output, and place among these (component · n_paths + path)."""
     irreps: Int[Tensor, "n_ends 3"]
-    """Of V: components, first column, first row; one more entry says where the last irrep's end."""
+    """For each irrep of V its components, first column and first row of M; a last entry holds the totals."""
     dims: list[int]
     """Components of V's irreps."""
     widths: list[int]
@@ -126,6 +138,16 @@ class Contraction:
                         rows.append(by_place[:, place])
         irreps.append((0, len(columns), sum(map(len, rows))))
         return cls(torch.cat(rows), torch.tensor(columns), torch.tensor(irreps), [dim([a]) for a in irreps_in], widths)
+
+    def rows_of_irreps(self) -> list[int]:
+        """Rows of M for each irrep of V."""
+        return self.irreps[:, 2].diff().tolist()
+
+    def by_output(self) -> Int[Tensor, "n_columns"]:
+        """The order of columns by output, component and path."""
+        widths = self.irreps.new_tensor(self.widths)
+        _, output, _, place = self.columns.unbind(1)
+        return ((widths.cumsum(0) - widths)[output] + place).argsort()
 
     def to(self, like: Tensor) -> "Contraction":
         """On the device of this tensor; coefficients also in its precision."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from equicat.data.batch import Batch
 from equicat.kernels.cpu.call import Kernel
-from equicat.kernels.edges import consecutive
+from equicat.kernels.forms import consecutive
 from equicat.kernels.gpu.graphs import MAX_EDGES, Graphs
 from equicat.networks.catalogue import NetworkConfig, architecture
 

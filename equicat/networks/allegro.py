@@ -1,18 +1,20 @@
-"""Allegro as published: Musaelian et al., Nat. Commun. 14, 579 (2023). Equation numbers in comments are that paper's.
+"""Allegro: strictly local E(3)-equivariant features of ordered pairs, in two flavours.
 
-Every ordered pair ij carries scalars x^ij and tensors V^ij. In each layer the environment of the *centre* i alone is
-summed (eq. 9) and multiplied into V^ij, and what comes out as scalars updates x^ij. Nothing ever flows from pair to
-pair, so after any number of layers E_ij depends on atoms within one cutoff of i only.
+Published (``model.name: allegro``): Musaelian et al., Nat. Commun. 14, 579 (2023), whose equation numbers are given.
+As the nequip-allegro package builds it since 0.8 (``nequip-allegro``): ``docs/decisions/0010`` has its equations.
 
-Edges are sorted by centre. That makes the environment sum a batched matrix product, and it lets the environment meet
-the coupling coefficients once per *atom*: each edge then only multiplies the small matrix of its centre, instead of
-repeating the tensor product. Where GPU kernels are used, edges stay as they lie and the same is done without padding
-(:mod:`equicat.kernels.tensor_product`). :mod:`equicat.testing.plain_allegro` is the same function as the paper
-writes it, path by path and edge by edge; the tests hold them together.
+Every ordered pair ij carries scalar features x^ij and tensor features V^ij. In each layer the environment of the
+*centre* i alone is summed (eq. 9) and multiplied into V^ij, and what comes out as scalars updates x^ij. Nothing ever
+flows from pair to pair, so after any number of layers E_ij depends on atoms within one cutoff of i only.
+
+:class:`Allegro` is the loop over layers. What the flavours differ in is in :mod:`equicat.networks.allegro_parts`: the
+embedding of pairs, how scalars of layers follow one another, and what is done with tensors. Edges are sorted by centre
+and stay as they lie; what connects them with their centres is in :mod:`equicat.kernels.forms`.
+:mod:`equicat.testing.plain_allegro` is the same function path by path and edge by edge, the oracle of the tests.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,14 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat.errors import InputError
-from equicat.kernels.edges import Segments, environment
+from equicat.kernels.forms import Segments, cut, environment
 from equicat.kernels.harmonics import spherical_harmonics
-from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Parity, Paths, couples, harmonics, layer_irreps
-from equicat.kernels.tensor_product import tensor_product
-from equicat.networks.centers import Chunk, join, layouts
-from equicat.networks.contract import contract_and_mix
+from equicat.kernels.irreps import Parity
 from equicat.networks.features import Features
-from equicat.networks.layers import MLP, BesselBasis, linear_weight, polynomial_envelope, silu
+from equicat.networks.layers import polynomial_envelope
 
 
 @dataclass(frozen=True)
@@ -79,201 +78,103 @@ class AllegroConfig:
         return self.two_body_mlp[-1]
 
 
-class TwoBody(nn.Module):
-    """x^ij,0 = MLP(1hot(Z_i) ‖ 1hot(Z_j) ‖ B(r_ij)) u(r_ij), eq. 13 without its first product.
+@dataclass(frozen=True)
+class NequipAllegroConfig:
+    """Hyperparameters; the defaults are the nequip-allegro package's."""
 
-    A one-hot vector times a matrix is a row of the matrix: the first layer adds a row of a table of ordered pairs.
-    Its variance counts the entries that are non-zero (two of the one-hots), not all that there are.
-    """
+    name: Literal["nequip-allegro"] = "nequip-allegro"
+    """Which architecture."""
+    cutoff: float = 6.0
+    """Å."""
+    pair_cutoffs: tuple[float, ...] | None = None
+    """Å, shorter cutoffs of ordered pairs of elements (centre, neighbour), row by row; null: ``cutoff`` for all."""
+    n_layers: int = 2
+    """Tensor-product layers."""
+    l_max: int = 2
+    """Highest degree of the spherical harmonics and tensor features."""
+    parity: Parity = "full"
+    """full: tensor features of both parities for each degree; restricted: only that of the harmonics."""
+    n_scalars: int = 64
+    """Scalars that each layer adds."""
+    tensor_channels: int = 32
+    """Channels of the tensor features."""
+    coupling: Literal["channel", "path"] = "channel"
+    """channel: each channel weights each tensor-product path; path: all channels share the weights."""
+    radial: Literal["bessel", "spline"] = "bessel"
+    """bessel: one basis times an embedding of the elements; spline: a radial function of its own for each pair."""
+    n_radial: int = 8
+    """Radial basis functions."""
+    bessel_trainable: bool = False
+    """Train the frequencies of the radial basis (bessel)."""
+    envelope_p: int = 6
+    """Exponent of the polynomial envelope (bessel)."""
+    spline_span: int = 12
+    """How many splines overlap (spline)."""
+    embedding_width: int | None = None
+    """Width of the radial and chemical embedding; null takes n_scalars."""
+    two_body_hidden: tuple[int, ...] = (64,)
+    """Hidden widths of the two-body MLP."""
+    latent_hidden: tuple[int, ...] = (64,)
+    """Hidden widths of each layer's latent MLP, at least one."""
+    n_features: int = 32
+    """Width of the features that are made of the scalars of all layers."""
+    features_silu: bool = True
+    """Whether these come out of a SiLU (a hidden layer of the readout), or are linear."""
+    avg_num_neighbors: float | None = None
+    """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
+    neighbors_of_element: tuple[float, ...] | None = None
+    """Neighbours on average of the atoms of each element, where they differ; normalises environments."""
 
-    def __init__(self, config: AllegroConfig, n_species: int):
-        super().__init__()
-        width = config.two_body_mlp[0]
-        scale = 1 / math.sqrt(2 + config.n_bessel)
-        self.center_embedding = nn.Parameter(torch.randn(n_species, width) * scale)
-        self.neighbor_embedding = nn.Parameter(torch.randn(n_species, width) * scale)
-        self.radial = nn.Parameter(torch.randn(config.n_bessel, width) * scale)
-        self.bessel = BesselBasis(config.n_bessel, config.bessel_trainable, config.normalize_basis)
-        self.mlp = MLP(config.two_body_mlp, silu_input=True)
+    def __post_init__(self) -> None:
+        if self.l_max < 0 or min(self.n_layers, self.tensor_channels, self.n_scalars) < 1 or self.cutoff <= 0:
+            raise InputError(
+                "model: n_layers, n_scalars, tensor_channels and cutoff must be positive, l_max at least 0"
+            )
+        if not self.latent_hidden:
+            raise InputError("model: latent_hidden needs at least one hidden width")
+        if self.radial == "bessel" and self.width % 2:
+            raise InputError(f"model: embedding_width {self.width} must be even: half of it is the centre's element")
 
-    def forward(
-        self,
-        radial: Float[Tensor, "n_edges n_bessel"],
-        envelope: Float[Tensor, "n_edges 1"],
-        pair: Int[Tensor, "n_edges"],
-    ) -> Float[Tensor, "n_edges n_features"]:
-        first = torch.addmm(self.table().index_select(0, pair), radial, self.radial)
-        return self.mlp(silu(first)) * envelope
-
-    def table(self) -> Float[Tensor, "n_pairs width"]:
-        """The rows of all ordered pairs of elements."""
-        return (self.center_embedding[:, None] + self.neighbor_embedding[None, :]).flatten(0, 1)
-
-
-class AllegroLayer(nn.Module):
-    """One tensor-product layer, eqs. 7 to 12.
-
-    Args:
-        config: hyperparameters.
-        irreps_in: of the tensor features V^{L-1}.
-        irreps_out: of V^L; empty in a last layer of which only scalars are used.
-        first: V⁰ is then weights times harmonics and, in the padded layout, never written out.
-    """
-
-    def __init__(self, config: AllegroConfig, irreps_in: list[Irrep], irreps_out: list[Irrep], first: bool):
-        super().__init__()
-        self.first, self.irreps_in, self.irreps_out = first, irreps_in, irreps_out
-        self.l_max = config.l_max
-        self.avg_num_neighbors = config.avg_num_neighbors or 1.0
-        channels, features = config.tensor_channels, config.n_features
-        # Scalars of every path enter the latent MLP, whether or not scalars are among the tensors passed on.
-        self.paths = {ir: Paths.build(irreps_in, config.l_max, ir) for ir in dict.fromkeys([SCALAR, *irreps_out])}
-        # C = sign / sqrt(2l+1) for (l) ⊗ (l) → scalar, by degree: what a layer needs that yields scalars alone.
-        to_scalar = Paths.build(harmonics(config.l_max), config.l_max, SCALAR).coefficients
-        self.scalar_norms = [to_scalar[d * d, 0, d, d * d].item() for d in range(config.l_max + 1)]
-        # V⁰ of the first layer needs weights of its own, made by the same map (eq. 6 and eq. 10).
-        n_weights = (config.l_max + 1) * channels * (2 if first else 1)
-        self.env_embed = MLP([features, *config.env_embed_mlp, n_weights])
-        self.latent_mlp = MLP([features + len(self.paths[SCALAR].pairs) * channels, *config.latent_mlp])
-        n_paths = [len(self.paths[ir].pairs) for ir in irreps_out]
-        self.mix = nn.ParameterList(linear_weight(n * channels, channels) for n in n_paths)
-        self._exact_contraction = Contraction.build(irreps_in, self.paths)
-        self._apply(lambda tensor: tensor)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AllegroLayer":
-        """Coupling coefficients follow device and dtype, from float64 each time: float().double() must not round."""
-        super()._apply(fn, recurse)
-        like = next(self.parameters())  # a change of device alone keeps the dtype
-        self.coefficients = [paths.coefficients.to(like) for paths in self.paths.values()]
-        self.contraction = self._exact_contraction.to(like)
-        return self
-
-    def forward(
-        self,
-        x: Float[Tensor, "n_edges n_features"],
-        v: list[Tensor],
-        sh: Float[Tensor, "*slots dim_env"],
-        envelope: Float[Tensor, "n_edges 1"],
-        layout: Segments | Chunk,
-    ) -> tuple[Float[Tensor, "n_edges n_features"], list[Tensor]]:
-        """Scalar and tensor features after the layer.
-
-        Args:
-            x: scalar features of the edges.
-            v: tensor features by irrep, each [*slots, 2l+1, channels]; empty before the first layer.
-            sh: spherical harmonics.
-            envelope: u(r_ij).
-            layout: centres and their edges; slots are edges as they lie, or [n_atoms, n_max].
-        """
-        weights = layout.pad(self.env_embed(x))
-        if isinstance(layout, Segments):
-            scalars, v = self.products_by_edge(v, weights, sh, layout)
-        else:
-            scalars, v = self.products_by_center(v, weights, sh)
-        # Eqs. 11 and 12, then the residual update with coefficients of unit norm (α = 1/2, supplement).
-        update = self.latent_mlp(torch.cat([x, layout.unpad(scalars)], dim=1)) * (envelope / math.sqrt(5))
-        return torch.add(update, x, alpha=2 / math.sqrt(5)), v
-
-    def products_by_edge(
-        self,
-        v: list[Tensor],
-        weights: Float[Tensor, "n_edges n_weights"],
-        sh: Float[Tensor, "n_edges dim_env"],
-        layout: Segments,
-    ) -> tuple[Float[Tensor, "n_edges n_scalars"], list[Tensor]]:
-        """Environment and tensor products of edges as they lie: scalars of all paths, and new tensor features by irrep.
-
-        All paths are a kernel's, V⁰ among what it reads; eq. 10's linear map is a matrix product.
-        """
-        env_weights, *rest = weights.chunk(2 if self.first else 1, dim=1)
-        env = environment(env_weights, sh, layout) / math.sqrt(self.avg_num_neighbors)
-        if self.first:
-            w0, by_degree = rest[0].chunk(self.l_max + 1, dim=1), self.by_degree(sh)
-            v = [w[:, None] * y[:, :, None] for w, y in zip(w0, by_degree, strict=True)]
-        found = tensor_product(v, self.contraction.coefficients @ env, self.contraction, layout)
-        products = dict(zip(self.paths, found, strict=True))
-        mixed = [
-            products[ir].flatten(1).unflatten(1, (2 * ir[0] + 1, -1)) @ mix
-            for ir, mix in zip(self.irreps_out, self.mix, strict=True)
-        ]
-        return products[SCALAR].flatten(1), mixed
-
-    def products_by_center(
-        self,
-        v: list[Tensor],
-        weights: Float[Tensor, "n_atoms n_max n_weights"],
-        sh: Float[Tensor, "n_atoms n_max dim_env"],
-    ) -> tuple[Float[Tensor, "n_atoms n_max n_scalars"], list[Tensor]]:
-        """The same in the padded layout."""
-        every, by_degree = weights.chunk((self.l_max + 1) * (2 if self.first else 1), dim=2), self.by_degree(sh)
-        env_weights, w0 = every[: self.l_max + 1], every[self.l_max + 1 :]
-        env = self.environment(env_weights, by_degree)
-        if self.irreps_out:
-            return self.tensor_products(v, w0, sh, torch.cat(env, dim=1))
-        return self.scalar_products(v, w0, by_degree, env), []
-
-    def by_degree(self, sh: Float[Tensor, "*slots dim_env"]) -> tuple[Tensor, ...]:
-        """Spherical harmonics, cut along the last axis."""
-        return sh.split([2 * degree + 1 for degree in range(self.l_max + 1)], dim=-1)
-
-    def environment(self, weights: Sequence[Tensor], sh: Sequence[Tensor]) -> list[Tensor]:
-        """Σ_k w^ik_l Y_l(r_ik) / sqrt(avg_num_neighbors), the bracket of eq. 9: [n_atoms, 2l+1, channels] by degree.
-
-        Y_00 is 1, and unused slots have no weight: the first is a plain sum.
-        """
-        norm = 1 / math.sqrt(self.avg_num_neighbors)
-        products = [(y.transpose(1, 2) * norm) @ w for y, w in zip(sh[1:], weights[1:], strict=True)]
-        return [weights[0].sum(1, keepdim=True) * norm, *products]
-
-    def scalar_products(
-        self, v: list[Tensor], w0: Sequence[Tensor], sh: Sequence[Tensor], env: list[Tensor]
-    ) -> Float[Tensor, "n_atoms n_max n_scalars"]:
-        """The paths (l) ⊗ (l) → scalar alone: Σ_m V_lm A_lm / sqrt(2l+1), the sign that of the Wigner 3j symbol."""
-        env = [a * norm for a, norm in zip(env, self.scalar_norms, strict=True)]
-        if self.first:
-            rest = [w * (y @ a) for w, y, a in zip(w0[1:], sh[1:], env[1:], strict=True)]
-            return torch.cat([w0[0] * env[0], *rest], dim=2)
-        return torch.cat([(t * a[:, None]).sum(2) for t, a in zip(v, env, strict=True)], dim=2)
-
-    def tensor_products(
-        self,
-        v: list[Tensor],
-        w0: Sequence[Tensor],
-        sh: Float[Tensor, "n_atoms n_max dim_env"],
-        env: Float[Tensor, "n_atoms dim_env channels"],
-    ) -> tuple[Float[Tensor, "n_atoms n_max n_scalars"], list[Tensor]]:
-        """Scalars of all paths of eq. 8, and all paths mixed into new tensor features (the linear map of eq. 10).
-
-        The environment meets the coupling coefficients once per atom.
-        """
-        n_atoms, dim_env, channels = env.shape
-        left = sh if self.first else torch.cat(v, dim=2).permute(0, 3, 1, 2)
-        mixes = dict(zip(self.irreps_out, self.mix, strict=True))
-        scalars, mixed = None, []
-        for (out, paths), coefficients in zip(self.paths.items(), self.coefficients, strict=True):
-            dim_in, dim_out, n_paths, _ = coefficients.shape
-            if self.first:
-                # m[i, a, k, u] = Σ_b C[a, k, b] A[i, b, u]; then w⁰[ij, u] Σ_a Y[ij, a] m[i, a, k, u].
-                m = (coefficients.view(-1, dim_env) @ env).view(n_atoms, dim_in, -1)
-                w = torch.cat([w0[degree] for (degree, _), _ in paths.pairs], dim=2)
-                if out != SCALAR:
-                    mixed.append(contract_and_mix(left, m, w, mixes[out]))
-                    continue
-                product = ((left @ m) * w)[:, :, None]
-            else:
-                # Each channel of V meets its own matrix: a product batched over atoms and channels.
-                m = (env.transpose(1, 2) @ coefficients.view(-1, dim_env).t()).view(n_atoms, channels, dim_in, -1)
-                product = (left @ m).permute(0, 2, 3, 1).unflatten(2, (dim_out, n_paths)).flatten(3)
-            if out == SCALAR:
-                scalars = product[:, :, 0]
-            if out in mixes:
-                mixed.append(product @ mixes[out])
-        assert scalars is not None
-        return scalars, mixed
+    @property
+    def width(self) -> int:
+        """Width of the radial and chemical embedding."""
+        return self.embedding_width or self.n_scalars
 
 
-class Allegro(nn.Module):
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Edges as the network sees them."""
+
+    pair: Int[Tensor, "n_edges"]
+    """Ordered pair of elements, species_i · n_species + species_j."""
+    envelope: Float[Tensor, "n_edges 1"]
+    """u(r_ij)."""
+    radial: Float[Tensor, "n_edges n_radial"]
+    """Radial basis functions, which vanish at the cutoff."""
+    harmonics: Float[Tensor, "n_edges dim_env"]
+    """Y_lm(r_ij) for all degrees."""
+
+    def split(self, sizes: list[int]) -> list["Geometry"]:
+        """Consecutive edges, so many at a time."""
+        fields = (self.pair, self.envelope, self.radial, self.harmonics)
+        return [Geometry(*parts) for parts in zip(*(x.split(sizes) for x in fields), strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """The scalar side of some edges after a layer."""
+
+    env_weights: Float[Tensor, "n_edges n_weights"]
+    """w^ij_l by degree and channel, of the next layer's environment; empty after the last layer."""
+    scalar_features: Any
+    """x^ij [n_edges, n_features]; in the second flavour the sums that later layers read (see allegro_parts)."""
+
+
+class Allegro(nn.Module, ABC):
     """Edge vectors and species in, features of every ordered pair out; they vanish smoothly at the cutoff.
+
+    The base of :class:`~equicat.networks.allegro_parts.PublishedAllegro` and
+    :class:`~equicat.networks.allegro_parts.NequipAllegro`, which say what a layer is.
 
     Args:
         config: hyperparameters, ``avg_num_neighbors`` set.
@@ -285,43 +186,16 @@ class Allegro(nn.Module):
     """
 
     per: Literal["edge", "atom"] = "edge"
-    triton: bool | None = None
-    """Whether Triton kernels connect edges and centres; null: on a GPU, unless ``EQUICAT_NATIVE=0``."""
+    floats_per_edge: int
+    """The largest intermediate of an edge."""
+    layers: Any
 
-    def __init__(self, config: AllegroConfig, n_species: int, vectors: bool = False):
+    def __init__(self, config: Any, n_species: int, vectors: bool = False):
         super().__init__()
         if vectors and config.l_max < 1:
             raise InputError("model.l_max is 0, so there are no vectors for this head; set it to 1 or more")
         self.config, self.n_species = config, n_species
-        self.n_features = config.n_features
-        self.n_vectors = config.tensor_channels if vectors else 0
-        self.two_body = TwoBody(config, n_species)
-        irreps = layer_irreps(config.l_max, config.n_layers, config.parity, vectors)
-        leaving = [*irreps[1:], [VECTOR] if vectors else []]
-        self.layers: Any = nn.ModuleList(
-            AllegroLayer(config, a, b, first=k == 0) for k, (a, b) in enumerate(zip(irreps, leaving, strict=True))
-        )
-        # The largest intermediate of an edge decides how many edges are worked on at a time.
-        rows = max(
-            (2 * out[0] + 1) * sum(couples(a, b, out) for a in entering for b in harmonics(config.l_max))
-            for entering, outs in zip(irreps, leaving, strict=True)
-            for out in [SCALAR, *outs]
-        )
-        self.floats_per_edge = max(*config.two_body_mlp, *config.latent_mlp, rows * config.tensor_channels)
-
-    def geometry(
-        self,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
-    ) -> tuple[Int[Tensor, "n_edges"], Tensor, Tensor, Tensor]:
-        """What the network sees of edges: ordered pairs of elements, envelope, radial basis, spherical harmonics."""
-        center, neighbor = edge_index
-        pair = species[center] * self.n_species + species[neighbor]
-        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
-        envelope = polynomial_envelope(r / self.config.cutoff, self.config.envelope_p)
-        radial = self.two_body.bessel(r / self.config.cutoff) * envelope
-        return pair, envelope, radial, spherical_harmonics(self.config.l_max, edge_vec / r)
+        self.n_features, self.n_vectors = config.n_features, config.tensor_channels if vectors else 0
 
     def forward(
         self,
@@ -329,26 +203,118 @@ class Allegro(nn.Module):
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> Features:
-        """Features by edge."""
-        pair, envelope, radial, sh = self.geometry(edge_vec, edge_index, species)
-        pieces, position = layouts(edge_index[0], len(species), self.floats_per_edge, self.triton)
-        # Everything about an edge's geometry as one array, so that cutting it into chunks is one operation.
-        geometry = torch.cat([envelope, radial, sh], dim=1)
-        found = [self.pair_features(geometry[piece.edges], pair[piece.edges], piece) for piece in pieces]
-        scalars, vectors = (join(parts, position) for parts in zip(*found, strict=True))
+        """Features by edge.
+
+        This is what runs on GPUs, for heads that need features (vectors, direct predictions), for l_max above 4, and
+        where there is no C++ compiler. Elsewhere, which is the default on a CPU, a potential's energies and gradient
+        come from ``KERNEL`` in :mod:`equicat.networks.allegro_cpu`: the same function in C++, without this method.
+
+        Args:
+            edge_vec: r_j − r_i, Å.
+            edge_index: centre and neighbour, sorted by centre.
+            species: of atoms, 0 … n_species − 1.
+        """
+        geometry, prepared = self.geometry(edge_vec, edge_index, species), self.prepared()
+        segments = cut(edge_index[0], len(species), self.floats_per_edge)
+        parts = geometry.split([s.n_edges for s in segments])
+        found = [
+            self.pair_features(part, species[s.atoms], s, prepared) for part, s in zip(parts, segments, strict=True)
+        ]
+        scalars, vectors = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*found, strict=True))
         return Features(scalars, "edge", vectors if self.n_vectors else None)
+
+    def geometry(
+        self,
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+    ) -> Geometry:
+        """Distances, directions and elements of edges as the layers read them."""
+        pair = species[edge_index[0]] * self.n_species + species[edge_index[1]]
+        r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
+        x = self.scaled_distance(r, pair)
+        envelope = polynomial_envelope(x, self.config.envelope_p)
+        harmonics = spherical_harmonics(self.config.l_max, edge_vec / r).contiguous()
+        return Geometry(pair, envelope, self.radial(x, envelope), harmonics)
 
     def pair_features(
         self,
-        geometry: Float[Tensor, "n_edges n_geometry"],
-        pair: Int[Tensor, "n_edges"],
-        layout: Segments | Chunk,
+        geometry: Geometry,
+        species: Int[Tensor, "n_atoms"],
+        segments: Segments,
+        prepared: Any,
     ) -> tuple[Float[Tensor, "n_edges n_features"], Float[Tensor, "n_edges 3 n_vectors"]]:
-        """The network, on all edges of some centres: scalars and vectors."""
-        config = self.config
-        envelope, radial, sh = geometry.split([1, config.n_bessel, (config.l_max + 1) ** 2], dim=1)
-        x = self.two_body(radial, envelope, pair)
-        sh, v = layout.pad(sh), list[Tensor]()
-        for layer in self.layers:
-            x, v = layer(x, v, sh, envelope, layout)
-        return x, layout.unpad(v[0]) if v else x.new_zeros(len(x), 3, 0)
+        """The network, on all edges of some centres: scalars and vectors.
+
+        Args:
+            geometry: of the edges.
+            species: of the centres.
+            segments: which edges belong to which centre.
+            prepared: see :meth:`prepared`.
+        """
+        latent, tensor_weights = self.embed(geometry, prepared)  # eq. 13, and the weights of V⁰ (eq. 6)
+        tensors = self.first_tensors(tensor_weights, geometry.harmonics)
+        norm = self.environment_norm(species)
+        for k in range(len(self.layers)):
+            env = environment(latent.env_weights, geometry.harmonics, segments) * norm  # eq. 9
+            scalars, tensors = self.products(k, tensors, env, segments, prepared)  # eqs. 8 and 10
+            latent = self.update(k, latent, scalars, geometry, prepared)  # eqs. 11 and 12
+        features = self.features(latent)
+        return features, self.vectors(tensors, segments) if self.n_vectors else features.new_zeros(len(features), 3, 0)
+
+    # ---- what a flavour is -----------------------------------------------------------------------------------------
+
+    def scaled_distance(
+        self, r: Float[Tensor, "n_edges 1"], pair: Int[Tensor, "n_edges"]
+    ) -> Float[Tensor, "n_edges 1"]:
+        """Distances in units of the cutoff."""
+        return r / self.config.cutoff
+
+    def environment_norm(self, species: Int[Tensor, "n_atoms"]) -> Float[Tensor, "n_atoms 1 1"] | float:
+        """The factor of environments."""
+        return 1 / math.sqrt(self.config.avg_num_neighbors or 1.0)
+
+    def prepared(self) -> Any:
+        """Functions of the weights alone, computed once for all pieces of a call and given to the methods below."""
+        return None
+
+    @abstractmethod
+    def radial(
+        self, x: Float[Tensor, "n_edges 1"], envelope: Float[Tensor, "n_edges 1"]
+    ) -> Float[Tensor, "n_edges n_radial"]:
+        """Radial basis functions of distances in units of the cutoff."""
+
+    @abstractmethod
+    def embed(self, geometry: Geometry, prepared: Any) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
+        """The two-body features, and weights of the harmonics in the first tensor features."""
+
+    @abstractmethod
+    def first_tensors(
+        self, weights: Float[Tensor, "n_edges n_weights"], harmonics: Float[Tensor, "n_edges dim_env"]
+    ) -> Any:
+        """V^ij,0 = w^ij_l Y_lm(r_ij), in the form in which this flavour keeps tensor features."""
+
+    @abstractmethod
+    def products(
+        self,
+        k: int,
+        tensors: Any,
+        env: Float[Tensor, "n_atoms dim_env channels"],
+        segments: Segments,
+        prepared: Any,
+    ) -> tuple[Float[Tensor, "n_edges n_scalars"], Any]:
+        """Tensor products with the environment in layer k = 0, 1, …: their scalars, and the next tensor features."""
+
+    @abstractmethod
+    def update(
+        self, k: int, latent: Latent, scalars: Float[Tensor, "n_edges n_scalars"], geometry: Geometry, prepared: Any
+    ) -> Latent:
+        """The scalar features after layer k."""
+
+    @abstractmethod
+    def features(self, latent: Latent) -> Float[Tensor, "n_edges n_features"]:
+        """The features that heads read."""
+
+    @abstractmethod
+    def vectors(self, tensors: Any, segments: Segments) -> Float[Tensor, "n_edges 3 channels"]:
+        """Polar vectors among the last tensor features."""

@@ -1,4 +1,7 @@
-"""The kernel of :mod:`equicat.networks.allegro` (``equicat/kernels/cpu/allegro.cpp``), whose oracle that is."""
+"""Weights and constants of both flavours of Allegro, as their kernels in C++ read them.
+
+The kernels are ``equicat/kernels/cpu/allegro.cpp`` and ``nequip_allegro.cpp``; the network is their oracle.
+"""
 
 import ctypes
 import math
@@ -10,39 +13,44 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equicat.kernels.cpu.call import (
-    POINTER,
     Embedding,
     Kernel,
     Problem,
     Radial,
     Weights,
     by_channel,
+    integers,
     padded,
+    pointers,
     remembered,
 )
 from equicat.kernels.irreps import dim
-from equicat.networks.allegro import Allegro, AllegroLayer, TwoBody
+from equicat.networks.allegro_embeddings import ProductEmbedding, SplineEmbedding, TwoBody
+from equicat.networks.allegro_parts import AllegroLayer, NequipAllegro, PublishedAllegro, TensorProduct
+from equicat.networks.layers import BesselBasis
+
+# ---- published -----------------------------------------------------------------------------------------------------
 
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n_terms", "n_rows", "n_outputs", "n_irreps", "n_mixed")),
-        *((name, POINTER) for name in ("terms", "coefficients", "columns", "outputs", "dims")),
+        *integers("n_terms", "n_rows", "n_outputs", "n_irreps", "n_mixed"),
+        *pointers("terms", "coefficients", "columns", "outputs", "dims"),
     )
 
 
-def _network_type(real: type) -> type[ctypes.Structure]:
-    class Network(ctypes.Structure):
+def _allegro(real: type) -> type[ctypes.Structure]:
+    class Allegro(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_int64) for name in ("n_layers", "n_two_body", "n_env", "n_latent")),
+            *integers("n_layers", "n_two_body", "n_env", "n_latent"),
             *((name, real) for name in ("keep", "change")),
             ("layers", ctypes.POINTER(_Layer)),
         )
 
-    return Network
+    return Allegro
 
 
-NETWORK = {torch.float32: _network_type(ctypes.c_float), torch.float64: _network_type(ctypes.c_double)}
+_ALLEGRO = {torch.float32: _allegro(ctypes.c_float), torch.float64: _allegro(ctypes.c_double)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +69,19 @@ class Lists:
     n_rows: int
 
     @classmethod
-    def of(cls, layer: AllegroLayer) -> "Lists":
-        """From the layer's dense coefficients."""
-        contraction = layer.contraction
+    def of(cls, layer: AllegroLayer, like: Tensor) -> "Lists":
+        """From the layer's dense coefficients, in the precision of ``like``."""
+        contraction = layer.contraction.like(like)
         dims, widths = torch.tensor(contraction.dims), torch.tensor(contraction.widths)
         terms = contraction.coefficients.nonzero().contiguous()  # by row, as they are read
-        irrep, output, _, place = contraction.columns.unbind(1)
+        irrep = contraction.columns[:, 0]
         n_components, first_column = dims[irrep], widths.cumsum(0) - widths
         columns = torch.stack([irrep, n_components, n_components.cumsum(0) - n_components], dim=1)
         components = torch.tensor([dim([out]) for out in layer.paths])
         return cls(
             terms,
             contraction.coefficients[tuple(terms.t())],
-            columns[(first_column[output] + place).argsort()],
+            columns[contraction.by_output()],
             torch.stack([components, widths // components, first_column], dim=1),
             dims,
             len(contraction.coefficients),
@@ -94,7 +102,7 @@ def _channel_rows(weight: Float[Tensor, "k n"], channels: int, multiple: int) ->
     return by_channel(weight.t(), channels, multiple).t()
 
 
-def _weights(network: Allegro, readout: Sequence[Tensor], multiple: int) -> Weights:
+def _published_weights(network: PublishedAllegro, readout: Sequence[Tensor], multiple: int) -> Weights:
     """In the order in which the kernel reads them."""
     channels, n_features = network.config.tensor_channels, network.config.n_features
     matrices = [padded(w, multiple) for w in network.two_body.mlp.weights]
@@ -129,14 +137,14 @@ def _radial(two_body: TwoBody) -> tuple[Float[Tensor, "n_functions"], Float[Tens
     return torch.cat([bessel.frequencies, bessel.frequencies.new_tensor([SLOW])]), torch.cat([scaled, constant])
 
 
-def _problem(network: Allegro, species: Int[Tensor, "n_atoms"]) -> Problem:
+def _published_problem(network: PublishedAllegro, species: Int[Tensor, "n_atoms"]) -> Problem:
     config, like = network.config, network.two_body.radial
-    lists = [_lists(layer) for layer in network.layers]
+    lists = [_lists(layer, like) for layer in network.layers]
     layers = [of_layer.structure(len(layer.mix)) for of_layer, layer in zip(lists, network.layers, strict=True)]
     first = network.layers[0]
     n_matrices = (len(mlp.weights) for mlp in (network.two_body.mlp, first.env_embed, first.latent_mlp))
     return Problem(
-        NETWORK[like.dtype](
+        _ALLEGRO[like.dtype](
             *(config.n_layers, *n_matrices, 2 / math.sqrt(5), 1 / math.sqrt(5)), (_Layer * len(layers))(*layers)
         ),
         config.l_max,
@@ -152,4 +160,85 @@ def _problem(network: Allegro, species: Int[Tensor, "n_atoms"]) -> Problem:
     )
 
 
-KERNEL = Kernel("allegro", _problem, _weights)
+PUBLISHED = Kernel("allegro", _published_problem, _published_weights, lambda dtype: (_ALLEGRO[dtype], _Layer))
+
+# ---- nequip-allegro ------------------------------------------------------------------------------------------------
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (*integers("n_terms", "dim_in", "dim_out"), *pointers("terms", "coefficients"))
+
+
+class _NequipAllegro(ctypes.Structure):
+    _fields_ = (
+        *integers("n_layers", "n_two_body", "n_latent", "features_silu"),
+        ("products", ctypes.POINTER(_Product)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """The tensor product of a layer as a list: M[a, c] = Σ_t coefficient_t weight[p_t] A[b_t]."""
+
+    indices: Int[Tensor, "n_terms 4"]
+    """a, c, b, p of each coefficient that is not zero, sorted."""
+    coefficients: Float[Tensor, "n_terms"]
+    dim_in: int
+    dim_out: int
+
+    @classmethod
+    def of(cls, product: TensorProduct, like: Tensor) -> "Terms":
+        """From the dense coefficients [a, c, p, b], in the precision of ``like``."""
+        dense = product.coefficients.like(like).transpose(2, 3)
+        indices = dense.nonzero().contiguous()
+        return cls(indices, dense[tuple(indices.t())].contiguous(), *dense.shape[:2])
+
+
+_terms = remembered(Terms.of)
+
+
+def _nequip_weights(network: NequipAllegro, readout: Sequence[Tensor], multiple: int) -> Weights:
+    """In the order in which the kernel reads them."""
+    config, n_layers, channels = network.config, network.config.n_layers, network.config.tensor_channels
+    matrices = [padded(w, multiple) for w in network.two_body_mlp.weights[:-1]]
+    for k, composed in enumerate(network.composed()):
+        if k > 0:
+            first, *rest = network.layers[k - 1].latent_mlp.weights[:-1]
+            matrices += [padded(w, multiple) for w in (first[k * config.n_scalars :], *rest)]
+        env = [network.n_weights * (2 if k == 0 else 1)] if k < n_layers else []
+        parts = composed.split([*env, *network.reader_widths()[k:]], dim=1)
+        matrices += [by_channel(w, channels, multiple) for w in parts[: len(env)]]
+        matrices += [padded(w, multiple) for w in parts[len(env) :]]
+    matrices += [padded(w, multiple) for w in readout[:-1]]
+    products = [layer.product.weight.expand(channels, -1).t() for layer in network.layers]
+    *plain, last = (padded(w, multiple, rows=False) for w in (*products, readout[-1].t()))
+    return Weights(_nequip_embedding(network), matrices, plain, last)
+
+
+def _nequip_embedding(network: NequipAllegro) -> Embedding:
+    basis, embedding = network.basis, network.embedding
+    if isinstance(basis, BesselBasis) and isinstance(embedding, ProductEmbedding):
+        return Embedding("times", basis.frequencies, embedding.table(), embedding.radial)
+    assert isinstance(embedding, SplineEmbedding)
+    return Embedding("matrices", embedding.weight.new_empty(0), embedding.weight)
+
+
+def _nequip_problem(network: NequipAllegro, species: Int[Tensor, "n_atoms"]) -> Problem:
+    config, like = network.config, network.readout
+    terms = [_terms(layer.product, like) for layer in network.layers]
+    products = [
+        _Product(len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms
+    ]
+    sizes = (config.n_layers, len(config.two_body_hidden), len(config.latent_hidden), config.features_silu)
+    span = config.spline_span if config.radial == "spline" else None
+    return Problem(
+        _NequipAllegro(*sizes, (_Product * len(products))(*products)),
+        config.l_max,
+        config.tensor_channels,
+        Radial(network.inverse_cutoff.to(like.dtype), config.n_radial, span, config.envelope_p),
+        norm=network.environment_norm(species).flatten(),
+        owned=terms,
+    )
+
+
+NEQUIP = Kernel("nequip_allegro", _nequip_problem, _nequip_weights, lambda dtype: (_NequipAllegro, _Product))

@@ -8,15 +8,14 @@ from torch import nn
 
 from equicat.errors import InputError, nearest
 from equicat.kernels.cpu.call import Kernel
-from equicat.networks import allegro_cpu as allegro_native
-from equicat.networks import nequip_allegro_cpu as nequip_allegro_native
-from equicat.networks.allegro import Allegro, AllegroConfig
+from equicat.networks import allegro_cpu
+from equicat.networks.allegro import AllegroConfig, NequipAllegroConfig
+from equicat.networks.allegro_parts import NequipAllegro, PublishedAllegro
 from equicat.networks.baselines.cgcnn import CGCNN, CGCNNConfig
 from equicat.networks.baselines.dimenet import DimeNet, DimeNetConfig, DimeNetPlusPlus, DimeNetPlusPlusConfig
 from equicat.networks.baselines.gemnet import GemNet, GemNetConfig, Graph, fit_scales
 from equicat.networks.baselines.nequip import NequIP, NequIPConfig
 from equicat.networks.baselines.schnet import SchNet, SchNetConfig
-from equicat.networks.nequip_allegro import NequipAllegro, NequipAllegroConfig
 
 NetworkConfig = (
     AllegroConfig
@@ -42,15 +41,15 @@ class Architecture:
     prepare: Callable[[Any, Iterable[Graph]], Any] | None = None
     """Fits constants of an untrained network to a few batches of the training data."""
     kernel: Kernel | None = None
-    """Energies of centres and their gradient by pair vectors, all in one."""
+    """Computes energies of centres and their gradient by pair vectors in C++, in place of the network and autograd."""
 
 
 NETWORKS = {
     "allegro": Architecture(
         AllegroConfig,
-        lambda c, elements, vectors: Allegro(c, len(elements), vectors),
+        lambda c, elements, vectors: PublishedAllegro(c, len(elements), vectors),
         strictly_local=True,
-        kernel=allegro_native.KERNEL,
+        kernel=allegro_cpu.PUBLISHED,
     ),
     "cgcnn": Architecture(CGCNNConfig, lambda c, elements, vectors: CGCNN(c, len(elements), elements)),
     "dimenet": Architecture(DimeNetConfig, lambda c, elements, vectors: DimeNet(c, len(elements))),
@@ -63,7 +62,7 @@ NETWORKS = {
         NequipAllegroConfig,
         lambda c, elements, vectors: NequipAllegro(c, len(elements), vectors),
         strictly_local=True,
-        kernel=nequip_allegro_native.KERNEL,
+        kernel=allegro_cpu.NEQUIP,
     ),
     "schnet": Architecture(SchNetConfig, lambda c, elements, vectors: SchNet(c, len(elements))),
 }
@@ -81,7 +80,7 @@ def architecture(name: str) -> Architecture:
 
 
 def avg_num_neighbors(config: NetworkConfig) -> float | None:
-    """What sums over neighbours are normalised with: 1 for networks that do not, None if not yet known."""
+    """The average number of neighbours that normalises sums: 1 for networks without, None if not yet known."""
     if "avg_num_neighbors" not in {f.name for f in fields(config)}:
         return 1.0
     return config.avg_num_neighbors  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What a network says about a batch: the one thing that heads read, whatever the architecture."""
+"""The output of every network, which is all that heads read."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -3,14 +3,37 @@
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from equicat.kernels.irreps import Contraction
+
 SILU_GAIN = 1.6791767
 """1 / sqrt(E[silu(z)²]) for z ~ N(0, 1): weights after a SiLU are drawn larger by this, so that signals keep size."""
+
+
+T = TypeVar("T", Tensor, Contraction)
+
+
+class Exact(Generic[T]):
+    """A float64 constant, and copies of it in the precision and on the device of other tensors, each made once.
+
+    A buffer of a module would be rounded for good by ``module.float().double()``.
+    """
+
+    def __init__(self, exact: T):
+        self.exact: T = exact
+        self.copies: dict[tuple[torch.device, torch.dtype], T] = {}
+
+    def like(self, tensor: Tensor) -> T:
+        """The constant for computing with this tensor."""
+        key = (tensor.device, tensor.dtype)
+        if key not in self.copies:
+            self.copies[key] = self.exact.to(tensor)
+        return self.copies[key]
 
 
 def linear_weight(n_in: int, n_out: int, gain: float = 1.0) -> nn.Parameter:

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import nn
 
-from equicat.networks.allegro import AllegroLayer, TwoBody
+from equicat.networks.allegro_embeddings import TwoBody
+from equicat.networks.allegro_parts import AllegroLayer
 from equicat.networks.layers import MLP
 
 N_TYPES = 84

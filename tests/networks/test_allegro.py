@@ -1,26 +1,32 @@
-"""The network against the plain version, against e3nn, and layer by layer under rotation and reflection."""
+"""Both flavours of the network against the plain version, against e3nn, under rotations, and their physics."""
 
 import dataclasses
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, SMALL_NEQUIP
 from e3nn import o3
 
 from equicat.data.batch import Batch
 from equicat.errors import InputError
+from equicat.kernels import backend, forms
+from equicat.kernels.forms import cut
 from equicat.kernels.harmonics import spherical_harmonics
-from equicat.kernels.irreps import Paths, harmonics, layer_irreps
+from equicat.kernels.irreps import Contraction, Paths, couplings, harmonics, layer_irreps
 from equicat.kernels.wigner import wigner_3j
-from equicat.networks import centers
-from equicat.networks.allegro import Allegro, AllegroConfig
-from equicat.networks.centers import Chunk, chunks
+from equicat.models.potential import Potential
+from equicat.models.repulsion import EnergyTerms, Repulsion
+from equicat.networks.allegro import Allegro, AllegroConfig, NequipAllegroConfig
+from equicat.networks.allegro_embeddings import SplineEmbedding
+from equicat.networks.allegro_parts import NequipAllegro, PublishedAllegro
 from equicat.networks.features import Features
-from equicat.networks.layers import BesselBasis, polynomial_envelope
-from equicat.testing import check_equivariance, example_structures
+from equicat.networks.layers import BesselBasis, SplineBasis, polynomial_envelope, silu
+from equicat.testing import check_all, check_equivariance, example_structures
 from equicat.testing.plain_allegro import plain_forward
 
-VARIANTS = [
+ELEMENTS = (1, 8, 29)
+FLAVOURS = [SMALL, SMALL_NEQUIP]
+PUBLISHED = [
     {"n_layers": 1},
     {"n_layers": 2},
     {"n_layers": 3},
@@ -35,16 +41,41 @@ VARIANTS = [
     {"n_layers": 2, "l_max": 3, "parity": "restricted", "vectors": True},
 ]
 
+NEQUIP = [
+    {"n_layers": 1},
+    {"n_layers": 2},
+    {"n_layers": 3},
+    {"n_layers": 3, "parity": "restricted", "coupling": "path"},
+    {"l_max": 0},
+    {"l_max": 3, "n_layers": 3},
+    {"radial": "spline", "n_radial": 6, "spline_span": 4},
+    {"two_body_hidden": (), "latent_hidden": (5, 6), "embedding_width": 4, "features_silu": False},
+    {"neighbors_of_element": (3.0, 7.0, 12.0), "pair_cutoffs": (2.0, 3.0, 4.0, 3.0, 2.5, 4.0, 4.0, 3.5, 4.0)},
+]
+
+each_flavour = pytest.mark.parametrize("small", FLAVOURS, ids=lambda small: small.name)
+
+
+@pytest.fixture(params=["plain", "cpu"])
+def version(request, monkeypatch) -> str:
+    """Which version of the forms is used."""
+    if request.param == "plain":
+        monkeypatch.setattr(backend, "forms", lambda like, l_max: None)
+    elif backend.forms(torch.zeros(1, dtype=torch.float64), 0) is None:
+        pytest.skip("there is no C++ compiler on this machine")
+    return request.param
+
 
 def graph(seed: int = 0):
-    batch = Batch.from_structures(example_structures((1, 8, 29), seed), SMALL.cutoff, dtype=torch.float64)
-    species = torch.searchsorted(torch.tensor([1, 8, 29]), batch.numbers)
+    batch = Batch.from_structures(example_structures(ELEMENTS, seed), SMALL.cutoff, dtype=torch.float64)
+    species = torch.searchsorted(torch.tensor(ELEMENTS), batch.numbers)
     return batch.edge_vec(), batch.edge_index, species
 
 
-def network(vectors: bool = False, **changes) -> Allegro:
+def network(small=SMALL, vectors: bool = False, **changes) -> Allegro:
     torch.manual_seed(0)
-    return Allegro(dataclasses.replace(SMALL, **changes), 3, vectors).double()
+    build = PublishedAllegro if small is SMALL else NequipAllegro
+    return build(dataclasses.replace(small, **changes), 3, vectors).double()
 
 
 def flat(features: Features) -> torch.Tensor:
@@ -53,9 +84,14 @@ def flat(features: Features) -> torch.Tensor:
     return torch.cat([features.scalars, *([] if features.vectors is None else [features.vectors.flatten(1)])], dim=1)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_agrees_with_the_plain_version_in_value_and_derivatives(variant):
-    model = network(**variant)
+@pytest.mark.parametrize(
+    ("small", "variant"),
+    [*((SMALL, variant) for variant in PUBLISHED), *((SMALL_NEQUIP, variant) for variant in NEQUIP)],
+    ids=lambda x: x.name if dataclasses.is_dataclass(x) else str(x),
+)
+def test_agrees_with_the_plain_version_in_value_and_derivatives(version, small, variant):
+    options = {"vectors": small is SMALL_NEQUIP and variant.get("l_max", 2) > 0} | variant
+    model = network(small, **options)
     edge_vec, edge_index, species = graph()
     results = []
     for function in (model, lambda *x: plain_forward(model, *x)):
@@ -66,47 +102,32 @@ def test_agrees_with_the_plain_version_in_value_and_derivatives(variant):
         second = torch.autograd.grad(gradient.square().sum() + features.sum(), [*parameters, vec])
         results.append([features, gradient, *second])
     assert results[0][0].shape[1] == model.n_features + 3 * model.n_vectors
-    assert results[0][0].abs().amax(0).min() > 1e-3, "features are not trivially zero"
+    assert results[0][0].abs().amax(0).min() > 1e-4, "features are not trivially zero"
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
 
 
+@each_flavour
 @pytest.mark.parametrize("floats", [1, 1 << 30])
-def test_cutting_into_chunks_changes_nothing(monkeypatch, floats):
-    model = network(vectors=True)
+def test_cutting_into_pieces_changes_nothing(monkeypatch, version, floats, small):
+    model = network(small, vectors=True)
     edge_vec, edge_index, species = graph()
-    vec = edge_vec.requires_grad_()
-    expected = flat(plain_forward(model, vec, edge_index, species))
-    monkeypatch.setitem(centers.FLOATS_PER_CHUNK, "cpu", floats)
-    monkeypatch.setattr(centers, "MIN_EDGES_PER_CHUNK", 8)
-    pieces, _ = chunks(edge_index[0], len(species), model.floats_per_edge)
-    assert (len(pieces) > 3) == (floats == 1)
-    torch.testing.assert_close(flat(model(vec, edge_index, species)), expected, rtol=1e-10, atol=1e-10)
+    expected = flat(plain_forward(model, edge_vec, edge_index, species))
+    monkeypatch.setitem(forms.FLOATS_AT_A_TIME, "cpu", floats)
+    monkeypatch.setattr(forms, "MIN_EDGES", 8)
+    assert (len(cut(edge_index[0], len(species), model.floats_per_edge)) > 3) == (floats == 1)
+    torch.testing.assert_close(flat(model(edge_vec, edge_index, species)), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_chunks_hold_every_edge_once_with_whole_centres(monkeypatch):
-    monkeypatch.setattr(centers, "MIN_EDGES_PER_CHUNK", 10)
-    counts = torch.tensor([0, 3, 7, 0, 1, 12, 12, 3, 0])
-    center = torch.repeat_interleave(torch.arange(9), counts)
-    pieces, position = chunks(center, 9, 1 << 40)
-    edges = torch.cat([p.edges for p in pieces])
-    assert sorted(edges.tolist()) == list(range(len(center)))
-    assert torch.equal(edges[position], torch.arange(len(center)))
-    for piece in pieces:
-        x = torch.randn(len(piece.edges), 2)
-        padded = piece.pad(x)
-        assert torch.equal(piece.unpad(padded), x)
-        assert padded.abs().sum() == pytest.approx(x.abs().sum().item(), rel=1e-5), "unused slots are zero"
-        for i in center[piece.edges].unique():
-            assert (center[piece.edges] == i).sum() == counts[i], "a centre is not torn apart"
-
-
-def test_pad_is_differentiable_twice():
-    piece = Chunk(slice(None), torch.tensor([0, 1, 3, 4, 5]), 2, 3)
-    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
-    function = lambda x: piece.unpad(piece.pad(x) ** 3)  # noqa: E731
-    assert torch.autograd.gradcheck(function, (x,))
-    assert torch.autograd.gradgradcheck(function, (x,))
+@each_flavour
+@pytest.mark.parametrize("radial", ["bessel", "spline"])
+def test_without_any_edge_there_are_no_features(version, small, radial):
+    model = network(small, vectors=True, **({} if small is SMALL else {"radial": radial}))
+    nothing = torch.zeros(0, 3, dtype=torch.float64, requires_grad=True)
+    features = flat(model(nothing, torch.zeros(2, 0, dtype=torch.long), torch.tensor([0, 2])))
+    assert features.shape == (0, model.n_features + 3 * model.n_vectors)
+    features.sum().backward()
+    assert nothing.grad.shape == (0, 3)
 
 
 @pytest.mark.parametrize("l1", range(6))
@@ -132,36 +153,40 @@ def test_spherical_harmonics_rotate_and_reflect():
     check_equivariance(directions, "1o", "0e + 1o + 2e + 3o", channels=1)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+@pytest.mark.parametrize("k", [0, 1])
 @pytest.mark.parametrize("l_max", [1, 2, 3])
-def test_each_layer_rotates_and_reflects(first, l_max):
-    model = network(n_layers=3, l_max=l_max)
-    k = 0 if first else 1
-    layer, entering, leaving = model.layers[k], *layer_irreps(l_max, 3, "full")[k : k + 2]
+def test_each_layer_rotates_and_reflects(k, l_max):
+    layer, entering, leaving = network(n_layers=3, l_max=l_max).layers[k], *layer_irreps(l_max, 3, "full")[k : k + 2]
     name = lambda irreps: " + ".join(f"{d}{'e' if p == 1 else 'o'}" for d, p in irreps)  # noqa: E731
-    n_atoms, n_max = 2, 3
-    piece = Chunk(slice(None), torch.arange(n_atoms * n_max), n_atoms, n_max)
-    x = torch.randn(n_atoms * n_max, SMALL.n_features, dtype=torch.float64)
-    envelope = torch.rand(len(x), 1, dtype=torch.float64)
+    n_edges = 6
+    (segments,) = cut(torch.arange(2).repeat_interleave(3), 2, 1)
 
-    def slots(features):
-        return features.view(n_atoms, n_max, *features.shape[1:])
-
-    def by_irrep(features, irreps):
-        return list(slots(features).split([2 * d + 1 for d, _ in irreps], dim=2))
-
-    def tensors(sh, v):
-        v = [] if first else by_irrep(v, entering)
-        return torch.cat(layer(x, v, slots(sh)[..., 0], envelope, piece)[1], dim=2).flatten(0, 1)
-
-    def scalars(sh, v):
-        v = [] if first else by_irrep(v, entering)
-        return layer(x, v, slots(sh)[..., 0], envelope, piece)[0][:, :, None].transpose(1, 2)
+    def products(env, v):
+        by_irrep = v.split([2 * d + 1 for d, _ in entering], dim=1)
+        return layer.products(by_irrep, env[::3], segments)
 
     inputs = [name(harmonics(l_max)), name(entering)]
-    options = {"n": n_atoms * n_max, "channels": SMALL.tensor_channels}
-    check_equivariance(tensors, inputs, name(leaving), **options)
-    check_equivariance(scalars, inputs, "0e", **options)
+    options = {"n": n_edges, "channels": SMALL.tensor_channels}
+    check_equivariance(lambda *x: torch.cat(products(*x)[1], dim=1), inputs, name(leaving), **options)
+    check_equivariance(lambda *x: products(*x)[0][:, None], inputs, "0e", **options)
+
+
+@each_flavour
+def test_vectors_turn_and_reflect_with_the_system(small):
+    model = network(small, vectors=True, n_layers=3)
+    edge_vec, edge_index, species = graph()
+    turned = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    turned = -turned if torch.det(turned) > 0 else turned  # with a reflection
+    found, moved = model(edge_vec, edge_index, species), model(edge_vec @ turned.T, edge_index, species)
+    torch.testing.assert_close(moved.scalars, found.scalars)
+    torch.testing.assert_close(moved.vectors, torch.einsum("ab,ebu->eau", turned, found.vectors))
+    assert found.vectors.abs().max() > 1e-3
+
+
+@each_flavour
+def test_no_vectors_from_scalars_alone(small):
+    with pytest.raises(InputError, match=r"model.l_max is 0, so there are no vectors for this head"):
+        network(small, vectors=True, l_max=0)
 
 
 def test_dead_irreps_are_left_out():
@@ -200,21 +225,105 @@ def test_bessel_values():
     torch.testing.assert_close(basis, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_double_precision_reaches_the_coupling_coefficients():
-    model = network().float().double()
+@each_flavour
+def test_coupling_coefficients_are_never_rounded(small):
+    model = network(small).float()
+    edge_vec, edge_index, species = graph()
+    model(edge_vec.float(), edge_index, species)
+    model, like = model.double(), edge_vec
     for layer in model.layers:
-        for ours, paths in zip(layer.coefficients, layer.paths.values(), strict=True):
-            assert torch.equal(ours, paths.coefficients)
+        if small is SMALL:
+            paths, exact = layer.paths, layer.contraction.like(like).coefficients
+            expected = Contraction.build(layer_irreps(small.l_max, small.n_layers, small.parity)[0], paths).coefficients
+            if layer is model.layers[0]:
+                assert torch.equal(exact, expected)
+        else:
+            exact = layer.product.coefficients.like(like)
+            assert torch.equal(exact, couplings(layer.product.paths))
+        assert exact.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("changes", "terms"),
     [
-        ({"latent_mlp": (32,)}, r"two_body_mlp \[64, 128, 256, 512\] and latent_mlp \[32\] must be equal"),
-        ({"n_layers": 0}, "must be positive"),
-        ({"cutoff": -1.0}, "must be positive"),
+        ({}, EnergyTerms()),
+        ({"n_layers": 3, "l_max": 3}, EnergyTerms(factors=(0.5, 1.0, 2.0))),
+        ({"radial": "spline", "n_radial": 8, "spline_span": 6}, EnergyTerms(repulsion=Repulsion(6, (4.0,)))),
+    ],
+    ids=["bessel", "deep, own factors", "spline, ZBL"],
+)
+def test_physics(changes, terms):
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL_NEQUIP, **changes)
+    check_all(Potential(config, ELEMENTS, (), 0.7, (-13.6, -432.0, -1.5), terms))
+
+
+def test_splines_end_smoothly_at_the_cutoff():
+    x = torch.linspace(0, 1.2, 241, dtype=torch.float64)[:, None].requires_grad_()
+    basis = SplineBasis(6, 4)(x)
+    assert basis.shape == (241, 6)
+    assert (basis[x[:, 0] >= 1] == 0).all()
+    assert basis.max().item() == pytest.approx(1)
+    (first,) = torch.autograd.grad(basis.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    near = (x[:, 0] - 1).abs() < 0.006
+    assert first[near].abs().max() < 1e-3 * first.abs().max()
+    assert second[near].abs().max() < 0.1 * second.abs().max()
+
+
+def test_spline_embedding_gives_each_pair_its_own_functions():
+    torch.manual_seed(0)
+    embedding = SplineEmbedding(5, 3, 4, 3).double()
+    basis, pair = torch.randn(40, 5, dtype=torch.float64), torch.randint(0, 9, (40,))
+    torch.testing.assert_close(embedding(basis, pair), torch.einsum("es,esd->ed", basis, embedding.weight[pair]))
+
+
+@pytest.mark.parametrize("p", [2, 5, 6])
+def test_envelope_keeps_its_digits_near_the_cutoff(p):
+    x = torch.tensor([0.9, 0.99, 0.999, 0.9999])
+    exact = polynomial_envelope(x.double(), p)
+    torch.testing.assert_close(polynomial_envelope(x, p).double(), exact, rtol=1e-3, atol=0)
+    u = 1 - (p + 1) * (p + 2) / 2 * x[0] ** p + p * (p + 2) * x[0] ** (p + 1) - p * (p + 1) / 2 * x[0] ** (p + 2)
+    assert exact[0].item() == pytest.approx(u.item(), rel=1e-3)
+
+
+def test_zbl_of_two_copper_atoms():
+    """Figures worked out by hand from the formula: 1 Å, no envelope to speak of at a cutoff of 100 Å."""
+    torch.manual_seed(0)
+    terms = EnergyTerms(repulsion=Repulsion(6, (100.0,)))
+    zbl = Potential(SMALL_NEQUIP, (29,), (), 1.0, None, terms).double().repulsion
+    edge_vec = torch.tensor([[0, 0, 1.0], [0, 0, -1.0]], dtype=torch.float64)
+    energy = zbl(edge_vec, torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 0]), 1)
+    d = 2 * 29**0.23 / 0.4685
+    terms = ((0.18175, 3.1998), (0.50986, 0.94229), (0.28022, 0.4029), (0.02817, 0.20162))
+    screening = sum(c * 2.718281828459045 ** (-k * d) for c, k in terms)
+    assert energy.sum().item() == pytest.approx(14.399645 * 29**2 * screening, rel=1e-9)
+    assert energy[0] == energy[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (
+            AllegroConfig,
+            {"latent_mlp": (32,)},
+            r"two_body_mlp \[64, .* 512\] and latent_mlp \[32\] must be equal",
+        ),
+        (AllegroConfig, {"n_layers": 0}, "must be positive"),
+        (AllegroConfig, {"cutoff": -1.0}, "must be positive"),
+        (NequipAllegroConfig, {"n_layers": 0}, "must be positive"),
+        (NequipAllegroConfig, {"n_scalars": 0}, "must be positive"),
+        (NequipAllegroConfig, {"latent_hidden": ()}, "latent_hidden needs at least one hidden width"),
+        (NequipAllegroConfig, {"embedding_width": 5}, "embedding_width 5 must be even"),
     ],
 )
-def test_bad_hyperparameters(options, message):
+def test_bad_hyperparameters(config, options, message):
     with pytest.raises(InputError, match=message):
-        AllegroConfig(**options)
+        config(**options)
+
+
+def test_silu_to_second_order():
+    x = torch.linspace(-4, 4, 11, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(silu(x), torch.nn.functional.silu(x))
+    assert torch.autograd.gradcheck(silu, (x,))
+    assert torch.autograd.gradgradcheck(silu, (x,))

@@ -1,9 +1,9 @@
-// Energies of atoms and their gradient, for the network of equicat/networks/allegro.py, whose names these are.
+// Energies of atoms and their gradient for Allegro as published; names as in equicat/networks/allegro_parts.py.
 //
 // Tensor features V of an edge are arrays by irrep, rows (edge, component). A layer contracts the environment with the
 // coupling coefficients once a centre; each edge then multiplies its V with the small matrix of its centre, column by
 // column, and a matrix product mixes paths and channels.
-#include "edges.h"
+#include "run.h"
 
 extern "C" {
 struct Column {  // one component of one path: Σ_a V[irrep][a] M[row + a], a < size
@@ -29,7 +29,7 @@ struct Allegro {
 
 namespace {
 
-// Matrices by what they do.
+// Numbers of the matrices by their purpose.
 struct Network {
     struct Part {
         int env;  // the first of the environment's weights
@@ -71,7 +71,8 @@ template <int D> class Worker : public EdgeTile<D> {
         Array slope;  // of the first nonlinearity
         Hidden hidden;
     };
-    // What a layer makes of the scalars alone: environment weights, and a share of the latent MLP's first sum.
+    // The part of a layer that depends on scalar features alone: environment weights, and their share of the first sum
+    // of the latent MLP.
     struct Reading {
         Array x, weights, z;
         MLP env_mlp;
@@ -87,8 +88,8 @@ template <int D> class Worker : public EdgeTile<D> {
     const int n_layers;
     std::vector<Saved> saved;
     MLP two_body;
-    Array two_body_out;           // of the group, by row, and so are x⁰ and what the first layer makes of it
-    Reading row_reading, row_bar;
+    Array two_body_out;            // by row of the group
+    Reading row_reading, row_bar;  // of the first layer, by row of the group, and derivatives by it
     Hidden head;
 
   public:
@@ -148,14 +149,14 @@ template <int D> class Worker : public EdgeTile<D> {
         for (auto array : READ) r.*array = this->to_edges(row_reading.*array);
         return r;
     }
-    // Added to bar.x.
+    // Adds the derivative by the scalar features to bar.x.
     void read_backward(const Reading& r, const Network::Part& part, const Reading& bar) {
         linear_backward(r.x, part.from_x, bar.z, bar.x, true);
         linear_backward(r.x, part.env, mlp_backward(bar.weights, part.env_rest, r.env_mlp), bar.x, true);
         complete(bar.x);
     }
 
-    // keep x + change u y, u the envelope, which is row `what` of `geometry`; without x, u y.
+    // keep x + change u y, or u y without x, with the envelope u in row `what` of `geometry`.
     Array updated(const Array* x, const Array& y, const Array& geometry, int what) {
         const Array out = array(y.n, y.width);
         const Vector keep = Vector{} + net.sizes.keep, change = Vector{} + (x ? net.sizes.change : 1);
@@ -170,7 +171,7 @@ template <int D> class Worker : public EdgeTile<D> {
         return out;
     }
 
-    // The derivative by y, and that by u; in place of `bar` the derivative by x.
+    // Returns the derivative by y, adds that by u to geometry_bar, and turns `bar` into the derivative by x.
     Array updated_backward(const Array& y, const Array& bar, bool first, const Array& geometry,
                            const Array& geometry_bar, int what) {
         const Array y_bar = array(y.n, y.width);
@@ -191,7 +192,7 @@ template <int D> class Worker : public EdgeTile<D> {
 
     // ---- the tensor track -----------------------------------------------------------------------------------------
 
-    // V⁰[l][j, m, u] = w[j, l, u] Y[j, lm], w from column `from` on.
+    // V⁰[l][j, m, u] = w[j, l, u] Y[j, lm], with w from column `from` of `weights` on.
     std::vector<Array> first_tensors(const Array& weights, int from) {
         std::vector<Array> out(l_max + 1);
         for (int l = 0; l <= l_max; l++) {
@@ -251,8 +252,7 @@ template <int D> class Worker : public EdgeTile<D> {
         return env_bar;
     }
 
-    // f(columns' common size as a constant, first edge, last edge, row of M, row of an edge's component in the product and
-    // their distance, first channel, irrep, output) for every centre and column.
+    // f(degree as a constant, place) for every centre and each column of its matrix M; V has 2 degree + 1 components.
     template <class F> void for_columns(const Layer& layer, F f) {
         for_centers([&](int c, int start, int stop) {
             for (int o = 0; o < layer.n_outputs; o++) {
@@ -267,7 +267,11 @@ template <int D> class Worker : public EdgeTile<D> {
         });
     }
     struct Place {
-        int start, stop, m_row, component, n_components, from, irrep, output;
+        int start, stop;              // edges of the centre
+        int m_row;                    // first row of the column in M
+        int component, n_components;  // of the output: row (edge, component) of the product
+        int from;                     // first channel of the path in the product
+        int irrep, output;
     };
 
     // products[o][(j, m), (p, u)] = Σ_a V[j, a, u] M[a, (m, p), u].
@@ -291,7 +295,7 @@ template <int D> class Worker : public EdgeTile<D> {
         return out;
     }
 
-    // To v_bar and m_bar.
+    // Adds to v_bar and writes m_bar.
     void products_backward(const Layer& layer, const std::vector<Array>& v, const Array& m,
                            const std::vector<Array>& bars, const std::vector<Array>& v_bar, const Array& m_bar) {
         for_columns(layer, [&](auto degree, const Place& p) {
@@ -339,7 +343,7 @@ template <int D> class Worker : public EdgeTile<D> {
         this->energies(hidden_layers(x, net.head, head));
     }
 
-    // The derivative by what rows yield; that by geometry is left in geometry_bar.
+    // Adds to geometry_bar, and to the derivatives by arrays of rows (row_bar).
     void backward() {
         const int n_weights = (l_max + 1) * channels;
         Reading bar;
@@ -375,13 +379,14 @@ template <int D> class Worker : public EdgeTile<D> {
 
 }  // namespace
 
-// Compiled as two objects, side by side: of all the code each has one instance.
+// Compiled as two objects, side by side: each has the code for one kind of numbers.
 #if PASS == 1
-extern "C" void energies_and_gradient(const Call* call) {
-    run<Worker<1>>(*call, Network(*call, *static_cast<const Allegro*>(call->network)));
+extern "C" const int64_t structure_sizes[] = {sizeof(Call), sizeof(Matrix), sizeof(Geometry), sizeof(Allegro), sizeof(Layer)};
+extern "C" int energies_and_gradient(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<1>>(*call, Network(*call, *static_cast<const Allegro*>(call->network))); });
 }
 #else
-extern "C" void weight_gradients(const Call* call) {
-    run<Worker<2>>(*call, Network(*call, *static_cast<const Allegro*>(call->network)));
+extern "C" int weight_gradients(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<2>>(*call, Network(*call, *static_cast<const Allegro*>(call->network))); });
 }
 #endif

@@ -1,7 +1,6 @@
 """Kernels in C++, compiled on first use by the compiler of the machine and kept in the user's cache.
 
-What they compute, PyTorch's operators compute as well, more slowly: without a compiler nothing is missing but speed.
-``EQUICAT_NATIVE=0`` in the environment turns them off.
+PyTorch's operators compute the same, more slowly: without a compiler nothing is missing but speed.
 """
 
 import ctypes
@@ -9,7 +8,9 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -22,8 +23,18 @@ import torch
 SOURCES = Path(__file__).parent
 FLAGS = ("-O2", "-fpeel-loops", "-march=native", "-std=c++17", "-fPIC")
 PASSES = (1, 2)
-"""Energies and their gradient; the gradients of weights. Each is compiled on its own, which halves the wait."""
+"""Halves of a source file, compiled side by side: functions on numbers, and on dual numbers."""
 REALS = {torch.float32: "float", torch.float64: "double"}
+MAX_DEGREE = 4
+"""Largest l_max that is compiled (``MAX_DEGREE`` in ``numbers.h``)."""
+MESSAGE_SIZE = 256
+"""Bytes of an error message (``MESSAGE_SIZE`` in ``threads.h``)."""
+OUT_OF_MEMORY = 1
+"""Status of a function that could not allocate memory (``Status`` in ``threads.h``); 0 is success."""
+
+
+class Unsafe(Exception):
+    """Somebody else could have written a file that would be loaded into this process."""
 
 
 def compiler() -> str | None:
@@ -37,7 +48,7 @@ def cache_directory() -> Path:
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on: a home directory may be shared by machines that differ."""
+    """The processor as far as ``-march=native`` depends on it: machines that differ may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -51,27 +62,63 @@ def _threads(version: str) -> str:
     return "-fopenmp" if gnu else "-pthread"
 
 
-def _build(name: str, real: str, cxx: str, directory: Path) -> Path:
-    """The shared library, compiled unless it is there."""
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _require_own(path: Path) -> None:
+    """Check that only this user (or root) can have written a file or folder.
+
+    Raises:
+        Unsafe: if it belongs to someone else, others may write to it, or it is a link.
+    """
+    found = path.lstat()
+    if found.st_uid not in (os.getuid(), 0) or stat.S_ISLNK(found.st_mode):
+        raise Unsafe(f"{path} does not belong to this user; remove it, or set XDG_CACHE_HOME to a folder of your own")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Unsafe(f"others may write to {path}; run: chmod go-w {path}")
+
+
+def _library(name: str, real: str, cxx: str | None) -> Path | None:
+    """The shared library, compiled unless it is there; without a compiler the newest that was compiled earlier.
+
+    Its name has two digests: of the sources, flags and processor, and of the compiler.
+    """
+    directory = cache_directory()
+    if directory.exists() or cxx is not None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_own(directory)
     sources = "".join(path.read_text() for path in sorted(SOURCES.iterdir()) if path.suffix in (".h", ".cpp"))
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
-    flags = [*FLAGS, f"-DREAL={real}", _threads(version)]
-    key = hashlib.sha256("\0".join([sources, version, *flags, platform.machine(), _processor()]).encode())
-    library = directory / f"{name}_{real}_{key.hexdigest()[:16]}.so"
-    if not library.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        # Processes that start together may all compile; each renames its own file to the same name.
-        with tempfile.TemporaryDirectory(dir=directory) as folder:
-            objects, made = [str(Path(folder) / f"{number}.o") for number in PASSES], Path(folder) / library.name
-            source = str(SOURCES / f"{name}.cpp")
-            _run_all(
-                [cxx, *flags, f"-DPASS={number}", "-c", source, "-o", compiled]
-                for number, compiled in zip(PASSES, objects, strict=True)
-            )
-            # Linked without -fopenmp: it would bring a second OpenMP with threads of its own beside PyTorch's.
-            _run_all([[cxx, "-shared", "-pthread", *objects, "-o", str(made)]])
-            made.replace(library)
-    return library
+    stem = f"{name}_{real}_{_digest(sources, *FLAGS, platform.machine(), _processor())}"
+    if cxx is None:
+        found = max(directory.glob(f"{stem}_*.so"), key=lambda path: path.lstat().st_mtime, default=None)
+    else:
+        version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+        flags = [*FLAGS, f"-DREAL={real}", _threads(version)]
+        found = directory / f"{stem}_{_digest(version, *flags)}.so"
+        if not found.exists():
+            _compile(name, cxx, flags, found)
+    if found is not None:
+        _require_own(found)
+    return found
+
+
+def _compile(name: str, cxx: str, flags: list[str], library: Path) -> None:
+    print(
+        f"equicat: compiling the kernel {name} for this processor (some seconds, once) …", file=sys.stderr, flush=True
+    )
+    # Processes that start together may all compile; each renames its own file to the same name.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        objects, made = [str(Path(folder) / f"{number}.o") for number in PASSES], Path(folder) / library.name
+        source = str(SOURCES / f"{name}.cpp")
+        _run_all(
+            [cxx, *flags, f"-DPASS={number}", "-c", source, "-o", compiled]
+            for number, compiled in zip(PASSES, objects, strict=True)
+        )
+        # Linked without -fopenmp: it would bring a second OpenMP with threads of its own beside PyTorch's.
+        _run_all([[cxx, "-shared", "-pthread", *objects, "-o", str(made)]])
+        made.chmod(0o700)
+        made.replace(library)
 
 
 def _run_all(commands: Iterable[list[str]]) -> None:
@@ -88,22 +135,50 @@ def _run_all(commands: Iterable[list[str]]) -> None:
 
 
 @cache
-def load(name: str, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The compiled ``name.cpp``, or None where there is no compiler, or it fails (then with a warning).
+def load(name: str, dtype: torch.dtype, structures: tuple[type[ctypes.Structure], ...] = ()) -> ctypes.CDLL | None:
+    """The compiled ``name.cpp``, or None where it cannot be had (with a warning, unless there is no compiler).
 
     Args:
         name: of the source file.
         dtype: float32 or float64; None is returned for others.
+        structures: what is passed by reference, in the order of ``structure_sizes`` in the source.
+
+    Raises:
+        RuntimeError: if a structure has another size in C++.
     """
-    cxx = compiler()
-    if os.environ.get("EQUICAT_NATIVE") == "0" or cxx is None or dtype not in REALS:
+    if dtype not in REALS:
         return None
     try:
-        return ctypes.CDLL(str(_build(name, REALS[dtype], cxx, cache_directory())))
-    except (subprocess.CalledProcessError, OSError) as error:
+        path = _library(name, REALS[dtype], compiler())
+        if path is None:
+            return None
+        library = ctypes.CDLL(str(path))
+    except (subprocess.CalledProcessError, OSError, Unsafe) as error:
         last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-        warnings.warn(
-            f"the kernel {name} could not be compiled by {cxx}, PyTorch's slower operators are used: {' '.join(last)}",
-            stacklevel=2,
+        text = (
+            f"the kernel {name} could not be compiled or loaded, PyTorch's slower operators are used: {' '.join(last)}"
         )
+        warnings.warn(text, stacklevel=2)
         return None
+    sizes = (ctypes.c_int64 * len(structures)).in_dll(library, "structure_sizes") if structures else ()
+    for structure, size in zip(structures, sizes, strict=True):
+        if ctypes.sizeof(structure) != size:
+            raise RuntimeError(
+                f"{name}.cpp and its Python disagree about {structure.__name__}: {size} and "
+                f"{ctypes.sizeof(structure)} bytes"
+            )
+    return library
+
+
+def call(library: ctypes.CDLL, function: str, argument: ctypes.Structure) -> None:
+    """Call a function that takes a structure and says whether it succeeded.
+
+    Raises:
+        MemoryError: if memory did not suffice.
+        RuntimeError: if it failed otherwise, with its reason.
+    """
+    message = ctypes.create_string_buffer(MESSAGE_SIZE)
+    status = getattr(library, function)(ctypes.byref(argument), message)
+    if status:
+        error = MemoryError if status == OUT_OF_MEMORY else RuntimeError
+        raise error(f"the kernel's {function} failed: {message.value.decode(errors='replace')}")

@@ -1,10 +1,10 @@
-"""What the kernels of strictly local networks share in Python; in C++ that is ``equicat/kernels/cpu/tile.h``.
+"""Calls of the kernels of strictly local networks: their arguments, their memory, and autograd around them.
 
 A pair depends on the pairs of its own centre alone. So a kernel takes a few centres at a time forward and backward
-through all layers, and what it knows about their edges never leaves the cache. For training it runs on dual numbers:
-with the pair vectors perturbed along what comes back for the gradient, the derivative of every weight's gradient is
-that of the gradient itself (forward over reverse). Nothing has to be kept between the two passes but the inputs;
-products of large matrices are, because computing them again takes longer than reading them.
+through all layers, and what it knows about their edges never leaves the cache. For training it runs once more, on dual
+numbers: pair vectors are perturbed along dL/d(gradient), and the ε part of a weight's gradient is then its gradient of
+the loss (forward over reverse). Nothing but the inputs must be kept between the two passes; results of large matrix
+products are, because computing them again takes longer than reading them.
 """
 
 import ctypes
@@ -19,45 +19,50 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equicat.kernels import backend
 from equicat.kernels.cpu import build
 from equicat.kernels.harmonics import raise_degree
 
-MAX_DEGREE = 4
-"""Largest l_max that is compiled."""
 BLOCK_BYTES = 64
 """Columns of matrices come in blocks of this size (``BLOCK`` in ``numbers.h``)."""
 POINTER = ctypes.c_void_p
 
 
-def _integers(*names: str) -> tuple[tuple[str, type], ...]:
+def integers(*names: str) -> tuple[tuple[str, type], ...]:
+    """Fields of a structure."""
     return tuple((name, ctypes.c_int64) for name in names)
 
 
-def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
+def pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    """Fields of a structure: the addresses of arrays."""
     return tuple((name, POINTER) for name in names)
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (*_pointers("data"), *_integers("k", "n"), *_pointers("grad"))
+    _fields_ = (*pointers("data"), *integers("k", "n"), *pointers("grad"))
 
 
 class _Geometry(ctypes.Structure):
     _fields_ = (
-        *_integers("n_species", "splines", "n_radial", "envelope_p", "span", "n_terms"),
-        *_pointers("neighbor", "species", "inverse_cutoff", "terms", "coefficients", "edge_vec", "tangent", "gradient"),
+        *integers("n_species", "splines", "n_radial", "envelope_p", "span", "n_terms"),
+        *pointers("neighbor", "species", "inverse_cutoff", "terms", "coefficients", "edge_vec", "tangent", "gradient"),
     )
 
 
 class _Call(ctypes.Structure):
     _fields_ = (
-        *_pointers("network"),
-        *_integers("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers", "embedding"),
-        *_pointers("first_edge", "norm"),
+        *pointers("network"),
+        *integers("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers", "embedding"),
+        *pointers("first_edge", "norm"),
         ("matrices", ctypes.POINTER(_Matrix)),
         ("plain", ctypes.POINTER(_Matrix)),
-        *_pointers("to_energy", "energy", "tape"),
+        *pointers("to_energy", "energy", "tape"),
         ("geometry", _Geometry),
     )
+
+
+class _Handle(ctypes.Structure):
+    _fields_ = pointers("tape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,7 @@ class Radial:
     inverse_cutoff: Float[Tensor, "n_pairs"]
     """1/Å, by ordered pair of elements."""
     n: int
+    """Number of radial functions."""
     span: int | None = None
     """Overlapping splines (:class:`equicat.networks.layers.SplineBasis`); None: Bessel functions and an envelope."""
     envelope_p: int = 6
@@ -74,12 +80,12 @@ class Radial:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What a kernel does first with the radial functions e of a pair."""
+    """The first step of a kernel: from the radial functions e of a pair to its embedding."""
 
     operation: Literal["times", "plus", "matrices"]
-    """e W times or plus the table's row for its pair of elements, or e times the matrix of that pair."""
+    """times, plus: e W times or plus the table's row for the pair of elements; matrices: e times that pair's matrix."""
     frequencies: Float[Tensor, "n_frequencies"]
-    """Of Bessel functions; empty for splines."""
+    """Frequencies of Bessel functions; empty for splines."""
     table: Float[Tensor, "n_pairs width"] | Float[Tensor, "n_pairs n_radial width"]
     radial: Float[Tensor, "n_radial width"] | None = None
     """W."""
@@ -87,18 +93,19 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Of a call, as the kernel reads them, widths padded to multiples."""
+    """The weights of a network and its readout as the kernel reads them, widths padded to multiples of a block."""
 
     embedding: Embedding
     matrices: list[Tensor]
     """Each [k, n], multiplied from the right."""
     plain: list[Tensor]
-    """Each [k, n]."""
+    """Weights [k, n] that are no matrices to multiply with."""
     last: Float[Tensor, "1 n"]
-    """The end of the readout."""
+    """The last weights of the readout."""
 
     def listed(self, multiple: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Matrices and others as the kernel numbers them: with those of the embedding, and the last at the end."""
+        """``matrices`` and ``plain`` as the kernel numbers them: the embedding's matrix first; frequencies, table and
+        last weights at the end."""
         embedding = self.embedding
         first = [] if embedding.radial is None else [padded(embedding.radial, multiple)]
         table = padded(embedding.table.flatten(0, -2), multiple, rows=False)
@@ -107,17 +114,17 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a network tells its kernel, beside weights and edges."""
+    """The sizes and constants of a network, as its kernel reads them."""
 
     network: ctypes.Structure
-    """What only this kernel knows."""
+    """The structure of one kernel alone; the other fields are the same for all."""
     l_max: int
     channels: int
     radial: Radial
     norm: Float[Tensor, "n_centers"]
-    """Of environments."""
+    """Factor of the environment of each centre."""
     owned: Any
-    """What ``network`` points to: it lives as long as this."""
+    """Owners of the memory that ``network`` points to, kept alive."""
 
 
 @dataclass(frozen=True)
@@ -126,23 +133,27 @@ class Kernel:
 
     Args:
         source: name of the C++ file.
-        problem: what the kernel has to know of a network, given the species of atoms.
-        weights: of a network and of the readout, given what widths are padded to a multiple of.
+        problem: of a network and the species of atoms.
+        weights: of a network, a readout, and the number that widths are padded to a multiple of.
+        structures: types of ``Problem.network`` and of what it points to, by dtype.
     """
 
     source: str
     problem: Callable[[Any, Int[Tensor, "n_atoms"]], Problem]
     weights: Callable[[Any, Sequence[Tensor], int], Weights]
+    structures: Callable[[torch.dtype], tuple[type[ctypes.Structure], ...]]
 
     def library(self, network: Any, like: Tensor) -> ctypes.CDLL | None:
-        """What is called for this network and such positions, or None.
+        """The compiled kernel for this network and such positions, or None.
 
-        There is nothing on other devices than a CPU, without a compiler, for networks with vectors or l_max above 4,
-        for other dtypes than float32 and float64, or where weights and positions differ in it.
+        It is None on other devices than a CPU, without a compiler, with ``EQUICAT_NATIVE=0``, for networks with vectors
+        or l_max above 4, for other dtypes than float32 and float64, or where weights and positions differ in dtype.
         """
-        suits = not network.n_vectors and network.config.l_max <= MAX_DEGREE
+        suits = not network.n_vectors and network.config.l_max <= build.MAX_DEGREE
         same = next(network.parameters()).dtype == like.dtype
-        return build.load(self.source, like.dtype) if like.device.type == "cpu" and suits and same else None
+        if not (backend.enabled() and like.device.type == "cpu" and like.dtype in build.REALS and suits and same):
+            return None
+        return build.load(self.source, like.dtype, (_Call, _Matrix, _Geometry, *self.structures(like.dtype)))
 
     def energies_and_gradient(
         self,
@@ -154,16 +165,23 @@ class Kernel:
         create_graph: bool,
         keep: bool = True,
     ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """Σ_j MLP(x^ij) of every centre, and the derivative of the sum of all by the pair vectors.
+        """Σ_j MLP(x^ij) of every centre, and the derivative of their total by the pair vectors.
+
+        An edge and its reverse between equal elements may share their radial part, whose gradient then stands at one of
+        the two: only sums over both, such as forces and virial, mean something.
 
         Args:
-            network: that makes x^ij; one for which there is a library.
-            readout: weights of the MLP, the last of one column.
+            network: makes x^ij; :meth:`library` has a kernel for it.
+            readout: weights of the MLP, the last with one column.
             edge_vec: Å.
             edge_index: sorted by centre.
             species: of atoms.
-            create_graph: whether both stay differentiable once by the weights.
-            keep: products of large matrices until then: less time, more memory.
+            create_graph: both results stay differentiable once by the weights.
+            keep: for this derivative, keep results of large matrix products: less time, more memory.
+
+        Raises:
+            MemoryError: if memory does not suffice.
+            RuntimeError: if the kernel refuses its arguments.
         """
         library = self.library(network, edge_vec)
         assert library is not None
@@ -182,7 +200,7 @@ class Kernel:
 @dataclass(frozen=True, eq=False)
 class _Edges:
     first_edge: Int[Tensor, "n_centers_plus_1"]
-    """Where each centre's edges begin, and the end."""
+    """Where the edges of each centre begin, and where the last ones end."""
     neighbor: Int[Tensor, "n_edges"]
     species: Int[Tensor, "n_atoms"]
     edge_vec: Float[Tensor, "n_edges 3"]
@@ -190,7 +208,7 @@ class _Edges:
 
 @dataclass(frozen=True, eq=False)
 class _Launch:
-    """All that a call needs but tensors that are differentiated."""
+    """Arguments of a kernel call, except the tensors that autograd tracks."""
 
     library: ctypes.CDLL
     problem: Problem
@@ -209,12 +227,12 @@ class _Launch:
         """Call the kernel.
 
         Args:
-            function: which.
+            function: ``energies_and_gradient`` (first pass) or ``weight_gradients`` (second).
             weights: ``n_matrices`` matrices, then plain ones.
-            grads: of these, added to; None where they are not asked for.
+            grads: gradients of the loss by these, added to in the second pass; None where they are not needed.
             tape: written by the first pass, read by the second.
-            arrays: written by the first pass, ``energy`` of centres and ``gradient`` by pair vectors; read by the
-                second, ``to_energy`` and ``tangent``, what both are multiplied with in what is differentiated.
+            arrays: the first pass writes ``energy`` [n_centers] and ``gradient`` [n_edges, 3]; the second reads
+                ``to_energy`` [n_centers] = dL/dE_i and ``tangent`` [n_edges, 3] = dL/d(gradient).
         """
         listed = [_Matrix(_address(w), *w.shape, _address(g)) for w, g in zip(weights, grads, strict=True)]
         matrices, plain = listed[: self.n_matrices], listed[self.n_matrices :]
@@ -243,16 +261,17 @@ class _Launch:
                 *map(_address, (edges.edge_vec, arrays.get("tangent"), arrays.get("gradient"))),
             ),
         )
-        getattr(self.library, function)(ctypes.byref(call))
+        build.call(self.library, function, call)
 
 
 class _Tape:
-    """Of products of matrices, between the two passes; the memory is the kernel's."""
+    """Results of matrix products, kept between the two passes in memory of the kernel."""
 
     def __init__(self, library: ctypes.CDLL):
-        library.new_tape.restype = POINTER
-        self.handle = library.new_tape()
-        finalize(self, library.delete_tape, POINTER(self.handle))
+        handle = _Handle()
+        build.call(library, "new_tape", handle)
+        self.handle = handle.tape
+        finalize(self, build.call, library, "delete_tape", handle)
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -295,31 +314,31 @@ def _harmonics(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"]
     return torch.cat(terms).contiguous(), torch.cat(values)
 
 
-def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``make`` of a module, which reads its constants alone, called once for each module and dtype."""
-    known: WeakKeyDictionary[nn.Module, tuple[torch.dtype, Any]] = WeakKeyDictionary()
+def remembered(make: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """``make(module, like)``, which reads constants of the module alone, called once for each module and precision."""
+    known: WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = WeakKeyDictionary()
 
-    def of(module: nn.Module) -> Any:
-        dtype = next(module.parameters()).dtype
-        if module not in known or known[module][0] != dtype:
-            known[module] = (dtype, make(module))
-        return known[module][1]
+    def of(module: nn.Module, like: Tensor) -> Any:
+        by_dtype = known.setdefault(module, {})
+        if like.dtype not in by_dtype:
+            by_dtype[like.dtype] = make(module, like)
+        return by_dtype[like.dtype]
 
     return of
 
 
 def block(dtype: torch.dtype) -> int:
-    """What widths are padded to a multiple of."""
+    """Numbers in a block: widths are padded to multiples of it."""
     return BLOCK_BYTES // dtype.itemsize
 
 
 def padded(weight: Float[Tensor, "k n"], multiple: int, rows: bool = True) -> Float[Tensor, "k_padded n_padded"]:
-    """Rows and columns of zeros up to multiples: they multiply what is zero, or what nobody reads."""
+    """The weight with zero rows and columns up to multiples; they meet zeros, or make columns that nobody reads."""
     k, n = weight.shape
     return torch.nn.functional.pad(weight, (0, -n % multiple, 0, -k % multiple if rows else 0))
 
 
 def by_channel(weight: Float[Tensor, "k n"], channels: int, multiple: int) -> Float[Tensor, "k_padded n_padded"]:
-    """The same for columns that are blocks of channels: each block is padded."""
+    """The weight, whose columns are blocks of channels, with each block padded by zeros to a multiple."""
     blocks = torch.nn.functional.pad(weight.unflatten(1, (-1, channels)), (0, -channels % multiple))
     return padded(blocks.flatten(1), multiple)

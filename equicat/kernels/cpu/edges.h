@@ -1,11 +1,9 @@
-// Edges of a tile: geometry, embedding, environments, energies, each with its reverse; and all tiles of a call.
+// Edges of a tile: geometry, embedding, environments and energies, each with its reverse.
 #pragma once
-
-#include <thread>
 
 #include "tile.h"
 
-// f with the degree as a constant.
+// Calls f with the degree as a constant of the compiler.
 template <class F> void for_degree(int degree, F f) {
     switch (degree) {
         case 0: return f(std::integral_constant<int, 0>{});
@@ -31,9 +29,10 @@ template <int D> class EdgeTile : public Tile<D> {
     using Base::first_center, Base::n_centers, Base::n;
     using Base::array, Base::linear, Base::linear_backward, Base::for_centers, Base::at, Base::add_at, Base::set_at;
 
-    const int frequencies, table, last;  // where they are in call.plain
-    // Geometry: a row for each harmonic and the envelope, edges of the tile along it; of rows the envelope alone.
-    Array geometry, geometry_bar, row_geometry, row_geometry_bar, e, radial;
+    const int frequencies, table, last;  // numbers of these arrays in call.plain
+    Array geometry, geometry_bar;          // [harmonics and the envelope, edges of the tile]
+    Array row_geometry, row_geometry_bar;  // [the envelope, rows]
+    Array e, radial;                       // radial functions of rows, and these times W₀
 
     static Num<D> along_edges(const Array& x, int what, int j) { return spread<D>(x.row(what) + j, x.plane()); }
     // Training needs no derivative by geometry.
@@ -45,21 +44,23 @@ template <int D> class EdgeTile : public Tile<D> {
 
     // ---- groups and tiles -------------------------------------------------------------------------------------------
     //
-    // A tile is some centres of a group with all their edges. What is embedded are rows. The embedding of ij sees the
-    // distance and both elements; if these are equal, that of ji is the same, and both edges have one row if they are in
-    // one group. Which takes looking for, and copying from rows to edges: worth it where products of matrices are large.
+    // A tile is some centres with all their edges; a group is some consecutive tiles. A row is one embedding of a pair:
+    // edges ij and ji between equal elements have the same one, and share a row if both are in the group. Finding the
+    // partner and copying rows to edges cost time, so this is done for large weights only; otherwise a group is one
+    // tile and each edge has its own row.
 
     int group_start = 0;
-    int64_t first = 0;          // edge of the group, counted in the call
-    Indices row, pair;          // of each edge of the group; of elements, of each row
-    std::vector<int64_t> edge;  // the first of each row, counted in the call
+    int64_t first = 0;          // the group's first edge, counted in the call
+    Indices row;                // of each edge of the group
+    Indices pair;               // ordered pair of elements of each row
+    std::vector<int64_t> edge;  // one edge of each row, counted in the call
     int tile_start = 0;         // the tile's first edge, counted in the group
     typename Base::Mark group;  // where the memory of tiles begins
 
     int n_rows() const { return edge.size(); }
-    bool own_rows() const { return !weights.large; }  // then a group is a tile, and its edges are its rows
+    bool own_rows() const { return !weights.large; }  // each edge has its own row, and a group is one tile
 
-    // Centres [start, stop); false if they have no edges.
+    // Begins with centres [start, stop); false if they have no edges.
     bool begin_group(int start, int stop) {
         this->release({});
         const Geometry& g = call.geometry;
@@ -74,7 +75,7 @@ template <int D> class EdgeTile : public Tile<D> {
             }
         return n_rows() > 0;
     }
-    // Of edge j of centre c that from its other end, if it has a row already and joins atoms of the same element, else -1.
+    // The reverse of edge j (from the neighbour to centre c); -1 if it has no row yet or the two elements differ.
     int64_t reverse(int c, int64_t j) const {
         const Geometry& g = call.geometry;
         const int64_t other = g.neighbor[j];
@@ -85,10 +86,10 @@ template <int D> class EdgeTile : public Tile<D> {
         return -1;
     }
 
-    // What was made of rows stays until the next group.
+    // Arrays made so far, of rows, stay until the next group.
     void end_rows() { group = this->mark(); }
 
-    // Centres [start, stop) of the group, and the geometry of their edges; false if they have none.
+    // Begins with centres [start, stop) of the group: the geometry of their edges; false if they have none.
     bool begin_tile(int start, int stop) {
         this->release(group);
         if (!Base::begin_tile(start, stop)) return false;
@@ -105,13 +106,13 @@ template <int D> class EdgeTile : public Tile<D> {
     }
 
     static int in_lanes(int n) { return (n + LANES - 1) / LANES * LANES; }
-    // After the last tile: what came back to rows can go on; false if there are none.
+    // After the last tile, before derivatives go on from rows; false if the group has no rows.
     bool end_tiles() {
         if (!own_rows()) this->release(group);
         return n_rows() > 0;
     }
 
-    // f(first, count, their pair vectors) for LANES rows at a time, or edges of the tile.
+    // f(first, count, their pair vectors) for LANES rows at a time (for_rows) or edges of the tile (for_edges).
     template <class F> void for_rows(F f) const {
         for (int j = 0; j < n_rows(); j += LANES) {
             const int count = std::min(LANES, n_rows() - j);
@@ -127,7 +128,7 @@ template <int D> class EdgeTile : public Tile<D> {
         }
     }
 
-    // An array by row as one by edge of the tile.
+    // Copies an array of rows to the edges of the tile.
     Array to_edges(const Array& x) {
         if (own_rows()) return x;
         const Array out = array(n, x.width);
@@ -137,7 +138,7 @@ template <int D> class EdgeTile : public Tile<D> {
                             sizeof(real) * x.width);
         return out;
     }
-    // The derivative by an array by row: where those by edge are added up, zeros to begin with.
+    // Zeros, to which add_to_rows adds the derivatives of the edges that share a row.
     Array rows_bar(const Array& x) { return own_rows() ? Array{} : array(x.n, x.width, true); }
     void add_to_rows(Array& to, const Array& bar) {
         if (own_rows()) {
@@ -150,7 +151,7 @@ template <int D> class EdgeTile : public Tile<D> {
 
     // ---- the embedding ----------------------------------------------------------------------------------------------
 
-    // One column of some rows.
+    // Writes (to_rows) or reads (from_rows) one column of `count` rows.
     static void to_rows(const Array& to, int j, int count, int column, Num<D> x) {
         real lanes[LANES];
         for (int d = 0; d < D; d++) {
@@ -173,7 +174,7 @@ template <int D> class EdgeTile : public Tile<D> {
         return spline(x, real(k - g.span) / g.n_radial, real(g.span + 1) / g.n_radial);
     }
 
-    // The envelope and radial functions e of all rows, and what the embedding makes of these.
+    // The embedding of all rows, from their envelope and radial functions e.
     Array embedded() {
         const Geometry& g = call.geometry;
         e = array(n_rows(), (g.n_radial + BLOCK - 1) / BLOCK * BLOCK, true);
@@ -198,7 +199,7 @@ template <int D> class EdgeTile : public Tile<D> {
         return out;
     }
 
-    // To weights, and in an inference to the gradient.
+    // From the derivative by the embedding to those by its weights, and in an inference to the gradient.
     void embedded_backward(const Array& bar) {
         if (call.embedding == MATRICES) return radial_backward(embedded_by_matrices_backward(bar));
         for (int j = 0; j < n_rows(); j++)
@@ -230,7 +231,7 @@ template <int D> class EdgeTile : public Tile<D> {
         });
         return e_bar;
     }
-    // f(row, radial function, its value, row of the table) where it is not 0.
+    // f(row, radial function, its value, row of the table) for radial functions that are not 0.
     template <class F> void for_radial(F f) {
         const int n_radial = call.geometry.n_radial;
         for (int j = 0; j < n_rows(); j++)
@@ -248,7 +249,7 @@ template <int D> class EdgeTile : public Tile<D> {
 
     // ---- to pair vectors --------------------------------------------------------------------------------------------
 
-    // From harmonics and the envelope of the tile's edges.
+    // Writes the gradient of the tile's edges, from the derivatives by their harmonics and envelope.
     void geometry_backward() {
         if constexpr (D == 1) for_edges([&](int j, int count, const Pairs<D>& pairs) {
             const Geometry& g = call.geometry;
@@ -270,7 +271,8 @@ template <int D> class EdgeTile : public Tile<D> {
         });
     }
 
-    // From the envelope and radial functions of rows, to the first edge of each; or to the frequencies.
+    // From the derivatives by envelope and radial functions of rows: adds to the gradient of each row's edge, or in
+    // training to the derivative by the frequencies.
     void radial_backward(const Array& e_bar) {
         const Geometry& g = call.geometry;
         const Matrix& w = call.plain[frequencies];
@@ -297,7 +299,7 @@ template <int D> class EdgeTile : public Tile<D> {
 
     // ---- environments ---------------------------------------------------------------------------------------------
 
-    // A[lm, u] = norm Σ_j Y[j, lm] w[j, l, u] for every centre; w begins at column `from` of `w`.
+    // A[lm, u] = norm Σ_j Y[j, lm] w[j, l, u] for every centre, with w from column `from` on.
     Array environment(const Array& w, int from) {
         const Array env = array(n_centers * dims, channels);
         for_centers([&](int c, int start, int stop) {
@@ -317,7 +319,7 @@ template <int D> class EdgeTile : public Tile<D> {
         return env;
     }
 
-    // To geometry_bar, and to the columns from `from` on of w_bar.
+    // Adds to geometry_bar, and writes columns of w_bar from `from` on.
     void environment_backward(const Array& w, int from, const Array& env_bar, const Array& w_bar) {
         for_centers([&](int c, int start, int stop) {
             const Vector norm = Vector{} + call.norm[first_center + c];
@@ -344,7 +346,7 @@ template <int D> class EdgeTile : public Tile<D> {
 
     // ---- energies -------------------------------------------------------------------------------------------------
 
-    // E_i = Σ_j h^ij · v with the last weights v of the readout; only values are asked for.
+    // E_i = Σ_j h^ij · v with the last weights v of the readout; without ε parts, which nobody reads.
     void energies(const Array& h) {
         const real* v = call.plain[last].data;
         if constexpr (D == 1) for_centers([&](int c, int start, int stop) {
@@ -355,7 +357,7 @@ template <int D> class EdgeTile : public Tile<D> {
         });
     }
 
-    // The derivative by h: v, and as its ε part to_energy v.
+    // The derivative by h, which is v; its ε part is to_energy v.
     Array energies_backward(const Array& h) {
         const Array bar = array(n, h.width);
         const real* v = call.plain[last].data;
@@ -375,49 +377,3 @@ template <int D> class EdgeTile : public Tile<D> {
         return bar;
     }
 };
-
-// All centres. Each thread takes a run of consecutive ones with about as many edges: the same sums, in the same order,
-// every time. A Worker is an EdgeTile with methods for groups and the tiles that they consist of.
-template <class Worker, class Network> void run(const Call& call, const Network& network) {
-    const int64_t *first = call.first_edge, n_edges = first[call.n_centers];
-    const Weights weights(call);
-    int n_threads = std::max<int64_t>(1, std::min<int64_t>(call.n_threads, n_edges / weights.tile_edges()));
-    // Small products take no longer than it takes to remember them.
-    Tape* tape = weights.large ? call.tape : nullptr;
-    if (tape && !tape->reels.empty()) n_threads = tape->reels.size();  // as in the pass that wrote them
-    if (tape) tape->reels.resize(n_threads);
-    std::vector<Worker> workers(n_threads, Worker(call, weights, network));
-    for (int t = 0; tape && t < n_threads; t++) workers[t].attach(&tape->reels[t]);
-    const auto cut = [&](int part) {
-        return part == n_threads ? call.n_centers
-                                 : std::lower_bound(first, first + call.n_centers, n_edges / n_threads * part) - first;
-    };
-    // f(start, end) for runs of at least that many edges, of centres in [start, stop).
-    const auto in_runs = [&](int start, int stop, int n_edges, auto f) {
-        for (int end; start < stop; start = end) {
-            for (end = start + 1; end < stop && first[end] - first[start] < n_edges;) end++;
-            f(start, end);
-        }
-    };
-    const auto work = [&](int t) {
-        in_runs(cut(t), cut(t + 1), weights.group_edges(), [&](int start, int stop) {
-            workers[t].begin(start, stop);
-            in_runs(start, stop, weights.tile_edges(), [&](int from, int to) { workers[t].tile(from, to); });
-            workers[t].end();
-        });
-    };
-#ifdef _OPENMP
-    // PyTorch's own threads, which would otherwise wait for work, spinning, on the cores that ours need.
-#pragma omp parallel for schedule(static, 1) num_threads(n_threads)
-    for (int t = 0; t < n_threads; t++) work(t);
-#else
-    std::vector<std::thread> threads;
-    for (int t = 1; t < n_threads; t++) threads.emplace_back(work, t);
-    work(0);
-    for (std::thread& thread : threads) thread.join();
-#endif
-    for (const Worker& worker : workers) worker.add_gradients();
-}
-
-extern "C" inline __attribute__((used)) Tape* new_tape() { return new Tape; }
-extern "C" inline __attribute__((used)) void delete_tape(Tape* tape) { delete tape; }

@@ -15,7 +15,7 @@ struct Geometry {
 };
 }
 
-constexpr int MAX_DEGREE = 4, MAX_HARMONICS = (MAX_DEGREE + 1) * (MAX_DEGREE + 1);
+constexpr int MAX_HARMONICS = (MAX_DEGREE + 1) * (MAX_DEGREE + 1);
 constexpr real PI = 3.14159265358979323846;
 
 // A function's value and slope at x; `along` is the function of a number near x.
@@ -42,7 +42,7 @@ inline Sloped bessel(real w, Vector x, Sloped u) {
     return {sine * f * u.value, f * ((cosine * w - sine * inverse) * u.value + sine * u.slope)};
 }
 
-// The derivative of that by w, cos(w x) u(x) / π.
+// The derivative of `bessel` by w, cos(w x) u(x) / π.
 inline Sloped bessel_by_frequency(real w, Vector x, Sloped u) {
     Vector sine, cosine;
     sine_cosine(x * w, sine, cosine);
@@ -57,13 +57,13 @@ inline Sloped spline(Vector x, real start, real length) {
     return {(1 - cosine) * (1 - cosine) * real(0.25), (1 - cosine) * sine * (PI / length)};
 }
 
-// Of LANES pairs.
+// Geometry of LANES pairs.
 template <int D> struct Pairs {
     Num<D> unit[3], x;  // x: the distance in units of the cutoff
     Vector inverse_r, inverse_cutoff;
 };
 
-// Of `count` edges, edge(lane) and their pairs of elements; unused lanes get some vector that does no harm.
+// The geometry of `count` edges, which are edge(lane) with pairs of elements pair[lane]; unused lanes get a unit vector.
 template <int D, class F> Pairs<D> pairs_at(const Geometry& g, int count, F edge, const int* pair) {
     real lanes[3 + 3 * (D - 1)][LANES] = {}, inverse_cutoff[LANES], r[LANES];
     for (int lane = 0; lane < LANES; lane++) lanes[0][lane] = inverse_cutoff[lane] = 1;
@@ -90,7 +90,7 @@ template <int D, class F> Pairs<D> pairs_at(const Geometry& g, int count, F edge
     return out;
 }
 
-// Whether one vector is minus the other, up to rounding; other images of an atom are further away than that.
+// Whether one vector is minus the other up to rounding (other periodic images of an atom are further away).
 inline bool opposite(const real* a, const real* b) {
     constexpr real tolerance = 1000 * std::numeric_limits<real>::epsilon();  // Å
     return std::abs(a[0] + b[0]) < tolerance && std::abs(a[1] + b[1]) < tolerance && std::abs(a[2] + b[2]) < tolerance;
@@ -107,7 +107,7 @@ template <int D> void harmonics(const Geometry& g, int l_max, const Num<D>* unit
     }
 }
 
-// The derivative by the unit vector; that by y is used up.
+// Writes the derivative by the unit vector, unit_bar; overwrites y_bar.
 inline void harmonics_backward(const Geometry& g, int l_max, const Value* y, Vector* y_bar, Vector* unit_bar) {
     for (int t = g.n_terms - 1; t >= 0; t--) {
         const int64_t* term = g.terms + 3 * t;

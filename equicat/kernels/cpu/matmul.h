@@ -6,7 +6,7 @@
 
 #include "numbers.h"
 
-constexpr int ROWS_AT_A_TIME = 16 * MICRO_ROWS;  // of the left matrix: they stay in the second cache
+constexpr int ROWS_AT_A_TIME = 16 * MICRO_ROWS;  // of the left matrix: they stay in the L2 cache
 // Rows whose distance is a power of two compete for the same few lines of the cache; this much further they do not.
 inline int leading(int width) { return width % (4 * BLOCK) ? width : width + BLOCK; }
 
@@ -20,7 +20,7 @@ inline std::vector<real> packed(const real* weight, int k, int n) {
     return out;
 }
 
-// The same of its transpose, k a multiple of BLOCK.
+// The transpose of a weight [k, n], k a multiple of BLOCK, packed like `packed`.
 inline std::vector<real> packed_transposed(const real* weight, int k, int n) {
     std::vector<real> out(size_t(k) * n);
     real* p = out.data();

@@ -1,5 +1,5 @@
-// Energies of atoms and their gradient, for the network of equicat/networks/nequip_allegro.py, whose names these are.
-#include "edges.h"
+// Energies of atoms and their gradient for nequip-allegro's flavour; names as in equicat/networks/allegro_parts.py.
+#include "run.h"
 
 extern "C" {
 struct Product {  // M[a, c] = Σ_t coefficient_t weight[p_t] A[b_t] over terms t = (a, c, b, p)
@@ -15,7 +15,7 @@ struct NequipAllegro {
 
 namespace {
 
-// Matrices by what they do.
+// Numbers of the matrices by their purpose.
 struct Network {
     struct Layer {
         int first, env;        // env: to the next layer's environment weights; unused in the last
@@ -51,7 +51,7 @@ template <int D> class Worker : public EdgeTile<D> {
 
     const Network& net;
     const int n_layers;
-    Array row_w0, row_w0_bar, w0;                // row_: of the group, by row
+    Array row_w0, row_w0_bar, w0;                // row_…: by row of the group; others by edge of the tile
     std::vector<Array> row_sums, row_sums_bar, sums, sums_bar, envs, env_weights, env_weights_bar, scalars, hidden,
         matrices, matrices_bar;
     std::vector<std::vector<Array>> chains;
@@ -109,7 +109,7 @@ template <int D> class Worker : public EdgeTile<D> {
         return out;
     }
 
-    // To geometry_bar and w0_bar, and the derivative by G.
+    // Adds to geometry_bar and w0_bar, and returns the derivative by G.
     Array read_out_backward(const Array& g, const Array& bar, const Array& w0_bar) {
         const Array g_bar = array(n_centers * dims, channels, true);
         for_centers([&](int c, int start, int stop) {
@@ -190,7 +190,7 @@ template <int D> class Worker : public EdgeTile<D> {
         }
     }
 
-    // To matrices_bar of layers 0 … k.
+    // Adds to matrices_bar of layers 0 … k.
     void chain_backward(int k, Array bar) {
         for (int j = 0; j <= k; j++) {
             const int rows = net.sizes.products[j].dim_in, columns = net.sizes.products[j].dim_out;
@@ -230,7 +230,7 @@ template <int D> class Worker : public EdgeTile<D> {
         this->energies(hidden_layers(net.sizes.features_silu ? activated(sums[K]) : sums[K], net.head, head));
     }
 
-    // The derivative by what rows yield; that by geometry is left in geometry_bar.
+    // Adds to geometry_bar, and to the derivatives by arrays of rows (row_w0_bar, row_sums_bar).
     void backward() {
         const int K = n_layers, n_weights = (l_max + 1) * channels;
         for (auto* list : {&sums_bar, &env_weights_bar, &matrices_bar}) list->assign(K + 1, Array{});
@@ -257,7 +257,7 @@ template <int D> class Worker : public EdgeTile<D> {
         for (int r = 0; r <= K; r++) this->add_to_rows(row_sums_bar[r], sums_bar[r]);
     }
 
-    // The derivative by the last hidden features of layer k, from all that reads them.
+    // The derivative by the last hidden features of layer k: the sum over all maps that read them.
     Array hidden_bar(int k, const std::vector<Array>& sums_bar, const Array& env_bar) {
         const Array bar = linear_backward_part(hidden[k], net.layers[k].shares[0], sums_bar[k]);
         for (size_t r = 1; r < net.layers[k].shares.size(); r++)
@@ -270,13 +270,14 @@ template <int D> class Worker : public EdgeTile<D> {
 
 }  // namespace
 
-// Compiled as two objects, side by side: of all the code each has one instance.
+// Compiled as two objects, side by side: each has the code for one kind of numbers.
 #if PASS == 1
-extern "C" void energies_and_gradient(const Call* call) {
-    run<Worker<1>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
+extern "C" const int64_t structure_sizes[] = {sizeof(Call), sizeof(Matrix), sizeof(Geometry), sizeof(NequipAllegro), sizeof(Product)};
+extern "C" int energies_and_gradient(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<1>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network))); });
 }
 #else
-extern "C" void weight_gradients(const Call* call) {
-    run<Worker<2>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network)));
+extern "C" int weight_gradients(const Call* call, char* message) {
+    return guarded(message, [&] { run<Worker<2>>(*call, Network(*call, *static_cast<const NequipAllegro*>(call->network))); });
 }
 #endif

@@ -25,6 +25,7 @@ constexpr int VECTOR_BYTES = 16, MICRO_ROWS = 6;
 constexpr int LANES = VECTOR_BYTES / sizeof(real);
 constexpr int BLOCK = 64 / sizeof(real);  // columns of matrices come in multiples of this
 constexpr int BLOCK_VECTORS = BLOCK / LANES;
+constexpr int MAX_DEGREE = 4;  // of harmonics; the same in build.py
 
 typedef real Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
@@ -132,7 +133,7 @@ template <int D> inline Num<D> spread(const real* p, long plane) {
     return out;
 }
 
-// silu(z) = z σ(z); in the place of z its slope silu'(z).
+// Returns silu(z) = z σ(z) and writes its slope silu'(z) over z.
 inline Value silu(Value& z) {
     const Vector s = 1 / (1 + exponential(-z.v[0])), h = z.v[0] * s;
     z = {s + h * (1 - s)};

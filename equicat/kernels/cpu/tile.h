@@ -1,5 +1,5 @@
-// What a kernel is called with, and a tile: some centres with all their edges, memory, linear maps and MLPs with their
-// reverse.
+// The arguments of a kernel, and a tile, which is some centres with all their edges: its memory, and linear maps and
+// MLPs with their reverse.
 //
 // x_bar is the derivative of the sum of energies by x. On dual numbers (numbers.h) the same code gives what training
 // needs: with pair vectors perturbed along given tangents, the ε part of every weight's gradient is the derivative of
@@ -19,8 +19,8 @@ struct Matrix {
     real* grad;
 };
 struct Call {
-    const void* network;  // what the kernel has to know beside this
-    int64_t l_max, channels, n_matrices, n_plain, n_threads, n_centers, embedding;  // the last: enum Embedding
+    const void* network;  // the structure of one flavour
+    int64_t l_max, channels, n_matrices, n_plain, n_threads, n_centers, embedding;  // embedding: enum Embedding
     const int64_t* first_edge;       // [n_centers + 1]
     const real* norm;                // of each centre's environment
     const Matrix *matrices, *plain;  // k and n of matrices are multiples of BLOCK; the end of plain is EdgeTile's
@@ -31,8 +31,8 @@ struct Call {
 };
 }
 
-// What is done with the radial functions e of a pair: e W₀ times or plus a row of a table, by pair of elements, or
-// e times a matrix of each pair of elements.
+// How a pair with radial functions e is embedded: e W₀ times (TIMES) or plus (PLUS) the row of a table for its pair of
+// elements, or e times the matrix of that pair (MATRICES).
 enum Embedding { TIMES, PLUS, MATRICES };
 
 struct Weights {
@@ -41,7 +41,7 @@ struct Weights {
         std::vector<real> forward, backward;
     };
     std::vector<Packed> packed_weights;
-    bool large = false;  // they do not fit into the second cache
+    bool large = false;  // they do not fit into the L2 cache
 
     explicit Weights(const Call& call) {
         size_t size = 0;
@@ -53,12 +53,12 @@ struct Weights {
         }
         large = size >= (1 << 19);
     }
-    // Edges that a tile should have, at least, and those of the tiles that share their embedding.
+    // The least number of edges of a tile, and of a group (edges.h).
     int tile_edges() const { return large ? 192 : 48; }
     int group_edges() const { return large ? 4096 : tile_edges(); }
 };
 
-using Indices = std::vector<int>;  // of matrices, of rows
+using Indices = std::vector<int>;
 
 // Numbers of matrices, in the order in which Python lists them; the embedding's comes first.
 struct Numbering {
@@ -72,8 +72,8 @@ struct Numbering {
     }
 };
 
-// What products of matrices yield in the pass for energies, in order, for the pass for weights: a quarter of its
-// arithmetic. One reel for each thread, because threads have the same centres both times.
+// Results of matrix products in the pass for energies, in order, kept for the pass for gradients of weights, where
+// they are a quarter of the arithmetic. One reel for each thread, because threads have the same centres in both passes.
 struct Tape {
     static constexpr size_t BLOCK_SIZE = 1 << 18;
     struct Reel {
@@ -133,14 +133,14 @@ template <int D> class Tile {
 
     // ---- memory ---------------------------------------------------------------------------------------------------
 
-    // What is taken from here on lasts until `release`.
+    // Arrays taken after `mark` last until `release`.
     struct Mark {
         size_t block = 0, used = 0;
     };
     Mark mark() const { return taken; }
     void release(Mark to) { taken = to; }
 
-    // Centres [start, stop); false if they have no edges.
+    // Begins with centres [start, stop); false if they have no edges.
     bool begin_tile(int start, int stop) {
         first_center = start, n_centers = stop - start;
         begin.clear();
@@ -180,7 +180,7 @@ template <int D> class Tile {
         complete(out);
         return out;
     }
-    // A part of a sum, which `complete` ends: x W, or added to out.
+    // x W as a part of a sum: nothing is kept on the reel until `complete`. The second one can add to `out`.
     Array linear_part(const Array& x, int weight) {
         const Array out = array(x.n, weights.packed_weights[weight].n);
         linear(x, weight, out, false);
@@ -191,7 +191,7 @@ template <int D> class Tile {
         multiply(x, w.k, w.n, w.forward, out, accumulate);
     }
 
-    // x_bar = out_bar Wᵀ, and the gradient of W.
+    // x_bar = out_bar Wᵀ; adds to the gradient of W.
     Array linear_backward(const Array& x, int weight, const Array& out_bar) {
         const Array x_bar = linear_backward_part(x, weight, out_bar);
         complete(x_bar);
@@ -212,7 +212,7 @@ template <int D> class Tile {
         }
     }
 
-    // Values of dual numbers are on the reel, if there is one.
+    // x times a packed weight; only ε parts if there is a reel, from which `complete` takes the values.
     void multiply(const Array& x, int k, int n, const std::vector<real>& weight, const Array& out, bool accumulate) {
         const bool known = D == 2 && reel;
         const long from = known ? x.plane() : 0, to = known ? out.plane() : 0;
@@ -226,7 +226,7 @@ template <int D> class Tile {
         }
     }
 
-    // silu(z), which leaves its slope in the place of z.
+    // Returns silu(z) and writes its slope over z.
     Array activated(const Array& z) {
         const Array h = array(z.n, z.width);
         for (long k = 0; k < z.plane(); k += LANES) {
@@ -237,7 +237,7 @@ template <int D> class Tile {
         return h;
     }
 
-    // From the derivative by silu(z) to that by z, in place.
+    // Turns the derivative by silu(z) into that by z, in place.
     void activated_backward(const Array& slope, const Array& bar) {
         for (long k = 0; k < bar.plane(); k += LANES)
             store(bar.p + k, bar.plane(), load<D>(bar.p + k, bar.plane()) * load<D>(slope.p + k, slope.plane()));

@@ -1,4 +1,4 @@
-"""Triton kernels of :mod:`equicat.kernels.edges`, for GPUs; importing this needs Triton.
+"""Triton kernels of environment and read-out (:mod:`equicat.kernels.forms`), for GPUs; importing this needs Triton.
 
 One program works on one centre and walks along its edges, a tile at a time. What it sums over edges it keeps and writes
 once, and what belongs to an edge only it writes: no atomics, no padding, the same numbers every time. All kernels are
@@ -54,7 +54,7 @@ def _components(degree: tl.constexpr, in_e, in_u):
 @triton.jit
 @no_type_check
 def _zeros(tile: tl.constexpr, width: tl.constexpr, n_degrees: tl.constexpr, dtype: tl.constexpr):
-    """For each degree what will be added up over tiles: [edges of a tile, m, channels]."""
+    """Accumulators over tiles, [edges of a tile, m, channels] for each degree."""
     sums = ()
     for degree in tl.static_range(n_degrees):
         sums = sums + (tl.zeros((tile, triton.next_power_of_2(2 * degree + 1), width), dtype),)

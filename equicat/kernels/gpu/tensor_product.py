@@ -1,4 +1,4 @@
-"""The Triton kernel of :mod:`equicat.kernels.tensor_product`, for GPUs; importing this needs Triton.
+"""The Triton kernel of :func:`equicat.kernels.forms.tensor_product`, for GPUs; importing this needs Triton.
 
 It computes the derivatives of one form, linear in each of its three arguments, where a column c is a component of a
 path, k counts the components of V that enter it, and u channels:
@@ -75,7 +75,7 @@ def _entries(column, columns, b, e, channels):
 @triton.jit
 @no_type_check
 def _zeros(n: tl.constexpr, tile: tl.constexpr, width: tl.constexpr, dtype: tl.constexpr):
-    """What will be added up."""
+    """Accumulators [edges, channels] of n components."""
     sums = ()
     for _ in tl.static_range(n):
         sums = sums + (tl.zeros((tile, width), dtype),)
@@ -185,9 +185,9 @@ def derivative(
 
     Args:
         by: 0 (V), 1 (M) or 2 (B).
-        arguments: V by irrep, M alone, and B by output, each tensor [n_edges or n_atoms, …, channels]; empty in the
-            place of the one in question.
-        contraction: what F is.
+        arguments: V by irrep, M alone, and B by output, each tensor [n_edges or n_atoms, …, channels]; pass () for the
+            argument that F is differentiated by.
+        contraction: which columns and components there are.
         first: where the edges of each centre begin, and where the last ones end.
     """
     v, _, b = arguments

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from equicat.errors import InputError
 from equicat.kernels.harmonics import spherical_harmonics
-from equicat.networks.centers import chunks
+from equicat.networks.baselines.padding import chunks
 
 _DIRECTIONS = ((0.5412, 0.7853, 0.3003), (0.2717, -0.4143, 0.8686), (-0.8126, 0.1931, 0.5499))
 """Any directions: only if two images of a pair are equally far along one of them by accident, the next is tried."""

@@ -20,7 +20,7 @@ from equicat.extras import extra
 from equicat.networks.baselines.angles import AngularSums, reverse_edges
 from equicat.networks.baselines.bessel import SphericalBesselBasis
 from equicat.networks.baselines.memory import check_memory
-from equicat.networks.centers import chunks
+from equicat.networks.baselines.padding import chunks
 from equicat.networks.features import Features
 from equicat.networks.layers import silu
 

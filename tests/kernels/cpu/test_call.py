@@ -1,7 +1,6 @@
 """Kernels in C++: against PyTorch's operators, and what happens where they cannot be had."""
 
 import dataclasses
-import stat
 
 import numpy as np
 import pytest
@@ -11,14 +10,16 @@ from conftest import SMALL, SMALL_NEQUIP
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.kernels.cpu import build
-from equicat.kernels.cpu.call import MAX_DEGREE, Kernel
+from equicat.kernels.cpu import forms as cpu_forms
+from equicat.kernels.cpu.build import MAX_DEGREE
+from equicat.kernels.cpu.call import Kernel, _Edges, _Launch, block
 from equicat.models.gradient import ComputeOptions, PairGradients, by_autograd
 from equicat.models.model import minus_gradient
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.networks import catalogue as networks
+from equicat.networks.allegro_cpu import Terms
 from equicat.networks.catalogue import architecture
-from equicat.networks.nequip_allegro_cpu import Terms
 from equicat.testing import example_structures
 
 ELEMENTS = (1, 8, 29)
@@ -242,64 +243,75 @@ def test_weights_and_positions_of_different_precision_are_not_mixed(config):
 
 def test_terms_are_the_dense_coefficients():
     model = potential().network
-    dense = model.layers[0].product.coefficients
-    terms = Terms.of(dense)
-    out = torch.zeros(
-        terms.dim_in, terms.dim_out, dense[0].shape[3], sum(c.shape[2] for c in dense), dtype=torch.float64
-    )
+    dense = model.layers[0].product.coefficients.exact
+    terms = Terms.of(model.layers[0].product, dense)
+    out = torch.zeros(terms.dim_in, terms.dim_out, dense.shape[3], dense.shape[2], dtype=torch.float64)
     out.index_put_(tuple(terms.indices.t()), terms.coefficients)
-    p = c = 0
-    for array in dense:
-        block = out[:, c : c + array.shape[1], :, p : p + array.shape[2]]
-        assert torch.equal(block.permute(0, 1, 3, 2), array)
-        c, p = c + array.shape[1], p + array.shape[2]
+    assert torch.equal(out.transpose(2, 3), dense)
 
 
-class TestLoading:
-    @pytest.fixture(autouse=True)
-    def own_cache(self, monkeypatch, tmp_path):
-        """Not the user's, and nothing remembered from other tests."""
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        build.load.cache_clear()
-        yield
-        build.load.cache_clear()
+# ---- failures ------------------------------------------------------------------------------------------------------
 
-    def fake_compiler(self, monkeypatch, path, line: str) -> None:
-        path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{line}\n')
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("CXX", str(path))
 
-    def test_a_failing_compiler_costs_speed_only(self, monkeypatch, tmp_path):
-        self.fake_compiler(monkeypatch, tmp_path / "cxx", "echo unknown flag >&2; exit 1")
-        model = potential()
-        with pytest.warns(UserWarning, match="could not be compiled by .*cxx.*slower operators are used: unknown flag"):
-            energies, *_ = found(model)
-        assert torch.equal(energies, without_kernel(monkeypatch, model)[0])
-        assert list((tmp_path / "cache" / "equicat").iterdir()) == [], "nothing is left behind"
+def launch_and_weights(model: Potential, **changes):
+    """What a call of the kernel would get, with other matrices, and where it writes."""
+    batch = Batch.from_structures(structures()[:1], model.cutoff, dtype=torch.float64)
+    center, neighbor = batch.edge_index
+    species = model.species(batch)
+    kernel = networks.NETWORKS[model.config.name].kernel
+    library, problem = kernel.library(model.network, batch.positions), kernel.problem(model.network, species)
+    weights = kernel.weights(model.network, list(model.head.mlp.weights), block(torch.float64))
+    matrices, plain = weights.listed(block(torch.float64))
+    first_edge = torch.nn.functional.pad(torch.bincount(center, minlength=len(species)).cumsum(0), (1, 0))
+    edges = _Edges(first_edge, neighbor.contiguous(), species, batch.edge_vec().contiguous())
+    edges = dataclasses.replace(edges, **{k: v for k, v in changes.items() if k != "first_matrix"})
+    matrices[0] = changes.get("first_matrix", matrices[0])
+    launch = _Launch(library, problem, edges, weights.embedding.operation, len(matrices))
+    out = {"energy": torch.empty_like(problem.norm), "gradient": torch.empty_like(edges.edge_vec)}
+    return launch, [*matrices, *plain], out
 
-    def test_turned_off(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("EQUICAT_NATIVE", "0")
-        assert build.load("nequip_allegro", torch.float64) is None
-        assert not (tmp_path / "cache").exists()
 
-    def test_no_compiler(self, monkeypatch, tmp_path):
-        monkeypatch.delenv("CXX", raising=False)
-        monkeypatch.setenv("PATH", str(tmp_path))
-        assert build.load("nequip_allegro", torch.float32) is None
+@needs_compiler
+@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@pytest.mark.parametrize("function", ["energies_and_gradient", "weight_gradients"])
+def test_memory_that_cannot_be_had_is_an_error_not_the_end_of_the_process(config, function):
+    """In a thread: the product of the radial functions with a matrix of 2^30 columns needs more than there can be."""
+    n = 1 << 15
+    changes = {
+        "first_edge": torch.tensor([0, n]),
+        "neighbor": torch.zeros(n, dtype=torch.long),
+        "edge_vec": torch.ones(n, 3, dtype=torch.float64),
+        "first_matrix": torch.empty(0, 1 << 30, dtype=torch.float64),
+    }
+    launch, weights, out = launch_and_weights(potential(config=config), **changes)
+    launch = dataclasses.replace(launch, problem=dataclasses.replace(launch.problem, norm=torch.ones(1).double()))
+    out |= {"to_energy": torch.ones(1).double(), "tangent": torch.ones(n, 3).double()}
+    with pytest.raises(MemoryError, match=rf"the kernel's {function} failed: there is not enough memory|larger than"):
+        launch.run(function, weights, [None] * len(weights), None, out)
 
-    def test_no_kernel_for_other_types(self):
-        assert build.load("nequip_allegro", torch.bfloat16) is None
 
-    @needs_compiler
-    def test_compiled_once(self, monkeypatch, tmp_path):
-        assert build.load("nequip_allegro", torch.float64) is not None
-        (library,) = (tmp_path / "cache" / "equicat").iterdir()
-        self.fake_compiler(monkeypatch, tmp_path / "cxx", "exit 1")  # another compiler, another library
-        build.load.cache_clear()
-        with pytest.warns(UserWarning, match="could not be compiled"):
-            assert build.load("nequip_allegro", torch.float64) is None
-        monkeypatch.delenv("CXX")
-        build.load.cache_clear()
-        modified = library.stat().st_mtime_ns
-        assert build.load("nequip_allegro", torch.float64) is not None
-        assert library.stat().st_mtime_ns == modified
+@needs_compiler
+def test_what_no_network_asks_for_is_refused():
+    model = potential()
+    launch, weights, out = launch_and_weights(model)
+    for changes, message in (
+        ({"l_max": MAX_DEGREE + 1}, "the degree of harmonics is not supported"),
+        ({"channels": 1 << 40}, "the number of channels is not a multiple of a block, below 2"),
+    ):
+        absurd = dataclasses.replace(launch, problem=dataclasses.replace(launch.problem, **changes))
+        with pytest.raises(RuntimeError, match=message):
+            absurd.run("energies_and_gradient", weights, [None] * len(weights), None, out)
+    edges = dataclasses.replace(launch.edges, first_edge=launch.edges.first_edge.flip(0))
+    with pytest.raises(RuntimeError, match="edges are not sorted by centre"):
+        dataclasses.replace(launch, edges=edges).run("energies_and_gradient", weights, [None] * len(weights), None, out)
+
+
+@needs_compiler
+def test_forms_refuse_absurd_sizes():
+    first, y = torch.tensor([0, 1]), torch.ones(1, 1)
+    with pytest.raises(RuntimeError, match="derivatives failed: the number of channels is not between 1 and 2"):
+        cpu_forms._run("derivatives", first, 1 << 40, 1, w=y, y=y, by_g=y)
+    with pytest.raises(RuntimeError, match="the degree of harmonics is not supported"):
+        cpu_forms._run("derivatives", first, 1, 40, w=y, y=y, by_g=y)
+    with pytest.raises(RuntimeError, match="edges are not sorted by centre"):
+        cpu_forms._run("derivatives", torch.tensor([0, 3, 1]), 1, 1, w=y, y=y, by_g=y)

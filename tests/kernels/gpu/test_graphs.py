@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
-from equicat.kernels.cpu import build
+from equicat.kernels import backend
 from equicat.kernels.gpu import graphs
 from equicat.kernels.gpu.graphs import FILL, Graphs, padded_size
 from equicat.models import gradient
-from equicat.models.gradient import DEFAULTS, ComputeOptions, PairGradients
+from equicat.models.gradient import ComputeOptions, PairGradients
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.testing import example_structures
@@ -48,7 +48,8 @@ def computed_again(function, inputs):
 @pytest.fixture
 def recorded(monkeypatch) -> list[tuple[int, int]]:
     """Sizes (atoms, edges) in the order in which they are recorded: on a GPU by CUDA."""
-    monkeypatch.setattr(build, "load", lambda name, dtype: None)
+    triton = backend.triton_forms()
+    monkeypatch.setattr(backend, "forms", lambda like, l_max: triton)
     found, record = [], graphs.record if DEVICE.type == "cuda" else computed_again
 
     def counting(function, inputs):
@@ -68,9 +69,8 @@ def potential(config) -> Potential:
         (5,),
         scale=1.7,
         terms=terms,
-        compute=ComputeOptions(cuda_graphs=True),
+        compute=ComputeOptions(kernels=False, cuda_graphs=True),
     )
-    model.network.triton = True
     return model.double().to(DEVICE).eval().requires_grad_(False)
 
 
@@ -85,9 +85,9 @@ def batch_of(structures: list[Structure], model: Potential) -> Batch:
 
 
 def with_and_without(model: Potential, batch: Batch) -> None:
-    recording, model.pair_gradients, model.network.triton = model.pair_gradients, PairGradients(DEFAULTS), False
+    recording, model.pair_gradients = model.pair_gradients, PairGradients(ComputeOptions(kernels=False))
     expected = model(batch, virial=True)
-    model.pair_gradients, model.network.triton = recording, True
+    model.pair_gradients = recording
     found = model(batch, virial=True)
     assert expected.forces.abs().max() > 1e-3
     for name in ("atom_energies", "forces", "virial"):

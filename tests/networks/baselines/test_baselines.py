@@ -15,10 +15,10 @@ from equicat import testing
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.kernels import forms
 from equicat.models.heads import ScalarHead
 from equicat.models.potential import Potential
-from equicat.networks import centers
-from equicat.networks.baselines import angles, gemnet, memory
+from equicat.networks.baselines import angles, gemnet, memory, padding
 from equicat.networks.baselines.angles import AngularSums, once_per_pair, reverse_edges
 from equicat.networks.baselines.cgcnn import CATEGORIES, CGCNN, CGCNNConfig, element_properties
 from equicat.networks.baselines.dimenet import (
@@ -308,8 +308,8 @@ def test_pairs_are_found_in_whole_and_in_cut_lists(structure, max_neighbors):
 @pytest.mark.parametrize("n_chunks", ["one chunk", "several"])
 def test_sums_without_triplets_are_sums_over_triplets(structure, n_chunks, monkeypatch):
     if n_chunks == "several":
-        monkeypatch.setitem(centers.FLOATS_PER_CHUNK, "cpu", 1)
-        monkeypatch.setattr(centers, "MIN_EDGES_PER_CHUNK", 10)
+        monkeypatch.setitem(forms.FLOATS_AT_A_TIME, "cpu", 1)
+        monkeypatch.setattr(padding, "MIN_EDGES_PER_CHUNK", 10)
     cutoff, degrees = 3.5, 7
     batch, number = numbered_edges(structure, cutoff)
     n = batch.n_edges

@@ -1,0 +1,301 @@
+"""The three operations that connect edges with their centres, each differentiable twice or more, on any device.
+
+Edges are sorted by centre and stay as they lie. A pair e has its centre i(e); u counts channels.
+
+- :func:`environment`: what a centre sums over its edges, A[i, lm, u] = Σ_e w[e, l, u] Y[e, lm];
+- :func:`read_out`: what an edge reads from its centre, s[e, u] = Σ_l w[e, l, u] Σ_m Y[e, lm] G[i(e), lm, u];
+- :func:`tensor_product`: an edge's tensors times its centre's matrix, B[e, c, u] = Σ_k V[e, k, u] M[i(e), c, k, u].
+
+The first two are derivatives of one form that is linear in each of its four arguments:
+
+F(a, w, Y, G) = Σ_e Σ_lu a[e, u] w[e, l, u] Σ_m Y[e, lm] G[i(e), lm, u]
+
+The environment is ∂F/∂G at a = 1, the read-out is ∂F/∂a. In their backward pass the gradient that comes in takes the
+place of G (of a), and the gradients that go out are F's other derivatives. A second derivative also needs how these
+change when w, Y and G move. The third operation is the derivative by B of
+
+F(V, M, B) = Σ_e Σ_cku B[e, c, u] V[e, k, u] M[i(e), c, k, u]
+
+with columns c and the components k that enter them (:class:`equicat.kernels.irreps.Contraction`). The derivatives of
+∂F/∂B are ∂F/∂V and ∂F/∂M with the gradient that comes in in the place of B, and so on: no order needs anything else.
+
+:func:`equicat.kernels.backend.forms` chooses the version: ``cpu/forms.cpp``, ``gpu/*.py``, or the plain ones below,
+which autograd differentiates and which are the oracle of the others.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from equicat.kernels import backend
+from equicat.kernels.backend import Forms
+from equicat.kernels.irreps import Contraction
+from equicat.kernels.padding import Padding
+
+FLOATS_AT_A_TIME = {"cpu": 1 << 20, "cuda": 1 << 30}
+"""Edges worked on at a time, times the largest intermediate of each: on a CPU what stays in its cache, on a GPU what
+bounds memory."""
+MIN_EDGES = 256
+"""Fewer edges at a time cost more in overhead than they save."""
+V, M, B = range(3)
+"""The arguments of the form of tensor products."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Some consecutive centres with all their edges."""
+
+    atoms: slice
+    """The centres, of all atoms."""
+    edges: slice
+    """Their edges, of all edges."""
+    first: Int[Tensor, "n_ends"]
+    """Where the edges of each centre begin, counted from the first of these edges, and where the last ones end."""
+    n_edges: int
+
+    @cached_property
+    def padding(self) -> Padding:
+        """Places of these edges in rows of equal length."""
+        return Padding.of_centers(self.first, self.n_edges)
+
+    @cached_property
+    def center(self) -> Int[Tensor, "n_edges"]:
+        """The centre of each edge, counted from the first of these centres."""
+        return torch.arange(len(self.first) - 1, device=self.first.device).repeat_interleave(self.first.diff())
+
+
+def cut(center: Int[Tensor, "n_edges"], n_atoms: int, floats_per_edge: int) -> list[Segments]:
+    """All centres, consecutive ones together, as many as the device can work on at a time (at least one).
+
+    Args:
+        center: of each edge, ascending.
+        n_atoms: number of atoms.
+        floats_per_edge: the largest intermediate of an edge.
+    """
+    first = torch.searchsorted(center, torch.arange(n_atoms + 1, device=center.device))
+    kind = center.device.type
+    max_edges = max(FLOATS_AT_A_TIME.get(kind, FLOATS_AT_A_TIME["cuda"]) // floats_per_edge, MIN_EDGES)
+    if len(center) <= max_edges:
+        return [Segments(slice(0, n_atoms), slice(None), first, len(center))]
+    return [
+        Segments(atoms, edges, first[atoms.start : atoms.stop + 1] - edges.start, edges.stop - edges.start)
+        for atoms, edges in consecutive(first[1:].cpu(), max_edges)
+        if edges.stop > edges.start
+    ]
+
+
+def consecutive(ends: Int[Tensor, "n_atoms"], max_edges: int) -> Iterator[tuple[slice, slice]]:
+    """All centres, consecutive ones together: as many as have at most that many edges, at least one.
+
+    Args:
+        ends: where the edges of each centre end.
+        max_edges: bounds memory.
+
+    Yields:
+        Centres, and their edges.
+    """
+    first = edge = 0
+    while first < len(ends):
+        stop = max(int(torch.searchsorted(ends, edge + max_edges, right=True)), first + 1)
+        end = int(ends[stop - 1])
+        yield slice(first, stop), slice(edge, end)
+        first, edge = stop, end
+
+
+# ---- environment and read-out --------------------------------------------------------------------------------------
+
+
+def environment(
+    w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"], segments: Segments
+) -> Float[Tensor, "n_atoms dim_env channels"]:
+    """A[i, lm, u] = Σ_e w[e, l, u] Y[e, lm] over the edges of centre i; differentiable any number of times."""
+    forms = backend.forms(w, l_max_of(y))
+    return environment_plain(w, y, segments) if forms is None else _Environment.apply(forms, w, y, segments.first)
+
+
+def read_out(
+    w: Float[Tensor, "n_edges n_weights"],
+    y: Float[Tensor, "n_edges dim_env"],
+    g: Float[Tensor, "n_atoms dim_env channels"],
+    segments: Segments,
+) -> Float[Tensor, "n_edges channels"]:
+    """s[e, u] = Σ_l w[e, l, u] Σ_m Y[e, lm] G[i(e), lm, u]; differentiable twice."""
+    forms = backend.forms(w, l_max_of(y))
+    return read_out_plain(w, y, g, segments) if forms is None else _ReadOut.apply(forms, w, y, g, segments.first)
+
+
+def environment_plain(
+    w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"], segments: Segments
+) -> Float[Tensor, "n_atoms dim_env channels"]:
+    """:func:`environment` in PyTorch's operators. Y_00 is 1, so the first degree is a plain sum."""
+    (w00, *weights), (_, *harmonics) = _by_degree(w, y, segments.padding)
+    products = [y_l.transpose(1, 2) @ w_l for w_l, y_l in zip(weights, harmonics, strict=True)]
+    return torch.cat([w00.sum(1, keepdim=True), *products], dim=1)
+
+
+def read_out_plain(
+    w: Float[Tensor, "n_edges n_weights"],
+    y: Float[Tensor, "n_edges dim_env"],
+    g: Float[Tensor, "n_atoms dim_env channels"],
+    segments: Segments,
+) -> Float[Tensor, "n_edges channels"]:
+    """:func:`read_out` in PyTorch's operators."""
+    (w00, *weights), (_, *harmonics) = _by_degree(w, y, segments.padding)
+    g00, *columns = g.split([1, *(y_l.shape[2] for y_l in harmonics)], dim=1)
+    out = w00 * g00
+    for w_l, y_l, g_l in zip(weights, harmonics, columns, strict=True):
+        out = out + w_l * (y_l @ g_l)
+    return segments.padding.unpad(out)
+
+
+def l_max_of(y: Float[Tensor, "n_edges dim_env"]) -> int:
+    """The highest degree of harmonics with dim_env = (l_max + 1)² components."""
+    return math.isqrt(y.shape[1]) - 1
+
+
+def _by_degree(w: Tensor, y: Tensor, padding: Padding) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights [n_atoms, n_max, channels] and harmonics [n_atoms, n_max, 2l+1] of each degree."""
+    n_degrees = l_max_of(y) + 1
+    return padding.pad(w).chunk(n_degrees, dim=2), padding.pad(y).split(
+        [2 * degree + 1 for degree in range(n_degrees)], dim=2
+    )
+
+
+class _Environment(torch.autograd.Function):
+    """(w, Y) → ∂F/∂G at a = 1, bilinear."""
+
+    @staticmethod
+    def forward(ctx: Any, forms: Forms, w: Tensor, y: Tensor, first: Tensor) -> Tensor:
+        ctx.forms = forms
+        ctx.save_for_backward(w, y, first)
+        return forms.environment(w, y, first)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        w, y, first = ctx.saved_tensors
+        return None, *_EnvironmentGradient.apply(ctx.forms, w, y, g, first), None
+
+
+class _EnvironmentGradient(torch.autograd.Function):
+    """(w, Y, G) → ∂F/∂w, ∂F/∂Y at a = 1. Each is bilinear: what follows from h_w and h_Y is more of the same."""
+
+    @staticmethod
+    def forward(ctx: Any, forms: Forms, w: Tensor, y: Tensor, g: Tensor, first: Tensor) -> tuple[Tensor, ...]:
+        ctx.forms = forms
+        ctx.save_for_backward(w, y, g, first)
+        return forms.gradient(None, w, y, g, first)
+
+    @staticmethod
+    def backward(ctx: Any, h_w: Tensor, h_y: Tensor) -> tuple[Tensor | None, ...]:
+        forms, (w, y, g, first) = ctx.forms, ctx.saved_tensors
+        to_g = _Environment.apply(forms, h_w, y, first) + _Environment.apply(forms, w, h_y, first)
+        return None, *_EnvironmentGradient.apply(forms, h_w, h_y, g, first), to_g, None
+
+
+class _ReadOut(torch.autograd.Function):
+    """(w, Y, G) → ∂F/∂a."""
+
+    @staticmethod
+    def forward(ctx: Any, forms: Forms, w: Tensor, y: Tensor, g: Tensor, first: Tensor) -> Tensor:
+        ctx.forms = forms
+        ctx.save_for_backward(w, y, g, first)
+        return forms.read_out(w, y, g, first)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        w, y, g, first = ctx.saved_tensors
+        return None, *_ReadOutGradient.apply(ctx.forms, a, w, y, g, first), None
+
+
+class _ReadOutGradient(torch.autograd.Function):
+    """(a, w, Y, G) → ∂F/∂w, ∂F/∂Y, ∂F/∂G."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, forms: Forms, a: Tensor, w: Tensor, y: Tensor, g: Tensor, first: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.forms = forms
+        ctx.save_for_backward(a, w, y, g, first)
+        return forms.gradient(a, w, y, g, first)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, h_w: Tensor, h_y: Tensor, h_g: Tensor) -> tuple[Tensor | None, ...]:
+        *arguments, first = ctx.saved_tensors
+        return None, *ctx.forms.change(tuple(arguments), (h_w, h_y, h_g), first), None
+
+
+# ---- tensor products -----------------------------------------------------------------------------------------------
+
+
+def tensor_product(
+    v: Sequence[Float[Tensor, "n_edges _ channels"]],
+    m: Float[Tensor, "n_atoms n_rows channels"],
+    contraction: Contraction,
+    segments: Segments,
+) -> tuple[Float[Tensor, "n_edges _ channels"], ...]:
+    """All columns of all edges, by output; differentiable any number of times.
+
+    Args:
+        v: tensor features by irrep.
+        m: matrices of the centres.
+        contraction: which columns there are.
+        segments: edges and their centres.
+    """
+    forms = backend.forms(m, max(contraction.dims) // 2)
+    if forms is None:
+        return tensor_product_plain(v, m, contraction, segments)
+    return _Derivative.apply(B, contraction, forms, segments.first, *v, m)
+
+
+def tensor_product_plain(
+    v: Sequence[Float[Tensor, "n_edges _ channels"]],
+    m: Float[Tensor, "n_atoms n_rows channels"],
+    contraction: Contraction,
+    segments: Segments,
+) -> tuple[Float[Tensor, "n_edges _ channels"], ...]:
+    """:func:`tensor_product` in PyTorch's operators."""
+    found = []
+    for x, matrices in zip(v, m.split(contraction.rows_of_irreps(), dim=1), strict=True):
+        columns = matrices.unflatten(1, (-1, x.shape[1])).index_select(0, segments.center)
+        found.append((x[:, None] * columns).sum(2))
+    return torch.cat(found, dim=1).index_select(1, contraction.by_output()).split(contraction.widths, dim=1)
+
+
+class _Derivative(torch.autograd.Function):
+    """∂F by one of its arguments, from the other two."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, by: int, contraction: Contraction, forms: Forms, first: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.by, ctx.contraction, ctx.forms = by, contraction, forms
+        ctx.save_for_backward(first, *others)
+        return forms.derivative(by, _arguments(by, (), others, contraction), contraction, first)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        first, *others = ctx.saved_tensors
+        arguments = _arguments(ctx.by, grads, others, ctx.contraction)
+        needed = _arguments(ctx.by, (), ctx.needs_input_grad[4:], ctx.contraction)
+        out: list[Tensor | None] = []
+        for by in (V, M, B):
+            if any(needed[by]):
+                rest = [x for argument in (V, M, B) if argument != by for x in arguments[argument]]
+                out += _Derivative.apply(by, ctx.contraction, ctx.forms, first, *rest)
+            elif by != ctx.by:
+                out += [None] * len(arguments[by])
+        return None, None, None, None, *out
+
+
+def _arguments(by: int, one: Sequence, others: Sequence, contraction: Contraction) -> list[Sequence]:
+    """V, M and B, each a sequence of tensors: ``one`` for the argument ``by``, and the others in their order."""
+    sizes = [len(contraction.dims), 1, len(contraction.widths)]
+    rest = iter(others)
+    return [one if k == by else [next(rest) for _ in range(n)] for k, n in enumerate(sizes)]
