@@ -66,8 +66,8 @@ OWN: dict[str, tuple[Coordinates, tuple[int, ...]]] = {
     "COH": ((("C", 0, 0, 0), ("O", 0, 0, 1.33), ("H", 0.92, 0, 1.63)), (0,)),
     "NNH": ((("N", 0, 0, 0), ("N", 0, 0, 1.20), ("H", 0.89, 0, 1.71)), (0,)),
 }
-"""Adsorbates that ASE does not have, upright: symbol and position (Å) of each atom, and the atoms that bind. Bond lengths
-are those of the free radicals, rounded."""
+"""Adsorbates that ASE does not have, upright: symbol and position (Å) of each atom, and the atoms that bind. Bond
+lengths are those of the free radicals, rounded."""
 OTHER_NAMES = {"HO": "OH", "HOO": "OOH", "HO2": "OOH", "HCO": "CHO", "CH3O": "OCH3", "CH3OH": "OHCH3", "N2H": "NNH"}
 NAMES = (*MOLECULES, *OWN)
 

@@ -1,4 +1,4 @@
-"""`equicat adsorb` and :func:`equicat.adsorption_energies`: a slab, adsorbates and a model in, a table and a page out."""
+"""`equicat adsorb` and :func:`equicat.adsorption_energies`: slab, adsorbates and model in, a table and a page out."""
 
 import dataclasses
 import hashlib
@@ -94,6 +94,7 @@ def adsorption_energies(
         write(folder / PLACEMENTS, systems)
         relaxed = _relaxed(systems, forces, config.relax, folder / RELAXED, progress)
     result = _result(clean, placed, reference, relaxed, len(gases))
+    result = dataclasses.replace(result, warnings=(*result.warnings, *_thin_vacuum(placed, clean, forces.cutoff)))
     for text in result.warnings:
         warnings.warn(text, stacklevel=2)
     if out is not None:
@@ -253,6 +254,21 @@ def _result(
         )
     notes = (*slab.notes, *placed.notes, f"Duplicates: {len(after)} placements became {len(rows)} structures.")
     return AdsorptionEnergies(rows, slab, notes, reference.sentences(clean.energy), tuple(found), clean)
+
+
+def _thin_vacuum(placed: Placed, slab: Slab, cutoff: float | None) -> tuple[str, ...]:
+    """A warning if the model sees the image of the slab above an adsorbate."""
+    s, up = slab.structure, slab.frame[2]
+    if cutoff is None or not s.pbc[slab.axis]:
+        return ()
+    highest = max(float((placement.structure.positions @ up).max()) for placement in placed.placements)
+    left = abs(float(s.cell[slab.axis] @ up)) - (highest - float(slab.heights.min()))
+    if left >= cutoff:
+        return ()
+    text = (
+        f"only {left:.1f} Å of vacuum are left above an adsorbate, less than the model's cutoff of {cutoff:g} Å, so it "
+    )
+    return (text + "feels the slab's image above; use a slab with more vacuum",)
 
 
 def _fine(structure: Structure) -> bool:

@@ -54,7 +54,7 @@ class PlacementConfig:
             )
         if not self.heights or not np.isfinite(self.heights).all():
             raise InputError(f"heights is {list(self.heights)}; give one or more numbers (Å)")
-        if self.coverage is not None and not 0 < self.coverage:
+        if self.coverage is not None and not self.coverage > 0:
             raise InputError(f"coverage is {self.coverage}; it must be positive")
         if self.finder not in ("auto", "pymatgen", "delaunay"):
             raise InputError(f"finder is {self.finder!r}; it must be auto, pymatgen or delaunay")
@@ -103,14 +103,13 @@ def place(slab: Slab, loads: Sequence[tuple[Adsorbate, ...]], config: PlacementC
     """
     sites, note = find_sites(slab, config.finder)
     chosen = _chosen(sites, config.sites)
-    n_exposed = next((len(site.positions) for site in sites if site.name == "ontop"), None)
-    n_exposed = n_exposed or sum(len(site.positions) for site in sites if site.name.startswith("ontop"))
+    n_exposed = sum(len(site.positions) for site in sites if site.name.startswith("ontop"))
     notes, placements = [note], []
     for load in loads:
         if config.coverage is not None:
             load = load * _copies(config.coverage, n_exposed, len(load))
             notes.append(
-                f"Coverage: {len(load)} adsorbates on {n_exposed} exposed atoms, {len(load) / n_exposed:.3g} a atom."
+                f"Coverage: {len(load)} adsorbates on {n_exposed} exposed atoms, {len(load) / n_exposed:.3g} an atom."
             )
         rng = np.random.default_rng(config.seed)
         reasons: Counter[str] = Counter()
@@ -174,7 +173,7 @@ def _plans(
 
 def _spread(slab: Slab, sites: Sequence[Site]) -> list[Float[ndarray, "3"]] | None:
     """One position of each site, each as far as possible from those before; None if there are not enough."""
-    points: list[Float[ndarray, "3"]] = [sites[0].positions[0]]
+    points: list[Float[ndarray, 3]] = [sites[0].positions[0]]
     for site in sites[1:]:
         nearest_one = np.min(
             [np.linalg.norm(sideways(slab, site.positions - point), axis=1) for point in points], axis=0
@@ -279,8 +278,8 @@ def _nothing_left(reasons: Counter[str]) -> str:
         "it overlaps with the slab": "the adsorbate overlaps with the slab wherever it is put; raise --heights",
         "it touches another adsorbate": "it touches another adsorbate wherever it is put; lower --coverage, or use a "
         "larger slab",
-        "it touches its own periodic image": "the adsorbate is larger than the cell, it touches its own periodic image; "
-        "use a larger slab",
+        "it touches its own periodic image": "the adsorbate is larger than the cell, it touches its own periodic "
+        "image; use a larger slab",
     }
     return advice[reason]
 
@@ -294,5 +293,3 @@ def sites_of(slab: Slab, sites: Sequence[Site], relaxed: Structure, load: Sequen
         lowest = atoms[(relaxed.positions[atoms] @ slab.frame[2]).argmin()]
         names.append(kind_at(slab, sites, relaxed.positions[lowest]))
     return names[0] if len(set(names)) == 1 else "+".join(names)
-
-

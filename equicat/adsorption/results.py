@@ -79,7 +79,7 @@ class AdsorptionEnergies:
 
     def best(self) -> list[Row]:
         """The best row of each adsorbate and relaxed site, in the order of the rows."""
-        firsts = {}
+        firsts: dict[tuple[str, str], Row] = {}
         for row in self.rows:
             firsts.setdefault((row.adsorbate, row.relaxed_site), row)
         return list(firsts.values())
@@ -99,7 +99,11 @@ class AdsorptionEnergies:
 
 
 def rows_of(
-    slab: Slab, placed: Placed, clean: Structure, relaxed: Sequence[Structure], reference: EnergyReference,
+    slab: Slab,
+    placed: Placed,
+    clean: Structure,
+    relaxed: Sequence[Structure],
+    reference: EnergyReference,
     gases: dict[str, float],
 ) -> list[Row]:
     """Rows of relaxed placements, duplicates merged.
@@ -128,9 +132,7 @@ def rows_of(
     return _merged(rows, len(slab.structure))
 
 
-def _row(
-    slab: Slab, placed: Placed, placement: Placement, after: Structure, clean: float, gas: float
-) -> Row:
+def _row(slab: Slab, placed: Placed, placement: Placement, after: Structure, clean: float, gas: float) -> Row:
     info = after.info
     energy = None if after.energy is None else after.energy - clean - gas
     flags = tuple(flag for flag in str(info.get("flags", "")).split(",") if flag)

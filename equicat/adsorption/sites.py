@@ -2,7 +2,7 @@
 
 Exposed are the atoms that a ball touches first when it is lowered onto the surface. Between neighbouring exposed atoms
 lie bridges, between three or more around an empty circle lie hollows. Sites are of one kind if the distances to the
-slab's atoms around them are the same.
+atoms around them are the same, those of adsorbates that the slab came with included.
 """
 
 import importlib.util
@@ -111,13 +111,12 @@ class _Surface:
 
     def __init__(self, slab: Slab):
         self.slab = slab
-        structure = slab.structure
-        self.atoms = np.flatnonzero(~slab.adsorbed)
-        self.positions, self.numbers = structure.positions[self.atoms], structure.numbers[self.atoms]
-        self.lattice = structure.cell[slab.in_plane]
-        reach = 4 * covalent_radii[self.numbers].max()
-        self.spacing = self._spacing(self._images(reach))
+        self.positions, self.numbers = slab.structure.positions, slab.structure.numbers
+        self.lattice = slab.structure.cell[slab.in_plane]
+        self.spacing = self._spacing(self._images(4 * covalent_radii[self.numbers].max()))
         self.images = self._images(max(3 * self.spacing, 6.0))
+        self.of_slab = ~slab.adsorbed[self.images[0]]
+        """Images that are not those of an adsorbate."""
         self.exposed = np.unique(self._exposed())
 
     def _images(self, reach: float) -> tuple[Int[ndarray, "n"], Float[ndarray, "n 3"]]:
@@ -136,7 +135,8 @@ class _Surface:
 
     def _spacing(self, images: tuple[Int[ndarray, "n"], Float[ndarray, "n 3"]]) -> float:
         """Median distance (Å) of an atom to its nearest neighbour."""
-        distances = np.linalg.norm(self.positions[:, None] - images[1], axis=2)
+        below = ~self.slab.adsorbed
+        distances = np.linalg.norm(self.positions[below, None] - images[1][below[images[0]]], axis=2)
         return float(np.median(np.where(distances < 1e-3, np.inf, distances).min(1)))
 
     def _exposed(self) -> Int[ndarray, "n_points"]:
@@ -145,10 +145,10 @@ class _Surface:
         lengths = np.linalg.norm(self.lattice, axis=1)
         fractions = [(np.arange(n) + 0.5) / n for n in np.maximum(np.ceil(lengths / GRID).astype(int), 4)]
         points = np.stack(np.meshgrid(*fractions, indexing="ij"), -1).reshape(-1, 2) @ self.lattice
-        radii = covalent_radii[self.numbers[which]] / covalent_radii[self.numbers].mean()
+        radii = covalent_radii[self.numbers[which]] / covalent_radii[self.numbers[~self.slab.adsorbed]].mean()
         contact = BALL * self.spacing * (1 + radii) / 2
         height = positions @ self.slab.frame[2]
-        near = height > height.max() - 3 * self.spacing
+        near = self.of_slab & (height > height[self.of_slab].max() - 3 * self.spacing)
         which, positions, contact, height = which[near], positions[near], contact[near], height[near]
         across = self.slab.frame[:2]
         first = np.zeros(len(points), np.int64)
@@ -177,7 +177,9 @@ class _Surface:
             corners, counts = np.unique(triangulation.simplices[polygon], return_counts=True)
             assert len(counts) == len(corners)
             sides = Counter(
-                tuple(sorted((int(t[i]), int(t[(i + 1) % 3])))) for t in triangulation.simplices[polygon] for i in range(3)
+                tuple(sorted((int(t[i]), int(t[(i + 1) % 3]))))
+                for t in triangulation.simplices[polygon]
+                for i in range(3)
             )
             edges.update({(a, b): 1 for (a, b), n in sides.items() if n == 1})
             if not outer[polygon].any():
@@ -219,13 +221,15 @@ class _Surface:
     def _inside(self, found: Sequence[_Found]) -> list[_Found]:
         """Those in the cell, each once; further out the triangulation ends, and is not what it is in the cell."""
         flat = self.lattice @ self.slab.frame[:2].T
+        positions = np.array([one.position for one in found])
+        fractional = np.linalg.solve(flat.T, (positions @ self.slab.frame[:2].T).T).T
+        inside = np.flatnonzero(((fractional > -EDGE) & (fractional < 1 + EDGE)).all(1))
         kept: list[_Found] = []
-        for one in found:
-            fractional = np.linalg.solve(flat.T, self.slab.frame[:2] @ one.position)
-            apart = sideways(self.slab, np.array([other.position for other in kept]).reshape(-1, 3) - one.position)
-            in_cell = ((fractional > -EDGE) & (fractional < 1 + EDGE)).all()
-            if in_cell and np.linalg.norm(apart, axis=1).min(initial=np.inf) > SAME_POINT:
-                kept.append(one)
+        apart = (fractional[inside, None] - fractional[inside]) % 1.0
+        apart = np.minimum(apart, 1 - apart) @ np.linalg.norm(flat, axis=1)
+        for k, one in enumerate(inside.tolist()):
+            if (apart[k, :k] > SAME_POINT).all():
+                kept.append(found[one])
         return kept
 
     def _around(self, position: Float[ndarray, "3"]) -> Float[ndarray, "n"]:
@@ -254,7 +258,7 @@ class _Surface:
         if sides.max() > EQUILATERAL * sides.min() or depth.max() < 0.5 * self.spacing:
             return "hollow"
         apart = np.linalg.norm((self.images[1] - position) @ self.slab.frame[:2].T, axis=1)
-        next_layer = (depth > 0.5 * self.spacing) & (depth < 1.2 * self.spacing)
+        next_layer = self.of_slab & (depth > 0.5 * self.spacing) & (depth < 1.2 * self.spacing)
         return "hcp" if (apart[next_layer] < BELOW * self.spacing).any() else "fcc"
 
 
@@ -267,7 +271,7 @@ def _circumcenter(corners: Float[ndarray, "3 2"]) -> Float[ndarray, "2"]:
 
 def _same_circles(centers: Float[ndarray, "n 2"], neighbors: Int[ndarray, "n 3"]) -> list[list[int]]:
     """Triangles joined with neighbours whose circumcentres are the same."""
-    seen: Bool[ndarray, "n"] = np.zeros(len(centers), bool)
+    seen: Bool[ndarray, n] = np.zeros(len(centers), bool)
     groups = []
     for start in range(len(centers)):
         group, queue = [], [] if seen[start] else [start]
@@ -300,10 +304,10 @@ def _by_pymatgen(slab: Slab) -> list[tuple[int, Float[ndarray, "3"]]]:
     lowest = atoms.positions[:, 2].min()
     atoms.positions[:, 2] -= lowest - 1.0
     structure = adaptor.AseAtomsAdaptor.get_structure(atoms)
-    made = surface.Slab(
-        structure.lattice, structure.species, structure.frac_coords, (0, 0, 1), structure, 0, np.eye(3)
-    )
+    made = surface.Slab(structure.lattice, structure.species, structure.frac_coords, (0, 0, 1), structure, 0, np.eye(3))
     finder = adsorption.AdsorbateSiteFinder(made)
     found = finder.find_adsorption_sites(distance=0.0, symm_reduce=0, near_reduce=SAME_POINT, no_obtuse_hollow=True)
     kinds = (("ontop", 1), ("bridge", 2), ("hollow", 3))
-    return [(n, (p + [0, 0, lowest - 1.0]) @ slab.frame) for kind, n in kinds for p in found.get(kind, [])]
+    return [
+        (n, (p + np.array([0.0, 0.0, lowest - 1.0])) @ slab.frame) for kind, n in kinds for p in found.get(kind, [])
+    ]

@@ -133,23 +133,24 @@ def prepared(structure: Structure, config: SlabConfig, notes: tuple[str, ...] = 
     if surface is None:
         tops = heights > heights[~adsorbed].max() - SURFACE_DEPTH
         surface = ~adsorbed & (~fixed if fixed.any() else tops)
+    tags = np.where(adsorbed, 2, surface.astype(np.int64))
     slab = Structure(
         structure.numbers,
         positions,
         cell=structure.cell,
         pbc=structure.pbc,
         fixed=fixed,
-        tags=np.where(adsorbed, 2, surface.astype(np.int64)),
+        tags=tags,
         sid="clean slab",
         source=structure.where,
     )
-    counted = f"Tags: {(slab.tags == 0).sum()} subsurface, {(slab.tags == 1).sum()} surface atoms"
+    counted = f"Tags: {(tags == 0).sum()} subsurface, {(tags == 1).sum()} surface atoms"
     counted += f", {adsorbed.sum()} of adsorbates that the slab came with." if adsorbed.any() else "."
     return Slab(slab, frame, axis, tuple(note for note in (*notes, side, how_fixed, counted) if note))
 
 
 def _check_periodic(structure: Structure, axis: int) -> None:
-    if structure.pbc.sum() - structure.pbc[axis] != 2:
+    if np.delete(structure.pbc, axis).sum() != 2:
         raise InputError(
             f"{structure.where}: periodic along {structure.pbc.tolist()}; a slab must be periodic along the two "
             "lattice vectors of its surface; set pbc"
