@@ -70,8 +70,8 @@ class EnergyReference:
         if self.kind == "adsorption":
             return (
                 "Energy: E(slab + adsorbate) − E(clean slab), both relaxed with the model, whose energies are "
-                f"adsorption energies already. The model gives the clean slab {clean_slab:.3f} eV, which by definition should be "
-                "zero; it is taken off, so that the energy does not depend on the size of the slab.",
+                f"adsorption energies already. The model gives the clean slab {clean_slab:.3f} eV, which by definition "
+                "should be zero; it is taken off, so that the energy does not depend on the size of the slab.",
                 f"Gas references: those of the training data ({self.trained_on or 'not recorded in the model'}).",
             )
         slab = "Energy: E(slab + adsorbate) − E(clean slab) − E(gas); the model's energies are total energies, and the "
