@@ -294,20 +294,18 @@ def _by_pymatgen(slab: Slab) -> list[tuple[int, Float[ndarray, "3"]]]:
         extra(f"pymatgen.{module}", "surfaces") for module in ("analysis.adsorption", "core.surface", "io.ase")
     )
     s, keep = slab.structure, ~slab.adsorbed
-    order = [*np.flatnonzero(np.arange(3) != slab.axis), slab.axis]
-    cell = s.cell[order].copy()
-    if not cell[2].any():
-        cell[2] = slab.frame[2] * (np.ptp(slab.heights) + 20.0)
-    atoms = Atoms(s.numbers[keep], s.positions[keep] @ slab.frame.T, cell=cell @ slab.frame.T, pbc=True)
-    if np.linalg.det(atoms.cell.array) < 0:
-        atoms.cell[2] *= -1
-    lowest = atoms.positions[:, 2].min()
-    atoms.positions[:, 2] -= lowest - 1.0
+    # pymatgen looks along a × b; the third vector only has to clear the slab.
+    first, second = s.cell[slab.in_plane] @ slab.frame.T
+    if first[0] * second[1] < first[1] * second[0]:
+        first, second = second, first
+    cell = np.stack([first, second, [0.0, 0.0, np.ptp(slab.heights) + 20.0]])
+    atoms = Atoms(s.numbers[keep], s.positions[keep] @ slab.frame.T, cell=cell, pbc=True)
+    raised = np.array([0.0, 0.0, 1.0 - atoms.positions[:, 2].min()])
+    atoms.positions += raised
     structure = adaptor.AseAtomsAdaptor.get_structure(atoms)
-    made = surface.Slab(structure.lattice, structure.species, structure.frac_coords, (0, 0, 1), structure, 0, np.eye(3))
+    lattice, species, fractional = structure.lattice, structure.species, structure.frac_coords
+    made = surface.Slab(lattice, species, fractional, (0, 0, 1), structure, 0, np.eye(3), reorient_lattice=False)
     finder = adsorption.AdsorbateSiteFinder(made)
     found = finder.find_adsorption_sites(distance=0.0, symm_reduce=0, near_reduce=SAME_POINT, no_obtuse_hollow=True)
     kinds = (("ontop", 1), ("bridge", 2), ("hollow", 3))
-    return [
-        (n, (p + np.array([0.0, 0.0, lowest - 1.0])) @ slab.frame) for kind, n in kinds for p in found.get(kind, [])
-    ]
+    return [(n, (p - raised) @ slab.frame) for kind, n in kinds for p in found.get(kind, [])]

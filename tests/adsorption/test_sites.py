@@ -29,6 +29,7 @@ HOW_MANY = {
 
 def names(slab, finder="delaunay") -> dict[str, int]:
     sites, _ = find_sites(slab, finder)
+    assert all(abs(site.positions @ slab.frame[2] - slab.heights.max()).max() < 2.5 for site in sites)
     return {site.name: len(site.positions) for site in sites}
 
 
@@ -73,10 +74,12 @@ def test_sites_of_an_alloy_are_told_apart_by_their_elements():
     assert sum(found.values()) == 24
 
 
-def test_any_lattice_vector_may_cross_the_vacuum():
+@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1), (1, 0, 2)])
+def test_any_lattice_vector_may_cross_the_vacuum(order, finder):
     slab = open_slab("Cu(111) 2x2x3", SlabConfig()).structure
-    turned = Structure(slab.numbers, np.roll(slab.positions, 1, 1), np.roll(np.roll(slab.cell, 1, 1), 1, 0), slab.pbc)
-    assert names(open_slab(turned, SlabConfig())) == {"ontop": 4, "bridge": 12, "fcc": 4, "hcp": 4}
+    turned = Structure(slab.numbers, slab.positions[:, order], slab.cell[np.ix_(order, order)], slab.pbc)
+    assert names(open_slab(turned, SlabConfig()), finder) == {"ontop": 4, "bridge": 12, "fcc": 4, "hcp": 4}
 
 
 def test_the_site_below_a_position_is_named_across_the_edge_of_the_cell():
@@ -120,6 +123,8 @@ def test_the_surface_is_the_side_away_from_the_fixed_atoms():
     slab = open_slab(atoms, SlabConfig())
     assert slab.frame[2] @ [0, 0, 1] == pytest.approx(-1)
     assert any("lower side" in note for note in slab.notes)
+    for finder in FINDERS:
+        assert names(slab, finder) == {"ontop": 4, "bridge": 12, "fcc": 4, "hcp": 4}
 
 
 def test_tags_are_those_of_oc20():
