@@ -29,7 +29,7 @@ from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.models import ForceModel, PotentialForces, force_model
 from equicat.relaxation.parts import Output
-from equicat.relaxation.relax import relax
+from equicat.relaxation.relax import digest_of, relax
 
 PLAN, PLACEMENTS, RELAXED = "plan.json", "placements.extxyz", "relaxed.extxyz"
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -156,17 +156,12 @@ def _trained_on(model: ForceModel) -> str:
 def _relaxed(
     systems: Sequence[Structure], model: ForceModel, config: RelaxConfig, file: Path | None, progress: bool
 ) -> list[Structure]:
-    """All systems relaxed together, from the file if they are finished; what a killed process finished is kept.
-
-    Raises:
-        InputError: if several processes share the work and others have not finished.
-    """
+    """All systems relaxed together, from the file if they are finished; what a killed process finished is kept."""
     if file is not None and file.exists():
         return list(read(file))
-    output = None if file is None else Output(file, resume=True)
+    output = None if file is None else Output(file, resume=True, alone=True)
     done = relax(systems, model, config, out=output, progress=progress)
-    if done is None:
-        raise InputError("other processes still relax their share; run the command again with --resume when they end")
+    assert done is not None
     # Read back, so that a run that was interrupted later gives the same digits.
     return done.structures if file is None else list(read(file))
 
@@ -178,19 +173,8 @@ def _plan(systems: Sequence[Structure], model: ForceModel, config: AdsorptionCon
         for array in (s.numbers, s.positions.round(6), s.cell.round(6), s.pbc, s.fixed):
             digest.update(np.ascontiguousarray(array).tobytes())
     plan = dataclasses.asdict(config)
-    plan |= {"structures": digest.hexdigest()[:16], "model": _digest(model), "equicat": __version__}
+    plan |= {"structures": digest.hexdigest()[:16], "model": digest_of(model), "equicat": __version__}
     return json.loads(json.dumps(plan))
-
-
-def _digest(model: ForceModel) -> str:
-    """What tells one model from another."""
-    if not isinstance(model, PotentialForces):
-        return type(model).__name__
-    digest = hashlib.sha256(repr(model.potential.info).encode())
-    for name, values in model.potential.state_dict().items():
-        digest.update(name.encode())
-        digest.update(values.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _prepared_folder(folder: Path, plan: dict[str, Any], existing: Existing) -> Path:

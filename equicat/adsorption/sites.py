@@ -54,7 +54,7 @@ class Site:
     name: str
     """``ontop``, ``bridge``, ``hollow``, ``fcc``, ``hcp``; with elements where the surface has several."""
     positions: Float[ndarray, "n_positions 3"]
-    """Å, in the mean height of their atoms."""
+    """Å, in the mean height of their atoms; the first is nearest to the middle of the cell."""
 
 
 def find_sites(slab: Slab, finder: Finder = "auto") -> tuple[list[Site], str]:
@@ -212,10 +212,13 @@ class _Surface:
                 kind.append(k)
         kinds.sort(key=lambda kind: (len(unique[kind[0]].group), self._name(unique[kind[0]])))
         names = [self._name(unique[kind[0]]) for kind in kinds]
+        middle = self.lattice.sum(0) / 2
         sites = []
         for k, (name, kind) in enumerate(zip(names, kinds, strict=True)):
             title = name if names.count(name) == 1 else f"{name} {names[: k + 1].count(name)}"
-            sites.append(Site(title, np.stack([unique[i].position for i in kind])))
+            positions = np.stack([unique[i].position for i in kind])
+            apart = np.linalg.norm((positions - middle) @ self.slab.frame[:2].T, axis=1)
+            sites.append(Site(title, positions[np.argsort(apart.round(6), kind="stable")]))
         return sites
 
     def _inside(self, found: Sequence[_Found]) -> list[_Found]:

@@ -237,6 +237,12 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
     assert (killed / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
 
 
+def test_a_task_of_an_array_of_jobs_does_its_whole_slab(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "8")
+    assert len(energies(["O"], EMTForces("adsorption"), out=tmp_path / "out").rows) == 1
+
+
 def test_a_run_is_not_resumed_with_other_options_and_not_replaced_unasked(tmp_path):
     out = tmp_path / "out"
     energies(["O"], EMTForces("adsorption"), out=out)
