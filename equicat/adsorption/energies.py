@@ -5,7 +5,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,6 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from equicat import __version__
 from equicat.adsorption.adsorbates import Adsorbate, together
 from equicat.adsorption.builders import SlabConfig
 from equicat.adsorption.page import write_page
@@ -36,18 +35,16 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 
 @dataclass(frozen=True)
-class AdsorptionConfig:
-    """How adsorption energies are computed."""
+class AdsorptionConfig(RelaxConfig, PlacementConfig, SlabConfig):
+    """How slabs are built, adsorbates placed, everything relaxed, and energies referenced."""
 
-    slab: SlabConfig = field(default_factory=SlabConfig)
-    """How the slab is built and fixed."""
-    placements: PlacementConfig = field(default_factory=PlacementConfig)
-    """Where adsorbates are placed."""
-    relax: RelaxConfig = field(default_factory=RelaxConfig)
-    """How everything is relaxed."""
     references: str | None = None
-    """YAML file of gas energies (eV), in the format of `equicat data import`; for models of total energies. Without
-    it, such a model relaxes the gas molecules itself."""
+    """YAML file of gas energies (eV), as `equicat data import` takes it; for models of total energies. Default: such a
+    model relaxes each adsorbate alone, as a molecule."""
+
+    def __post_init__(self) -> None:
+        for part in (SlabConfig, PlacementConfig, RelaxConfig):
+            part.__post_init__(self)
 
 
 def adsorption_energies(
@@ -79,20 +76,20 @@ def adsorption_energies(
     config = config or AdsorptionConfig()
     forces = force_model(model, device)
     reference = energy_reference(forces.energy_reference, config.references, _trained_on(forces))
-    clean = open_slab(slab, config.slab)
+    clean = open_slab(slab, config)
     loads = _loads(adsorbates, reference)
     _check_elements(clean, loads, forces)
     reference.check(loads)
-    placed = place(clean, loads, config.placements)
+    placed = place(clean, loads, config)
     gases = reference.gases(loads)
     systems = [clean.structure, *gases, *(placement.structure for placement in placed.placements)]
     if out is None:
-        relaxed = _relaxed(systems, forces, config.relax, None, progress)
+        relaxed = _relaxed(systems, forces, config, None, progress)
     else:
         plan = _plan(systems, forces, config)
         folder = _prepared_folder(Path(out), plan, existing)
         write(folder / PLACEMENTS, systems)
-        relaxed = _relaxed(systems, forces, config.relax, folder / RELAXED, progress)
+        relaxed = _relaxed(systems, forces, config, folder / RELAXED, progress)
     result = _result(clean, placed, reference, relaxed, len(gases))
     result = dataclasses.replace(result, warnings=(*result.warnings, *_thin_vacuum(placed, clean, forces.cutoff)))
     for text in result.warnings:
@@ -167,14 +164,13 @@ def _relaxed(
 
 
 def _plan(systems: Sequence[Structure], model: ForceModel, config: AdsorptionConfig) -> dict[str, Any]:
-    """Everything that the results depend on."""
+    """Everything that the results depend on; not how large batches are, and how far neighbour lists reach."""
     digest = hashlib.sha256()
     for s in systems:
         for array in (s.numbers, s.positions.round(6), s.cell.round(6), s.pbc, s.fixed):
             digest.update(np.ascontiguousarray(array).tobytes())
-    plan = dataclasses.asdict(config)
-    plan |= {"structures": digest.hexdigest()[:16], "model": digest_of(model), "equicat": __version__}
-    return json.loads(json.dumps(plan))
+    plan = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("skin", "edges")}
+    return json.loads(json.dumps(plan | {"structures": digest.hexdigest(), "model": digest_of(model)}))
 
 
 def _prepared_folder(folder: Path, plan: dict[str, Any], existing: Existing) -> Path:

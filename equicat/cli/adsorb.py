@@ -9,9 +9,7 @@ from equicat.errors import InputError
 
 
 def _parser() -> ArgumentParser:
-    from equicat.adsorption.builders import SlabConfig
-    from equicat.adsorption.placements import PlacementConfig
-    from equicat.relaxation.config import RelaxConfig
+    from equicat.adsorption.energies import AdsorptionConfig
 
     parser = parser_for("adsorb", "Adsorption energies: placements on a slab, relaxed together; a table and a page.")
     parser.add_argument("run", help="Run directory that `equicat train` wrote, of a model trained for s2ef.")
@@ -24,10 +22,7 @@ def _parser() -> ArgumentParser:
     text = "Names, smiles:…, or structure files, with commas between; CO+O are two on one slab."
     parser.add_argument("--adsorbates", type=str, required=True, help=text)
     parser.add_argument("--out", required=True, help="Directory for table.csv, structures.extxyz and page.html.")
-    text = "YAML file of gas energies (eV), as `equicat data import` takes it; for models of total energies."
-    parser.add_argument("--references", type=str | None, default=None, help=text)
-    for options in (SlabConfig, PlacementConfig, RelaxConfig):
-        parser.add_class_arguments(options, None, as_group=False)
+    parser.add_class_arguments(AdsorptionConfig, None, as_group=False)
     parser.add_argument("--resume", type=bool, default=False, help="Go on where an interrupted run stopped.")
     parser.add_argument("--overwrite", type=bool, default=False, help="Begin anew, and replace what is there.")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0.")
@@ -54,26 +49,16 @@ def _adsorb(options: Namespace) -> None:
     import dataclasses
     import warnings
 
-    from equicat.adsorption.builders import SlabConfig
     from equicat.adsorption.energies import AdsorptionConfig, adsorption_energies
-    from equicat.adsorption.placements import PlacementConfig
-    from equicat.relaxation.config import RelaxConfig
 
-    def of(kind: type) -> dict:
-        return {name: options[name] for name in (f.name for f in dataclasses.fields(kind))}
-
+    config = AdsorptionConfig(**{f.name: options[f.name] for f in dataclasses.fields(AdsorptionConfig)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they stand in what is printed
         result = adsorption_energies(
             _slab(options),
             [name.strip() for name in options.adsorbates.split(",") if name.strip()],
             options.run,
-            AdsorptionConfig(
-                SlabConfig(**of(SlabConfig)),
-                PlacementConfig(**of(PlacementConfig)),
-                RelaxConfig(**of(RelaxConfig)),
-                options.references,
-            ),
+            config,
             out=options.out,
             existing="overwrite" if options.overwrite else "resume" if options.resume else "refuse",
             device=options.device,

@@ -20,18 +20,16 @@ from equicat import InputError
 from equicat.adsorption.builders import SlabConfig
 from equicat.adsorption.duplicates import representatives
 from equicat.adsorption.energies import AdsorptionConfig
-from equicat.adsorption.placements import PlacementConfig
 from equicat.adsorption.sites import find_sites
 from equicat.adsorption.slabs import open_slab
 from equicat.cli import main as cli
 from equicat.data.readers import read
-from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.models import CalculatorForces
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RUNS = FIXTURES / "runs_b139b12"
 SLAB = "Cu(111) 2x2x3"
-ONE_SITE = AdsorptionConfig(placements=PlacementConfig(sites=("fcc",)))
+ONE_SITE = AdsorptionConfig(sites=("fcc",))
 
 
 class EMTForces(CalculatorForces):
@@ -76,7 +74,7 @@ def test_the_energy_is_that_of_relaxations_by_hand():
     fcc = with_oxygen.positions[np.abs(with_oxygen.positions[:, 2] - with_oxygen.positions[0, 2]) < 0.1][0]
     with_oxygen += Atoms("O", [[fcc[0], fcc[1], with_oxygen.positions[:, 2].max() + 1.2]])
     by_hand = relaxed_energy(with_oxygen) - relaxed_energy(slab()) - relaxed_energy(Atoms("O"))
-    (row,) = energies(["O"], config=AdsorptionConfig(placements=ONE_SITE.placements, relax=RelaxConfig(fmax=0.01))).rows
+    (row,) = energies(["O"], config=AdsorptionConfig(sites=("fcc",), fmax=0.01)).rows
     assert row.energy == pytest.approx(by_hand, abs=2e-3)
     assert (row.site, row.relaxed_site, row.n_adsorbates) == ("fcc", "fcc", 1)
 
@@ -90,7 +88,7 @@ def test_a_constant_error_of_every_slab_atom_is_taken_off():
 def test_gas_energies_of_a_file_are_used_in_the_combination_of_the_adsorbate(tmp_path):
     file = tmp_path / "gas.yaml"
     file.write_text("gas: {H2: -6.0, H2O: -14.0}\n")
-    config = AdsorptionConfig(placements=ONE_SITE.placements, references=str(file))
+    config = AdsorptionConfig(sites=("fcc",), references=str(file))
     by_file, by_model = energies(["O"], config=config), energies(["O"])
     oxygen = EMT()
     alone = Atoms("O", calculator=oxygen).get_potential_energy()
@@ -101,14 +99,14 @@ def test_gas_energies_of_a_file_are_used_in_the_combination_of_the_adsorbate(tmp
 
 
 def test_a_coverage_gives_the_energy_of_one_adsorbate():
-    config = AdsorptionConfig(placements=PlacementConfig(sites=("fcc",), coverage=0.5))
+    config = AdsorptionConfig(sites=("fcc",), coverage=0.5)
     (row,) = energies(["O"], config=config).rows
     assert (row.adsorbate, row.n_adsorbates) == ("2 O", 2)
     assert row.energy_per_adsorbate == pytest.approx(row.energy / 2)
 
 
 def test_placements_that_relax_to_the_same_structure_are_merged():
-    config = AdsorptionConfig(placements=PlacementConfig(sites=("ontop",), rotations=3, heights=(0.0, 0.1)))
+    config = AdsorptionConfig(sites=("ontop",), rotations=3, heights=(0.0, 0.1))
     rows = energies(["OH"], EMTForces(), config).rows
     assert sum(row.n_placements for row in rows) == 2
     assert len(rows) == 1
@@ -139,7 +137,7 @@ def test_equivalent_positions_are_the_same_structure_and_other_sites_are_not():
 
 
 def test_nan_forces_in_one_system_leave_the_others_as_they_are():
-    config = AdsorptionConfig(placements=PlacementConfig(sites=("fcc",)))
+    config = AdsorptionConfig(sites=("fcc",))
     fine = energies(["O", "N"], EMTForces("adsorption"), config)
     broken = energies(["O", "N"], EMTForces("adsorption", wrong=lambda z: 7 in z), config)
     (nitrogen,) = (row for row in broken.rows if row.adsorbate == "N")
@@ -156,7 +154,7 @@ def test_a_clean_slab_without_energy_ends_it():
 
 
 def test_what_did_not_converge_is_marked_and_the_clean_slab_is_warned_of():
-    config = AdsorptionConfig(placements=ONE_SITE.placements, relax=RelaxConfig(max_steps=1))
+    config = AdsorptionConfig(sites=("fcc",), max_steps=1)
     slab = fcc111("Cu", (2, 2, 3), a=3.7, vacuum=8.0, periodic=True)
     slab.set_constraint(FixAtoms(mask=slab.get_tags() > 1))
     slab.rattle(0.1)
@@ -167,7 +165,7 @@ def test_what_did_not_converge_is_marked_and_the_clean_slab_is_warned_of():
 
 def test_a_thin_vacuum_is_warned_of():
     slab = fcc111("Cu", (1, 1, 3), vacuum=2.5, periodic=True)
-    config = AdsorptionConfig(placements=ONE_SITE.placements, relax=RelaxConfig(max_steps=0))
+    config = AdsorptionConfig(sites=("fcc",), max_steps=0)
     result = energies(["O"], RUNS / "allegro", config, slab)
     assert any("less than the model's cutoff of 4 Å" in text for text in result.warnings)
 
@@ -216,11 +214,11 @@ def test_the_table_and_the_structures_have_the_same_rows(tmp_path):
     for row, structure in zip(rows, structures, strict=True):
         assert float(row["adsorption_energy_eV"]) == pytest.approx(structure.info["adsorption_energy"], abs=1e-5)
         assert row["sid"] == structure.sid
-    assert json.loads((tmp_path / "out/plan.json").read_text())["placements"]["rotations"] == 3
+    assert json.loads((tmp_path / "out/plan.json").read_text())["rotations"] == 3
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
-    config = AdsorptionConfig(relax=RelaxConfig(edges=1000))
+    config = AdsorptionConfig(edges=1000)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     energies(["O"], EMTForces("adsorption"), config, out=whole)
     with pytest.raises(KeyboardInterrupt):
@@ -288,7 +286,7 @@ def test_the_command_writes_a_table_for_a_run(tmp_path, capsys):
 
 
 def test_options_of_the_slab_reach_it():
-    config = AdsorptionConfig(SlabConfig(fixed_layers=1, lattice_constant=3.7, vacuum=12.0), ONE_SITE.placements)
+    config = AdsorptionConfig(fixed_layers=1, lattice_constant=3.7, vacuum=12.0, sites=("fcc",))
     result = energies(["O"], EMTForces("adsorption"), config)
     assert result.slab.structure.fixed.sum() == 4
     assert np.linalg.norm(result.slab.structure.cell[0]) == pytest.approx(2 * 3.7 / np.sqrt(2))
