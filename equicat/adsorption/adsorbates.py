@@ -149,8 +149,13 @@ def _as_given(structure: Structure, name: str) -> Adsorbate:
     """A given structure, checked and not changed.
 
     Raises:
-        InputError: if its atoms are not one molecule, or two are at the same place.
+        InputError: if its atoms are not one molecule, two are at the same place, or some are held.
     """
+    assert structure.fixed is not None
+    if structure.fixed.any() or structure.free_directions is not None or structure.other_constraints:
+        raise InputError(
+            f"{structure.where}: has constraints, but an adsorbate is relaxed as a whole; take them out of it"
+        )
     everything = np.ones(len(structure), bool)
     open_cell, nowhere = np.zeros((3, 3)), np.zeros(3, bool)
     ratios = contact_ratios(structure.numbers, structure.positions, open_cell, nowhere, everything)

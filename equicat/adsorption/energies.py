@@ -28,7 +28,7 @@ from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.models import ForceModel, PotentialForces, force_model
 from equicat.relaxation.parts import Output
-from equicat.relaxation.relax import digest_of, relax
+from equicat.relaxation.relax import check_systems, digest_of, relax
 
 PLAN, PLACEMENTS, RELAXED = "plan.json", "placements.extxyz", "relaxed.extxyz"
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -83,6 +83,7 @@ def adsorption_energies(
     placed = place(clean, loads, config)
     gases = reference.gases(loads)
     systems = [clean.structure, *gases, *(placement.structure for placement in placed.placements)]
+    check_systems(systems, forces)
     if out is None:
         relaxed = _relaxed(systems, forces, config, None, progress)
     else:

@@ -203,6 +203,7 @@ def _put(
     assert base.tags is not None
     assert base.fixed is not None
     new = molecule >= 0
+    free = np.tile(np.eye(3), (new.sum(), 1, 1))
     structure = Structure(
         numbers,
         positions,
@@ -210,6 +211,8 @@ def _put(
         pbc=base.pbc,
         fixed=np.r_[base.fixed, np.zeros(new.sum(), bool)],
         tags=np.r_[base.tags, np.full(new.sum(), 2)],
+        free_directions=None if base.free_directions is None else np.concatenate([base.free_directions, free]),
+        other_constraints=base.other_constraints,
     )
     return structure, ""
 

@@ -143,6 +143,8 @@ def prepared(structure: Structure, config: SlabConfig, notes: tuple[str, ...] = 
         tags=tags,
         sid="clean slab",
         source=structure.where,
+        free_directions=structure.free_directions,
+        other_constraints=structure.other_constraints,
     )
     counted = f"Tags: {(tags == 0).sum()} subsurface, {(tags == 1).sum()} surface atoms"
     counted += f", {adsorbed.sum()} of adsorbates that the slab came with." if adsorbed.any() else "."

@@ -80,7 +80,7 @@ def relax(
     numbers = share.of(len(systems))
     if not numbers:
         return None
-    _check(systems, forces)
+    check_systems(systems, forces)
     plan = plan_of(systems, digest_of(forces), config, output is not None and output.trajectories is not None)
     if output is not None and output.trajectories is not None:
         _check_trajectories(output, systems, numbers)
@@ -134,7 +134,7 @@ def _opened(structures: str | Path | Sequence[Structure | Atoms]) -> Sequence[St
     return MemoryDataset(Structure.from_ase(s, source=name) if isinstance(s, Atoms) else s for name, s in named)
 
 
-def _check(systems: Sequence[Structure], model: ForceModel) -> None:
+def check_systems(systems: Sequence[Structure], model: ForceModel) -> None:
     """Refuse, before anything is computed, what cannot be relaxed.
 
     Raises:

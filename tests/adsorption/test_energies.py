@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from ase.build import fcc111
 from ase.calculators.emt import EMT
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLengths
 from ase.optimize import BFGS
 from places import FIXTURES
 
@@ -200,6 +200,14 @@ def test_references_that_do_not_fit_the_model_are_refused(tmp_path, text, refere
     config = AdsorptionConfig(references=str(tmp_path / "gas.yaml"))
     with pytest.raises(InputError, match=problem):
         energies(["O"], EMTForces(reference), config)
+
+
+def test_a_slab_that_cannot_be_relaxed_leaves_no_directory(tmp_path):
+    slab = fcc111("Cu", (2, 2, 3), vacuum=8.0)
+    slab.set_constraint(FixBondLengths([(0, 1)]))
+    with pytest.raises(InputError, match="slab: cannot relax under FixBondLengths"):
+        energies(["O"], slab=slab, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCartesian
 from ase.io import write
 
 from equicat import InputError
@@ -69,6 +69,7 @@ def test_a_given_structure_is_moved_and_not_changed(tmp_path):
         (Atoms("OH", [(0, 0, 0), (0, 0, 3)]), "not one molecule but 2"),
         (Atoms("CO", [(0, 0, 0.1), (0, 0, 7.9)], cell=(8, 8, 8), pbc=True), "cut by the faces"),
         (Atoms("OH", [(0, 0, 0), (0, 0, 0.2)]), "overlap"),
+        (Atoms("OH", [(0, 0, 0), (0, 0, 1)], constraint=FixAtoms([0])), "has constraints"),
     ],
 )
 def test_what_is_no_adsorbate_is_refused(what, problem):
@@ -130,6 +131,14 @@ def test_the_slab_keeps_its_atoms_and_the_adsorbate_is_free_and_tagged():
     np.testing.assert_array_equal(s.positions[:n], slab.structure.positions)
     np.testing.assert_array_equal(s.fixed, np.r_[slab.structure.fixed, False, False])
     np.testing.assert_array_equal(s.tags[n:], 2)
+
+
+def test_directions_along_which_slab_atoms_are_held_are_kept():
+    atoms = fcc111("Cu", (2, 2, 3), vacuum=8.0)
+    atoms.set_constraint([FixAtoms(range(8)), FixCartesian(range(8, 12), mask=(True, True, False))])
+    (placement, *_) = place(open_slab(atoms, SlabConfig()), [together("O")], PlacementConfig()).placements
+    np.testing.assert_allclose(placement.structure.free_directions[8], np.diag([0, 0, 1]), atol=1e-9)
+    np.testing.assert_array_equal(placement.structure.free_directions[12], np.eye(3))
 
 
 def test_an_adsorbate_before_relaxation_is_at_the_site_where_it_was_placed():
