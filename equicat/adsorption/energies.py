@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from equicat.adsorption.slabs import Slab, open_slab
 from equicat.data.readers import read, write
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.files import read_json, replace_json
+from equicat.files import read_json, replace_json, writing_to
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.models import ForceModel, PotentialForces, force_model
@@ -31,6 +32,8 @@ from equicat.relaxation.parts import Output
 from equicat.relaxation.relax import check_systems, digest_of, relax
 
 PLAN, PLACEMENTS, RELAXED = "plan.json", "placements.extxyz", "relaxed.extxyz"
+IMPLAUSIBLE = 10.0
+"""eV for one adsorbate."""
 Existing = Literal["refuse", "resume", "overwrite"]
 
 
@@ -194,19 +197,18 @@ def _prepared_folder(folder: Path, plan: dict[str, Any], existing: Existing) -> 
             raise InputError(
                 f"{folder}: was begun with other {', '.join(different)}; give the same to resume it, or --overwrite"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    if existing == "overwrite":
-        for path in folder.glob(f"{RELAXED}*"):
-            _remove(path)
-    replace_json(folder / PLAN, plan)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if existing == "overwrite":
+            for path in folder.glob(f"{RELAXED}*"):
+                _remove(path)
+        replace_json(folder / PLAN, plan)
     return folder
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        for inside in path.iterdir():
-            inside.unlink()
-        path.rmdir()
+        shutil.rmtree(path)
     else:
         path.unlink()
 
@@ -232,6 +234,12 @@ def _result(
         found.append(
             "gas molecules were relaxed with the model, and slab models are seldom trained on molecules; compare their "
             "energies with DFT, or give DFT's with --references"
+        )
+    far = [row for row in rows if abs(row.energy_per_adsorbate or 0.0) > IMPLAUSIBLE]
+    if far:
+        found.append(
+            f"{far[0].adsorbate} at {far[0].relaxed_site} has {far[0].energy_per_adsorbate:.1f} eV, which no adsorbate "
+            "has; the model's energies and the gas references are probably not of the same calculations"
         )
     notes = (*slab.notes, *placed.notes, f"Duplicates: {len(after)} placements became {len(rows)} structures.")
     return AdsorptionEnergies(rows, slab, notes, reference.sentences(clean.energy), tuple(found), clean)

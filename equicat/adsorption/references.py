@@ -77,7 +77,8 @@ class EnergyReference:
         slab = "Energy: E(slab + adsorbate) − E(clean slab) − E(gas); the model's energies are total energies, and the "
         slab += f"relaxed clean slab has {clean_slab:.3f} eV."
         if self.gas is not None:
-            return slab, f"Gas references: {', '.join(self.gas.gas)} of {self.file}."
+            unused = " Its clean slabs are not used: the model's own is." if self.gas.slabs else ""
+            return slab, f"Gas references: {', '.join(self.gas.gas)} of {self.file}.{unused}"
         return slab, "Gas references: each adsorbate alone, as a molecule without a surface, relaxed with the model."
 
 
