@@ -14,6 +14,7 @@ _PUBLIC = {
     "Calculator": "equicat.interfaces.ase",
     "InputError": "equicat.errors",
     "Structure": "equicat.data.structure",
+    "adsorption_energies": "equicat.adsorption.energies",
     "load": "equicat.models.saved",
     "open_dataset": "equicat.data.datasets",
     "read": "equicat.data.readers",

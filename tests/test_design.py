@@ -34,7 +34,7 @@ ROWS = """
     models
     tasks interfaces testing relaxation
     training apply report bench
-    studies
+    studies adsorption
     cli
     __main__
 """

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from equicat import __version__
-from equicat.cli import bench, data, relax, runs
+from equicat.cli import adsorb, bench, data, relax, runs
 from equicat.errors import InputError, nearest
 
-COMMANDS = runs.COMMANDS | relax.COMMANDS | data.COMMANDS | bench.COMMANDS
+COMMANDS = runs.COMMANDS | relax.COMMANDS | adsorb.COMMANDS | data.COMMANDS | bench.COMMANDS
 
 
 def _usage() -> str:

@@ -41,6 +41,8 @@ class Output:
     """Go on with an interrupted relaxation."""
     overwrite: bool = False
     """Begin anew, and replace what is there."""
+    alone: bool = False
+    """This process relaxes everything itself, whatever torchrun or SLURM say of others."""
 
 
 @dataclass(frozen=True)

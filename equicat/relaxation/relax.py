@@ -72,7 +72,7 @@ def relax(
     """
     config = config or RelaxConfig()
     output = Output(out) if isinstance(out, str | Path) else out
-    share = Share.from_environment() if output is not None else Share()
+    share = Share() if output is None or output.alone else Share.from_environment()
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     forces = force_model(model, device, dtype)
@@ -80,8 +80,8 @@ def relax(
     numbers = share.of(len(systems))
     if not numbers:
         return None
-    _check(systems, forces)
-    plan = plan_of(systems, _digest(forces), config, output is not None and output.trajectories is not None)
+    check_systems(systems, forces)
+    plan = plan_of(systems, digest_of(forces), config, output is not None and output.trajectories is not None)
     if output is not None and output.trajectories is not None:
         _check_trajectories(output, systems, numbers)
     parts = None if output is None else Parts(output, plan, share)
@@ -134,7 +134,7 @@ def _opened(structures: str | Path | Sequence[Structure | Atoms]) -> Sequence[St
     return MemoryDataset(Structure.from_ase(s, source=name) if isinstance(s, Atoms) else s for name, s in named)
 
 
-def _check(systems: Sequence[Structure], model: ForceModel) -> None:
+def check_systems(systems: Sequence[Structure], model: ForceModel) -> None:
     """Refuse, before anything is computed, what cannot be relaxed.
 
     Raises:
@@ -156,7 +156,7 @@ def _check(systems: Sequence[Structure], model: ForceModel) -> None:
         neighbor_list(structure, OVERLAP)
 
 
-def _digest(model: ForceModel) -> str:
+def digest_of(model: ForceModel) -> str:
     """What tells one model from another, for :func:`~equicat.relaxation.parts.plan_of`."""
     if not isinstance(model, PotentialForces):
         return type(model).__name__
