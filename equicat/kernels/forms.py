@@ -65,6 +65,16 @@ class Segments:
         return Padding.of_centers(self.first, self.n_edges)
 
     @cached_property
+    def _padded(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
+
+    def padded(self, x: Float[Tensor, "n_edges n_columns"]) -> Float[Tensor, "n_atoms n_max n_columns"]:
+        """An array that several layers read, in rows of equal length; made once for each."""
+        if id(x) not in self._padded:
+            self._padded[id(x)] = x, self.padding.pad(x)  # x is kept, so that its id stays its own
+        return self._padded[id(x)][1]
+
+    @cached_property
     def center(self) -> Int[Tensor, "n_edges"]:
         """The centre of each edge, counted from the first of these centres."""
         return torch.arange(len(self.first) - 1, device=self.first.device).repeat_interleave(self.first.diff())
@@ -134,7 +144,7 @@ def environment_plain(
     w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"], segments: Segments
 ) -> Float[Tensor, "n_atoms dim_env channels"]:
     """:func:`environment` in PyTorch's operators. Y_00 is 1, so the first degree is a plain sum."""
-    (w00, *weights), (_, *harmonics) = _by_degree(w, y, segments.padding)
+    (w00, *weights), (_, *harmonics) = _by_degree(segments.padding.pad(w), segments.padded(y))
     products = [y_l.transpose(1, 2) @ w_l for w_l, y_l in zip(weights, harmonics, strict=True)]
     return torch.cat([w00.sum(1, keepdim=True), *products], dim=1)
 
@@ -146,7 +156,7 @@ def read_out_plain(
     segments: Segments,
 ) -> Float[Tensor, "n_edges channels"]:
     """:func:`read_out` in PyTorch's operators."""
-    (w00, *weights), (_, *harmonics) = _by_degree(w, y, segments.padding)
+    (w00, *weights), (_, *harmonics) = _by_degree(segments.padded(w), segments.padded(y))
     g00, *columns = g.split([1, *(y_l.shape[2] for y_l in harmonics)], dim=1)
     out = w00 * g00
     for w_l, y_l, g_l in zip(weights, harmonics, columns, strict=True):
@@ -159,12 +169,12 @@ def l_max_of(y: Float[Tensor, "n_edges dim_env"]) -> int:
     return math.isqrt(y.shape[1]) - 1
 
 
-def _by_degree(w: Tensor, y: Tensor, padding: Padding) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _by_degree(
+    w: Float[Tensor, "n_atoms n_max n_weights"], y: Float[Tensor, "n_atoms n_max dim_env"]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Weights [n_atoms, n_max, channels] and harmonics [n_atoms, n_max, 2l+1] of each degree."""
-    n_degrees = l_max_of(y) + 1
-    return padding.pad(w).chunk(n_degrees, dim=2), padding.pad(y).split(
-        [2 * degree + 1 for degree in range(n_degrees)], dim=2
-    )
+    sizes = [2 * degree + 1 for degree in range(math.isqrt(y.shape[2]))]
+    return w.chunk(len(sizes), dim=2), y.split(sizes, dim=2)
 
 
 class _Environment(torch.autograd.Function):

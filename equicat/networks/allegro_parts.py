@@ -104,6 +104,7 @@ class PublishedAllegro(Allegro):
     def embed(
         self, geometry: Geometry, prepared: Float[Tensor, "n_pairs width"]
     ) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
+        """x^ij,0, and the weights of the first environment and of V⁰, which layer 0 makes of it."""
         scalar_features = self.two_body(geometry, prepared)
         env_weights, tensor_weights = self.layers[0].env_embed(scalar_features).chunk(2, dim=1)
         return Latent(env_weights, scalar_features), tensor_weights
@@ -111,6 +112,7 @@ class PublishedAllegro(Allegro):
     def first_tensors(
         self, weights: Float[Tensor, "n_edges n_weights"], harmonics: Float[Tensor, "n_edges dim_env"]
     ) -> list[Float[Tensor, "n_edges _ channels"]]:
+        """V^ij,0 by irrep, written out."""
         n_degrees = self.config.l_max + 1
         by_degree = harmonics.split([2 * degree + 1 for degree in range(n_degrees)], dim=1)
         return [w[:, None] * y[:, :, None] for w, y in zip(weights.chunk(n_degrees, dim=1), by_degree, strict=True)]
@@ -133,6 +135,7 @@ class PublishedAllegro(Allegro):
         geometry: Geometry,
         prepared: Float[Tensor, "n_pairs width"],
     ) -> Latent:
+        """x^ij after layer k, and the weights of the next environment, which are made of it."""
         x = self.layers[k].update(latent.scalar_features, scalars, geometry.envelope)
         last = k + 1 == len(self.layers)
         return Latent(x.new_empty(len(x), 0) if last else self.layers[k + 1].env_embed(x), x)
@@ -301,10 +304,12 @@ class NequipAllegro(Allegro):
     def radial(
         self, x: Float[Tensor, "n_edges 1"], envelope: Float[Tensor, "n_edges 1"]
     ) -> Float[Tensor, "n_edges n_radial"]:
+        """Bessel functions times the envelope, or splines, which vanish at the cutoff by themselves."""
         basis = self.basis(x)
         return basis * envelope if self.config.radial == "bessel" else basis
 
     def embed(self, geometry: Geometry, prepared: Prepared) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
+        """The weights of the first environment, what x^0 adds to the sums of all readers, and the weights of V⁰."""
         hidden = _hidden(self.embedding(geometry.radial, geometry.pair), self.two_body_mlp.weights[:-1])
         sizes = [self.n_weights, self.n_weights, *self.reader_widths()]
         tensor_weights, env_weights, *sums = (hidden @ prepared.maps[0]).split(sizes, dim=1)
@@ -323,6 +328,7 @@ class NequipAllegro(Allegro):
         segments: Segments,
         prepared: Prepared,
     ) -> tuple[Float[Tensor, "n_edges channels"], CenterTensors]:
+        """One more matrix of each centre, and the scalars that edges read with all of them."""
         matrices = [*tensors.matrices, center_matrices(env, prepared.products[k])]
         after = CenterTensors(tensors.weights, tensors.harmonics, matrices)
         (scalars,) = after.read(slice(0, 1), segments)  # (0, +1) comes first
@@ -336,6 +342,7 @@ class NequipAllegro(Allegro):
         geometry: Geometry,
         prepared: Prepared,
     ) -> Latent:
+        """What layer k adds to the sums of later readers, and the weights of the next environment."""
         mine, *others = latent.scalar_features  # sums that this layer and later readers see
         first, *rest = self.layers[k].latent_mlp.weights[:-1]
         own = first[(k + 1) * self.config.n_scalars :]
@@ -345,6 +352,7 @@ class NequipAllegro(Allegro):
         return Latent(env_weights, [a + b for a, b in zip(others, shares, strict=True)])
 
     def features(self, latent: Latent) -> Float[Tensor, "n_edges n_features"]:
+        """The readout's sum over the scalars of all layers."""
         (total,) = latent.scalar_features
         return silu(total) if self.config.features_silu else total
 
