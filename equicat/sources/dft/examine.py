@@ -81,6 +81,9 @@ def _cleaned(record: Record, frames: list[Structure], config: ImportConfig, fold
         n_held = _held_in_part(frames[0])
         text = f"{n_held} atoms are held along one or two directions; the forces along these do not count"
         record.findings.append(Finding("held_in_part", config.rules.held_in_part, text))
+    if frames[0].other_constraints:
+        text = f"{', '.join(frames[0].other_constraints)} is not followed, so all forces on free atoms count"
+        record.findings.append(Finding("held_in_part", config.rules.held_in_part, text))
     tags = _tagged(record, frames[0], fixed, config)
     record.elements = frozenset(frames[0].numbers.tolist())
     if record.role in ("system", "clean slab"):
