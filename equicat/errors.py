@@ -1,14 +1,22 @@
 """The one exception that users are meant to see."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
     """Bad input: the message says what is wrong, where, and what to do about it.
 
     The command line prints it as one line and exits with status 2. Any other exception is a defect of equicat.
+
+    Args:
+        message: one sentence or two.
+        problems: further lines, where several things are wrong; each is one line of the command line too.
     """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *problems]))
+        self.lines = (message, *problems)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

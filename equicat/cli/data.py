@@ -6,6 +6,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from equicat.cli.command import Command, parser_for, with_bare
 
+LISTS_OF_FILES = ("files", "initial", "relaxed", "slab_files", "gas_files")
+"""Options of `equicat data import` that take any number of words."""
+
 
 def _emt_parser() -> ArgumentParser:
     from equicat.sources.emt.make import EMTConfig
@@ -37,7 +40,8 @@ def _import_parser() -> ArgumentParser:
     parser.add_argument("--initial", nargs="+", default=[], help="Files of initial structures, without trajectories.")
     parser.add_argument("--relaxed", nargs="+", default=[], help="Their relaxed structures: same systems, same order.")
     parser.add_argument("--slab_files", nargs="+", default=[], help="Files of relaxed clean slabs, for references.")
-    parser.add_class_arguments(ImportConfig, as_group=False, skip={"files", "initial", "relaxed", "slab_files"})
+    parser.add_argument("--gas_files", nargs="+", default=[], help="Files of relaxed gas molecules, for references.")
+    parser.add_class_arguments(ImportConfig, as_group=False, skip={*LISTS_OF_FILES})
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace what is there.")
     parser.add_argument("--progress", type=bool, default=True, help="Show a progress bar.")
     return parser
@@ -50,7 +54,7 @@ def _import(options: Namespace) -> None:
 
     values = _import_parser().instantiate(options).as_dict()
     out, overwrite, progress = (values.pop(name) for name in ("out", "overwrite", "progress"))
-    for name in ("files", "initial", "relaxed", "slab_files"):
+    for name in LISTS_OF_FILES:
         values[name] = tuple(values[name])
     report = import_dataset(out, ImportConfig(**values), overwrite=overwrite, progress=progress)
     print(report.as_text(MAX_LINES))

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
-        print(f"equicat: {' '.join(str(error).split())}", file=sys.stderr)
+        print("equicat: " + "\n  ".join(" ".join(line.split()) for line in error.lines), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("equicat: interrupted", file=sys.stderr)

@@ -4,15 +4,27 @@ Distances are in sums of covalent radii, so that one number says for all element
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ase.formula import Formula
 from ase.geometry import get_distances
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse.csgraph import connected_components
+
+from equicat.errors import InputError
+
+NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53})
+"""Atomic numbers that molecules are made of: H, B to F, Si to Cl, As to Br, Te, I. All others count as metals."""
+BONDED_RATIO = 1.3
+"""Two atoms of an adsorbate or molecule closer than this many sums of covalent radii are bonded."""
+
+_CUSTOMARY = {"HO": "OH", "HO2": "OOH", "HS": "SH", "HSe": "SeH", "CHN": "HCN"}
+"""Formulas in the Hill order that everybody writes otherwise."""
+_HYDRIDE_LAST = frozenset({"B", "Si", "N", "P", "As"})
+"""Elements whose binary hydrides are written with H last: NH3, SiH4."""
 
 
 def contact_ratios(
@@ -34,9 +46,40 @@ def bonded_groups(ratios: Float[ndarray, "n_atoms n_atoms"], limit: float) -> In
 
 
 def formula_of(numbers: Iterable[int]) -> str:
-    """Formula in the Hill order: ``CH3O``, ``Cu3Pd``; of no atoms an empty string."""
+    """The formula as chemists write it: ``OH``, ``NH3``, ``CH3O``, ``TiO2``, ``Cu12OH``; of no atoms an empty string.
+
+    Metals come first, in alphabetical order. Nonmetals follow in the Hill order (C, H, then the alphabet), except for
+    the binary hydrides of :data:`_HYDRIDE_LAST` and a few molecules that everybody writes otherwise.
+    """
     counts = Counter(chemical_symbols[z] for z in numbers)
-    return Formula.from_dict(counts).format("hill") if counts else ""
+    metals = {symbol: counts[symbol] for symbol in sorted(counts) if atomic_numbers[symbol] not in NONMETALS}
+    rest = {symbol: n for symbol, n in counts.items() if symbol not in metals}
+    if len(rest) == 2 and "H" in rest and rest.keys() & _HYDRIDE_LAST:
+        return _written(metals) + _written(dict(sorted(rest.items(), key=lambda item: item[0] == "H")))
+    hill = Formula.from_dict(rest).format("hill") if rest else ""
+    return _written(metals) + _CUSTOMARY.get(hill, hill)
+
+
+def _written(counts: Mapping[str, int]) -> str:
+    """Symbols and numbers, in their order; 1 is left out."""
+    return "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in counts.items())
+
+
+def composition(formula: str, what: str) -> dict[int, int]:
+    """Atoms of a formula, atomic number to count; ``*`` (an adsorbate's bond to the surface) is ignored.
+
+    Args:
+        formula: such as ``CO`` or ``*CH3O``.
+        what: the thing it is the formula of, for the message.
+
+    Raises:
+        InputError: if it is no formula.
+    """
+    try:
+        counts = Formula(formula.replace("*", "")).count()
+        return {atomic_numbers[symbol]: n for symbol, n in counts.items()}
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{what}: {formula!r} is no chemical formula; write such as CO, CH3O or H2O") from error
 
 
 def molecules_of(numbers: Int[ndarray, "n_atoms"], groups: Int[ndarray, "n_atoms"]) -> str:

@@ -1,12 +1,4 @@
-"""Data sets: flat memory-mapped arrays on disk (a store), or structures of a file in memory, behind one interface.
-
-A data set directory looks like this; each split is a store::
-
-    dataset.json            what it is, how it was made
-    s2ef/train/             index.json, n_atoms.npy, positions.npy, ...
-    s2ef/val_id/ ...
-    is2re/train/ ...
-"""
+"""Data sets: flat memory-mapped arrays on disk (a store), or structures of a file in memory, behind one interface."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -16,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from equicat.data.directory import is_store, splits_of, stores_below
+from equicat.data.directory import require_store, splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read
 from equicat.data.shards import LABELS, PER_ATOM, labels_of
@@ -97,9 +89,7 @@ def open_dataset(path: str | Path, energy_key: str | None = None, energy_referen
     if not path.is_dir():
         info = DatasetInfo(energy_reference or "total", provenance={"file": path.name, "energy_key": energy_key})
         return MemoryDataset(read(path, energy_key), info, path)
-    if not is_store(path):
-        raise InputError(f"{path}: holds several splits or no store; name one of: {stores_below(path)}")
-    store = Store(path)
+    store = Store(require_store(path))
     if energy_key is not None:
         raise InputError(f"{path}: a store has its energies already; an energy key applies to structure files only")
     if energy_reference not in (None, store.info.energy_reference):

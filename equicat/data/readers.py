@@ -16,8 +16,8 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, read_extxyz, write_extxyz
 from ase.io.formats import UnknownFileTypeError, filetype, get_compression, get_ioformat, iread, open_with_compression
-from ase.io.vasp import iread_vasp_out
 
+from equicat.data import vasp
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
@@ -102,6 +102,8 @@ def _format_of(path: Path) -> str:
         raise InputError(f"{path}: is a directory; give a structure file (such as .extxyz, .traj, .db, OUTCAR)")
     if not path.is_file():
         raise InputError(f"{path}: no such file{_siblings(path)}")
+    if path.suffix in (".lmdb", ".aselmdb"):
+        raise InputError(f"{path}: is an LMDB; make a store of it with `equicat data oc20 OUT --from {path}`")
     try:
         name = filetype(str(path))
         readable = get_ioformat(name).can_read
@@ -161,8 +163,8 @@ def _frames(path: Path, file_format: str) -> Iterator[Atoms]:
         return _extxyz_frames(path)
     if file_format in ("db", "json"):
         return _database_rows(path, file_format)
-    if file_format == "vasp-out" and get_compression(str(path))[1] in ("xz", "bz2"):
-        return _outcar_frames(path)
+    if file_format in vasp.FORMATS:
+        return vasp.vasp_frames(path, file_format)
     # ASE would take "@" in a name for an index.
     return iread(str(path), index=":", format=file_format, do_not_split_by_at_sign=True)
 
@@ -182,14 +184,6 @@ def _extxyz_frames(path: Path) -> Iterator[Atoms]:
                 body.append(header)
                 header = _next_line(lines)
             yield from read_extxyz(StringIO("".join([f"{n_atoms}\n", *body])), index=slice(None))
-
-
-def _outcar_frames(path: Path) -> Iterator[Atoms]:
-    """ASE looks for the constraint in the POSCAR beside the OUTCAR, so the open file must know where it is."""
-    lines: Any
-    with open_with_compression(str(path)) as lines:
-        lines.buffer.name = str(path)
-        yield from iread_vasp_out(lines, index=slice(None))
 
 
 def _next_line(lines: Iterator[str]) -> str:

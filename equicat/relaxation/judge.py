@@ -6,16 +6,17 @@ import numpy as np
 
 from equicat.data.structure import Structure
 from equicat.relaxation.driver import Outcome
-from equicat.sources.dft.rules import Rules, judge_ends
+from equicat.sources.dft.rules import judge
 
 NAMES = {"reconstructed": "surface_changed"}
 """Flags that have another name than the rule that raises them."""
-NO_FLAGS = ("unconverged", "cell_changed")
-"""Rules that say nothing new: ``converged`` has its own column, and the cell is never changed."""
+NO_FLAGS = ("unconverged", "cell_changed", "migrated")
+"""Rules that are not asked: ``converged`` has its own column, the cell is never changed, and an initial structure is no
+reference that an adsorbate migrates from."""
 
 
 def flags_of(outcome: Outcome) -> tuple[str, ...]:
-    """``exploded``, ``desorbed``, ``dissociated``, ``surface_changed``: what was found, in this order, or nothing.
+    """``exploded``, ``desorbed``, ``dissociated``, ``intercalated``, ``surface_changed``: those found, in this order.
 
     Everything but ``exploded`` is judged from the first and the last frame by :mod:`equicat.sources.dft.rules`, and
     needs tags that say which atoms are the adsorbate (2).
@@ -24,7 +25,7 @@ def flags_of(outcome: Outcome) -> tuple[str, ...]:
     initial = outcome.initial
     assert initial.tags is not None
     if outcome.last is not None and (initial.tags == 2).any():
-        found += [NAMES.get(rule, rule) for rule, _ in judge_ends(initial, _relaxed(outcome), Rules())]
+        found += [NAMES.get(rule, rule) for rule in judge(initial, _relaxed(outcome))]
     return tuple(flag for flag in dict.fromkeys(found) if flag not in NO_FLAGS)
 
 

@@ -9,14 +9,13 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from equicat.data.datasets import Dataset, open_dataset
-from equicat.data.directory import is_store, stores_below
+from equicat.data.directory import is_store, read_description, stores_in
 from equicat.data.fitted import evenly_spread
 from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import stem_of
 from equicat.data.shards import LABELS
 from equicat.data.store import Store
 from equicat.errors import InputError
-from equicat.files import read_json
 
 HISTOGRAM_BINS = 8
 NEIGHBOR_SAMPLE = 200
@@ -39,19 +38,10 @@ def describe(path: str | Path, verify: bool = False, progress: bool = False) -> 
     path = Path(path)
     if not path.is_dir() or is_store(path):
         return _describe_split(stem_of(path), open_dataset(path), verify, progress)
-    stores = sorted((index.parent for index in path.glob("**/index.json")), key=_training_first)
-    stores = [store for store in stores if not any(part.startswith(".") for part in store.relative_to(path).parts)]
-    if not stores:
-        raise InputError(f"{path}: no data set; found {stores_below(path)}")
-    head = [f"{path}"]
-    if (path / "dataset.json").is_file():
-        head += [f"  {line}" for line in read_json(path / "dataset.json").get("description", "").splitlines()]
+    stores = stores_in(path)
+    head = [f"{path}", *(f"  {line}" for line in read_description(path).get("description", "").splitlines())]
     parts = [_describe_split(store.relative_to(path).as_posix(), Store(store), verify, progress) for store in stores]
     return "\n\n".join(["\n".join(head), *parts])
-
-
-def _training_first(store: Path) -> tuple[str, bool, str]:
-    return (store.parent.as_posix(), store.name != "train", store.name)
 
 
 def _describe_split(name: str, dataset: Dataset, verify: bool, progress: bool) -> str:
@@ -68,6 +58,9 @@ def _describe_split(name: str, dataset: Dataset, verify: bool, progress: bool) -
     if "forces" in labels:
         rms, largest = _free_force_statistics(dataset)
         lines["forces"] = f"of free atoms: RMS component {rms:.3f}, largest {largest:.3f} eV/Å"
+    n_clean = _n_clean_slabs(dataset)
+    if 0 < n_clean < len(dataset):
+        lines["clean slabs"] = f"{n_clean:,} structures have no adsorbate (tag 2)"
     lines["fixed atoms"] = f"{sum(int(fixed.sum()) for (fixed,) in dataset.chunks('fixed')) / n_atoms.sum():.0%}"
     if isinstance(dataset, Store):
         lines |= _of_store(dataset) | checked
@@ -93,6 +86,17 @@ def _of_store(store: Store) -> dict[str, str]:
         n_refused = len((store.path / "refused.txt").read_text(encoding="utf-8").splitlines())
         lines["left out"] = f"{n_refused:,} bad structures, listed in {store.path / 'refused.txt'}"
     return lines
+
+
+def _n_clean_slabs(dataset: Dataset) -> int:
+    """Number of structures without an atom of an adsorbate."""
+    n_clean, start = 0, 0
+    for tags, pbc in dataset.chunks("tags", "pbc"):
+        n_atoms = dataset.n_atoms[start : start + len(pbc)]
+        starts = np.cumsum(n_atoms, dtype=np.int64) - n_atoms
+        n_clean += int((np.maximum.reduceat(tags, starts) < 2).sum())
+        start += len(pbc)
+    return n_clean
 
 
 def _n_systems(dataset: Dataset) -> int:

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -49,7 +49,7 @@ class Piece(ABC):
 
 
 Pieces = Sequence[Piece]
-"""What goes into one shard."""
+"""The pieces that go into one shard."""
 
 
 class Table(ABC):
@@ -79,7 +79,7 @@ class PackOptions:
     """How structures are kept, and what happens to bad ones."""
 
     precision: str = "float64"
-    """Of positions, cells and forces: float64 or float32."""
+    """Precision of positions, cells and forces: float64 or float32."""
     columns: tuple[str, ...] = ()
     """Entries of ``Structure.info`` to keep."""
     edges_within: float | None = None
@@ -94,11 +94,11 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of the input."""
+    """How much of the input was written."""
 
     n_structures: int
     refused: list[str]
-    """What was wrong with each structure that was left out; also in ``refused.txt`` of the store."""
+    """The problem with each structure that was left out; also in ``refused.txt`` of the store."""
     n_unmapped: int
     """Structures whose system the mapping does not have."""
 
@@ -142,7 +142,7 @@ def pack(
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker must know to write a shard."""
+    """All that a worker needs to write a shard."""
 
     work: Path
     schema: Schema
@@ -202,7 +202,7 @@ def _planned(
     extra = mapping.columns if mapping is not None else []
     columns = [*options.columns, *extra, *(["n_edges"] if options.edges_within is not None else [])]
     job = _Job(work, Schema((), {}), "", options, mapping)
-    first = _first_good((p for pieces in shards for p in pieces), job)
+    first = first_good((p for pieces in shards for p in pieces), "the input", job.completed)
     schema = Schema.of(first, columns, options.precision)
     plan = {
         "pieces": [[p.key for p in pieces] for pieces in shards],
@@ -222,17 +222,32 @@ def _planned(
     return replace(job, schema=schema, first=first.where)
 
 
-def _first_good(pieces: Iterable[Piece], job: _Job) -> Structure:
-    error: InputError | None = None
+def first_good(
+    pieces: Iterable[Piece], source: str, completed: Callable[[Structure], Structure] = lambda structure: structure
+) -> Structure:
+    """The first good structure of the input, which tells what labels all must have.
+
+    Args:
+        pieces: of the input.
+        source: the input, for the message.
+        completed: adds what is not in the files; what it refuses is not good.
+
+    Raises:
+        InputError: if there is none: how many there are, and what is wrong with the first.
+    """
+    n_structures, first_error = 0, None
     for piece in pieces:
         for structure in piece.read():
+            n_structures += 1
             try:
                 if isinstance(structure, InputError):
                     raise structure
-                return job.completed(structure)
+                return completed(structure)
             except InputError as bad:
-                error = error or bad
-    raise InputError(f"no good structure in the input{f'; the first: {error}' if error else ''}")
+                first_error = first_error or bad
+    if first_error is None:
+        raise InputError(f"{source}: no structures")
+    raise InputError(f"{source}: none of {n_structures:,} structures is good; the first: {first_error}")
 
 
 def _run(job: _Job, todo: dict[int, Pieces], options: PackOptions, total: int) -> None:

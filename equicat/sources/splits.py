@@ -1,5 +1,6 @@
 """Splits as OC20 has them: other systems of the kind trained on, unseen adsorbates, unseen catalysts, both unseen."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase.data import chemical_symbols
 
+from equicat.data.contacts import composition
 from equicat.data.directory import SPLITS, UNSEEN
 from equicat.errors import InputError, nearest
 
@@ -29,11 +31,13 @@ class SplitConfig:
     file: str | None = None
     """Take it from a CSV file with two columns: system id, split."""
     held_out_adsorbates: tuple[str, ...] = ()
-    """Adsorbates that training does not see, such as [CO,OH]. Default: drawn, if there are enough."""
+    """Adsorbates that training does not see, such as [CO,OH]; formulas in any order. Default: drawn, if there are
+    enough."""
     held_out_catalysts: tuple[str, ...] = ()
     """Catalysts that training does not see, such as [Cu3Pd,Au]. Default: drawn, if there are enough."""
     catalysts: str = "composition"
-    """What makes two catalysts the same: composition (reduced formula of the slab) or elements (which occur in it)."""
+    """What makes two catalysts the same: composition (reduced formula of the slab), elements (which occur in it),
+    folder (the first folder below the one that all files share, such as Cu211), or an info key of the frames."""
     val_share: float = 0.1
     """Share of the systems that goes to val_id."""
     ood_share: float = 0.1
@@ -45,8 +49,6 @@ class SplitConfig:
     """Of all draws."""
 
     def __post_init__(self) -> None:
-        if self.catalysts not in ("composition", "elements"):
-            raise InputError(f"split.catalysts is {self.catalysts!r}; it must be composition or elements")
         if not (0 <= self.val_share < 1 and 0 <= self.ood_share < 0.5):
             raise InputError(f"split: val_share {self.val_share} must be 0 to 1, ood_share {self.ood_share} 0 to 0.5")
         if sum(value is not None for value in (self.name, self.key, self.file)) > 1:
@@ -110,16 +112,9 @@ def assign(systems: Sequence[Kind], config: SplitConfig, given: Mapping[str, str
 def _draw(systems: Sequence[Kind], config: SplitConfig, rng: np.random.Generator) -> Assignment:
     assignment = Assignment({})
     if config.held_out_adsorbates or config.held_out_catalysts:
-        assignment.held_out_adsorbates = list(config.held_out_adsorbates)
-        assignment.held_out_catalysts = list(config.held_out_catalysts)
-        for what, names, known in (
-            ("adsorbate", config.held_out_adsorbates, {s.adsorbate for s in systems}),
-            ("catalyst", config.held_out_catalysts, {s.catalyst for s in systems}),
-        ):
-            for name in sorted(set(names) - known):
-                raise InputError(
-                    f"no {what} {name!r} to hold out{nearest(name, known)}; found {', '.join(sorted(known))}"
-                )
+        adsorbates, catalysts = {s.adsorbate for s in systems}, {s.catalyst for s in systems}
+        assignment.held_out_adsorbates = _named(config.held_out_adsorbates, adsorbates, "adsorbate")
+        assignment.held_out_catalysts = _named(config.held_out_catalysts, catalysts, "catalyst")
     elif config.ood_share > 0:
         _hold_out(assignment, systems, config, rng)
     unseen = {
@@ -138,6 +133,29 @@ def _draw(systems: Sequence[Kind], config: SplitConfig, rng: np.random.Generator
         assignment.splits[split] = [s.sid for s in systems if unseen[s.sid] == UNSEEN[split]]
     assignment.splits = {name: sids for name, sids in assignment.splits.items() if sids}
     return assignment
+
+
+def _named(names: Iterable[str], known: set[str], what: str) -> list[str]:
+    """Those of the known names that are meant: the same ones, or else those of the same composition.
+
+    Raises:
+        InputError: if there is none.
+    """
+    meant = []
+    for name in names:
+        same = {name} & known or {other for other in known if _parts(other) == _parts(name)}
+        if not same:
+            raise InputError(f"no {what} {name!r} to hold out{nearest(name, known)}; found {', '.join(sorted(known))}")
+        meant += sorted(same)
+    return meant
+
+
+def _parts(name: str) -> list[list[tuple[int, int]]] | str:
+    """Compositions of the parts of ``CO+O`` or ``Cu-Pd``, sorted; the name as it is if a part is no formula."""
+    try:
+        return sorted(sorted(composition(part, "").items()) for part in re.split("[+-]", name))
+    except InputError:
+        return name
 
 
 def _hold_out(assignment: Assignment, systems: Sequence[Kind], config: SplitConfig, rng: np.random.Generator) -> None:

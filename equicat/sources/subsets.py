@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from equicat.data.directory import require_store
 from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
@@ -56,7 +57,7 @@ class StoreRows(Piece):
 
     @property
     def key(self) -> list[Any]:
-        """What a resumed conversion compares."""
+        """JSON values that a resumed conversion compares."""
         return [self.store.name, self.rows.tolist()]
 
     def read(self) -> Iterator[Structure | InputError]:
@@ -92,7 +93,7 @@ def write_subset(
     Raises:
         InputError: as :func:`pack`, or if the store has not so many structures.
     """
-    source, n = Store(store), size_of(size)
+    source, n = Store(require_store(Path(store))), size_of(size)
     pieces = subset_pieces(source.path, n, seed, SHARD_SIZE)
     drawn = {"subset_of": source.path.name, "n_total": len(source), "seed": seed}
     info = replace(source.info, provenance=source.info.provenance | drawn)

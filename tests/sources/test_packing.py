@@ -267,7 +267,7 @@ class TestBadFrames:
         bad = object.__new__(type(FRAMES[0]))
         bad.__dict__.update(vars(FRAMES[0]) | {"energy": float("nan")})
         write_lmdb(tmp_path / "data.lmdb", [bad])
-        with pytest.raises(InputError, match=r"no good structure .*data.lmdb, entry 0: energy is not finite"):
+        with pytest.raises(InputError, match=r"none of 1 .* the first: .*data.lmdb, entry 0: energy is not finite"):
             pack(tmp_path / "out", shards_of(tmp_path / "data.lmdb"), INFO, PLAIN)
 
     def test_a_shard_without_good_frames(self, tmp_path):

@@ -136,13 +136,32 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"no adsorbate 'COH' to hold out.*did you mean.*found C, CH, CO"):
             assign(grid(), SplitConfig(held_out_adsorbates=("COH",)))
 
+    def test_names_are_compared_as_compositions(self):
+        def held_out(**names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+            assignment = assign(systems, SplitConfig(**names))
+            return assignment.held_out_adsorbates, assignment.held_out_catalysts
+
+        elements = frozenset({8, 29})
+        systems = [
+            Kind(f"{a}{c}{i}", a, c, elements) for a in ("OH", "O", "CO+O") for c in ("Cu3Pd", "Cu") for i in range(3)
+        ]
+        for name in ("OH", "HO", "*OH"):
+            assert held_out(held_out_adsorbates=(name,)) == (["OH"], [])
+        assert held_out(held_out_adsorbates=("O+OC",)) == (["CO+O"], [])
+        assert held_out(held_out_catalysts=("PdCu3",)) == ([], ["Cu3Pd"])
+        with pytest.raises(InputError, match="no catalyst 'Cu6Pd2'"):
+            held_out(held_out_catalysts=("Cu6Pd2",))
+
+    def test_isomers_of_different_names_are_told_apart(self):
+        systems = [Kind(f"{a}{i}", a, "Cu", frozenset({8})) for a in ("COH", "CHO", "O") for i in range(3)]
+        assert assign(systems, SplitConfig(held_out_adsorbates=("COH",))).held_out_adsorbates == ["COH"]
+        assert assign(systems, SplitConfig(held_out_adsorbates=("OCH",))).held_out_adsorbates == ["CHO", "COH"]
+
     def test_nothing_left(self):
         with pytest.raises(InputError, match="nothing is left to train on"):
             assign([kind("a", "O", "Cu")], SplitConfig(held_out_adsorbates=("O",)))
 
     def test_config(self):
-        with pytest.raises(InputError, match="must be composition or elements"):
-            SplitConfig(catalysts="formula")
         with pytest.raises(InputError, match=r"val_share 1.5"):
             SplitConfig(val_share=1.5)
         with pytest.raises(InputError, match="one of name, key and file"):

@@ -1,4 +1,4 @@
-"""What an import can be told."""
+"""Options of an import."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +10,7 @@ from equicat.sources.splits import SplitConfig
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What ``equicat data import`` makes of the files."""
+    """How ``equicat data import`` makes a data set of files."""
 
     files: tuple[str, ...] = ()
     """Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz ..., also .gz and .xz) and directories with them."""
@@ -24,10 +24,12 @@ class ImportConfig:
     """A file goes on where the one before ended if both have the same system id, such as OUTCAR.1 and OUTCAR.2 of a
     restarted calculation in one folder."""
     energy_key: str | None = None
-    """Info key of the energies (eV), if not the calculator's."""
+    """Info key of the energies (eV), if not the calculator's energy; of VASP's files this is energy(sigma->0), and
+    free_energy takes TOTEN."""
     energy_reference: Literal["adsorption", "total", "relative"] | None = None
-    """adsorption: formed with the references, or, without any, what energy_key holds; total: as in the files; relative:
-    each system's first kept frame is zero. Default: adsorption with references, else total."""
+    """adsorption: formed with references (given ones, clean slabs and gas molecules among the files) or, without any,
+    what energy_key holds; total: as in the files; relative: each system's first kept frame is zero. Default: adsorption
+    if references are given, or if those among the files do for every system; else total."""
     references: str | None = None
     """YAML file with total energies (eV) of gas molecules (gas: {H2: -6.77, H2O: -14.22, CO: -14.78}) and, if wanted,
     of clean slabs (slabs: {Cu16: -59.5}) by system id, by name or by formula."""
@@ -35,6 +37,10 @@ class ImportConfig:
     """More clean slabs: CSV (name, energy) or YAML."""
     slab_files: tuple[str, ...] = ()
     """Files or directories of relaxed clean slabs; found by composition and lattice vectors in the surface."""
+    gas_files: tuple[str, ...] = ()
+    """Files or directories of relaxed gas molecules, beside or instead of the energies under gas in references."""
+    clean_slabs: bool = True
+    """Keep relaxed clean slabs as S2EF frames; as adsorption energies, of 0 eV."""
     slab_key: str | None = None
     """Info key with the name under which a system's clean slab is in the table."""
     adsorbate: str = ""

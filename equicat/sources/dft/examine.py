@@ -1,99 +1,31 @@
-"""One relaxation at a time: unwrapped, tagged, referenced, judged; and a record of what became of each frame."""
+"""One relaxation at a time: unwrapped, tagged, judged; and a record of what became of each frame."""
 
-from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from equicat.data.contacts import formula_of
+from equicat.data.contacts import NONMETALS, formula_of
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.sources.dft.config import ImportConfig
-from equicat.sources.dft.references import References
-from equicat.sources.dft.rules import Rules, atoms_differ, best_order, fmax_of, judge_ends, judge_frames, order_differs
-from equicat.sources.dft.tagging import Tagging, UnclearAdsorbate, fixed_atoms, slab_only, tag_atoms
+from equicat.sources.dft.order import atoms_differ, order_differs, reordered
+from equicat.sources.dft.record import IN_S2EF, ONLY_IN_IS2RE, Finding, Record
+from equicat.sources.dft.rules import Rules, fmax_of, judge, judge_frames
+from equicat.sources.dft.tagging import NoAdsorbate, fixed_atoms, is_molecule, slab_only, tag_atoms
 from equicat.sources.dft.trajectories import Trajectory
 from equicat.sources.dft.unwrap import unwrap
-
-IN_S2EF = "s2ef"
-ONLY_IN_IS2RE = "is2re only"
-"""What becomes of frames that are kept: an initial or relaxed frame may be in the IS2RE data alone."""
+from equicat.sources.dft.vacuum import NoVacuum, UnclearAdsorbate
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that does not look right, by the rule that says so, and what was done."""
-
-    rule: str
-    action: str
-    text: str
-
-
-@dataclass
-class Record:
-    """What is known about a system, and what became of it."""
-
-    sid: str
-    files: tuple[str, ...]
-    n_frames: int
-    fids: list[int | None] = field(default_factory=list)
-    """Numbers of the frames; of those that could not be read None, at the end."""
-    fates: list[str] = field(default_factory=list)
-    """Of each frame: :data:`IN_S2EF`, :data:`ONLY_IN_IS2RE`, or the rule that dropped it."""
-    findings: list[Finding] = field(default_factory=list)
-    adsorbate: str = ""
-    catalyst: str = ""
-    elements: frozenset[int] = frozenset()
-    tagged_by: str = ""
-    fixed_by: str = ""
-    n_jumps: int = 0
-    displacement_before: float = 0.0
-    displacement_after: float = 0.0
-    fmax: float | None = None
-    zero: float = 0.0
-    """eV, subtracted from the total energies."""
-    slab_reference: str = ""
-    """Name or file of the clean slab, and its energy (eV)."""
-    slab_energy: float = 0.0
-    split: str = ""
-    initial: Structure | None = None
-    """With the relaxed energy and positions; None if the system is not for IS2RE and IS2RS."""
-
-    @property
-    def n_s2ef(self) -> int:
-        """Frames in the S2EF data."""
-        return self.fates.count(IN_S2EF)
-
-    @property
-    def dropped(self) -> Counter[str]:
-        """Number of frames dropped by each rule."""
-        return Counter(fate for fate in self.fates if fate not in (IN_S2EF, ONLY_IN_IS2RE))
-
-    def leave_out(self, rule: str, action: str, text: str) -> None:
-        """Drop the system with all its frames."""
-        self.findings.append(Finding(rule, action, text))
-        self.fates = ["unreadable" if fid is None else rule for fid in self.fids]
-
-    def leave_out_of_is2re(self, rule: str, text: str) -> None:
-        """Keep the frames for S2EF only, if there are any."""
-        self.findings.append(Finding(rule, "frames" if self.n_s2ef else "drop", text))
-        self.fates = [rule if fate == ONLY_IN_IS2RE else fate for fate in self.fates]
-        self.initial = None
-
-
-def examine(
-    trajectory: Trajectory, config: ImportConfig, energy_reference: str, references: References
-) -> tuple[Record, list[Structure]]:
-    """What becomes of a relaxation, and its frames for S2EF.
+def examine(trajectory: Trajectory, config: ImportConfig) -> tuple[Record, list[Structure]]:
+    """What becomes of a relaxation, and its frames for S2EF, with total energies.
 
     Args:
         trajectory: as it was read.
         config: how to treat it.
-        energy_reference: what its energies shall be.
-        references: for adsorption energies; empty if the files hold them.
     """
     rules = config.rules
     record = Record(trajectory.sid, trajectory.files, len(trajectory.frames) + len(trajectory.unreadable))
@@ -107,20 +39,16 @@ def examine(
         record.leave_out("different_atoms", rules.different_atoms, problem)
         return record, []
     try:
-        frames, tagging = _cleaned(record, frames, config)
+        frames = _cleaned(record, frames, config, trajectory.folder)
     except InputError as error:
         record.leave_out("contradiction", rules.contradiction, str(error))
         return record, []
-    try:
-        if energy_reference == "relative":
-            record.zero = _first_kept_energy(frames, rules)
-        elif references:
-            record.zero = _reference_energy(record, frames[0], tagging, references, config.slab_key)
-    except InputError as error:
-        record.leave_out("no_reference", rules.no_reference, str(error))
-        return record, []
-    frames = [f if f.energy is None else replace(f, energy=f.energy - record.zero) for f in frames]
-    return record, _judged(record, frames, len(trajectory.unreadable), rules)
+    dropped_by = judge_frames(frames, rules)
+    record.fmax = fmax_of(frames[-1])
+    record.first_energy = _first_kept_energy(frames, dropped_by)
+    if record.adsorbate_numbers is None:
+        _keep_as_reference(record, frames[-1], dropped_by[-1], rules)
+    return record, _judged(record, frames, dropped_by, len(trajectory.unreadable), rules)
 
 
 def _in_one_order(record: Record, trajectory: Trajectory, reorder: bool) -> tuple[list[Structure], str]:
@@ -130,22 +58,12 @@ def _in_one_order(record: Record, trajectory: Trajectory, reorder: bool) -> tupl
     if not problem or not reorder:
         return frames, problem
     record.findings.append(Finding("different_atoms", "reordered", problem))
-    frames = [frames[0], *(_reordered(frames[0], frame) for frame in frames[1:])]
+    frames = [frames[0], *(reordered(frames[0], frame) for frame in frames[1:])]
     return frames, atoms_differ(frames)
 
 
-def _reordered(initial: Structure, frame: Structure) -> Structure:
-    """The frame with its atoms in the order of ``initial``, if it has the same ones."""
-    if sorted(frame.numbers.tolist()) != sorted(initial.numbers.tolist()):
-        return frame
-    order, _ = best_order(initial, frame)
-    arrays = {name: getattr(frame, name) for name in ("numbers", "positions", "forces", "fixed", "tags")}
-    changes: dict[str, Any] = {name: None if array is None else array[order] for name, array in arrays.items()}
-    return replace(frame, **changes)
-
-
-def _cleaned(record: Record, frames: list[Structure], config: ImportConfig) -> tuple[list[Structure], Tagging | None]:
-    """Frames without jumps, with fixed atoms and tags; no tagging if the adsorbate is unclear.
+def _cleaned(record: Record, frames: list[Structure], config: ImportConfig, folder: str) -> list[Structure]:
+    """Frames without jumps, with fixed atoms and tags; the record gets what they are of.
 
     Raises:
         InputError: if tags, formula and constraint contradict each other.
@@ -157,23 +75,27 @@ def _cleaned(record: Record, frames: list[Structure], config: ImportConfig) -> t
         k, atom = unwrapped.ambiguous[0]
         text = f"atom {atom} moves by about half a lattice vector on the way to {frames[k].where}"
         record.findings.append(Finding("ambiguous_step", config.rules.ambiguous_step, text))
-    frames = _one_for_all(_one_for_all(frames, "fixed"), "tags")
+    frames = _one_for_all(_one_for_all(_one_for_all(frames, "fixed"), "tags"), "free_directions")
     fixed, record.fixed_by = fixed_atoms(frames[0], unwrapped.positions, config.infer_fixed)
-    tagging = None
-    try:
-        tagging = tag_atoms(frames[0], fixed, _adsorbate_name(frames[0], config), config.trust_tags)
-        tags, record.tagged_by, record.adsorbate = tagging.tags, tagging.method, tagging.adsorbate
-    except UnclearAdsorbate as error:
-        tags, record.tagged_by = _no_adsorbate(frames[0], fixed), "no adsorbate found"
-        record.findings.append(Finding("no_adsorbate", config.rules.no_adsorbate, str(error)))
-    record.catalyst = _catalyst(frames[0].numbers[tags < 2], config.split.catalysts)
+    if frames[0].free_directions is not None:
+        n_held = _held_in_part(frames[0])
+        text = f"{n_held} atoms are held along one or two directions; the forces along these do not count"
+        record.findings.append(Finding("held_in_part", config.rules.held_in_part, text))
+    if frames[0].other_constraints:
+        text = f"{', '.join(frames[0].other_constraints)} is not followed, so all forces on free atoms count"
+        record.findings.append(Finding("held_in_part", config.rules.held_in_part, text))
+    tags = _tagged(record, frames[0], fixed, config)
     record.elements = frozenset(frames[0].numbers.tolist())
+    if record.role in ("system", "clean slab"):
+        record.catalyst = catalyst_of(frames[0], tags < 2, config.split.catalysts, folder)
+    if config.slab_key is not None:
+        record.slab_key = str(frames[0].info.get(config.slab_key, ""))
     if config.split.key is not None:
-        record.split = _split_of(frames, config.split.key)
+        record.split = _split_of(frames, config.split.key, record.role == "system")
     return [
         replace(frame, positions=positions, fixed=fixed, tags=tags)
         for frame, positions in zip(frames, unwrapped.positions, strict=True)
-    ], tagging
+    ]
 
 
 def _one_for_all(frames: list[Structure], name: str) -> list[Structure]:
@@ -182,86 +104,65 @@ def _one_for_all(frames: list[Structure], name: str) -> list[Structure]:
     Raises:
         InputError: if two differ.
     """
-    given = [frame for frame in frames if getattr(frame, name).any()]
-    for frame in given[1:]:
-        if not np.array_equal(getattr(frame, name), getattr(given[0], name)):
-            what = "constraint" if name == "fixed" else "tags"
-            raise InputError(f"{frame.where}: another {what} than in {given[0].where}; give all frames the same")
-    return [replace(frame, **{name: getattr(given[0], name)}) for frame in frames] if given else frames
+    values = [getattr(frame, name) for frame in frames]
+    given = [i for i, value in enumerate(values) if value is not None and value.any()]
+    for i in given[1:]:
+        if not np.allclose(values[i], values[given[0]], atol=0.01):
+            what = "tags" if name == "tags" else "constraint"
+            raise InputError(
+                f"{frames[i].where}: another {what} than in {frames[given[0]].where}; give all frames the same"
+            )
+    return [replace(frame, **{name: values[given[0]]}) for frame in frames] if given else frames
 
 
-def _no_adsorbate(structure: Structure, fixed: ndarray) -> Int[ndarray, "n_atoms"]:
+def _held_in_part(structure: Structure) -> int:
+    """Number of atoms that a constraint holds along one or two directions."""
+    assert structure.free_directions is not None
+    freedom = np.trace(structure.free_directions, axis1=1, axis2=2)
+    return int(((freedom > 0.5) & (freedom < 2.5)).sum())
+
+
+def _tagged(record: Record, structure: Structure, fixed: ndarray, config: ImportConfig) -> Int[ndarray, "n_atoms"]:
+    """Tags, and in the record what the structure is: with an adsorbate, a clean slab, a molecule or a bulk crystal."""
+    without_adsorbate = np.zeros(len(structure), np.int64)
+    is_metal = not np.isin(structure.numbers, list(NONMETALS)).any()
+    if is_molecule(structure):
+        record.role, record.tagged_by = "gas molecule", "molecules: none"
+        return without_adsorbate
     try:
-        return slab_only(structure, fixed)
-    except UnclearAdsorbate:
-        return np.zeros(len(structure), np.int64)
+        tagging = tag_atoms(structure, fixed, _adsorbate_name(structure, config, is_metal), config.trust_tags)
+    except UnclearAdsorbate as error:
+        record.tagged_by = "no adsorbate found"
+        if is_metal and isinstance(error, NoAdsorbate | NoVacuum):
+            record.tagged_by = "metals only: no adsorbate"
+        try:
+            tags = slab_only(structure, fixed)
+            record.role = "clean slab" if is_metal and isinstance(error, NoAdsorbate) else "system"
+        except NoVacuum:
+            tags, record.role = without_adsorbate, "bulk" if is_metal else "system"
+        if record.role == "system":
+            record.findings.append(Finding("no_adsorbate", config.rules.no_adsorbate, str(error)))
+        if record.role == "clean slab":
+            record.slab = _part(structure, np.ones(len(structure), bool))
+        return tags
+    record.tagged_by, record.adsorbate = tagging.method, tagging.adsorbate
+    adsorbate = tagging.tags == 2
+    record.adsorbate_numbers = tuple(structure.numbers[adsorbate].tolist())
+    record.slab = _part(structure, ~adsorbate)
+    return tagging.tags
 
 
-def _adsorbate_name(structure: Structure, config: ImportConfig) -> str:
+def _adsorbate_name(structure: Structure, config: ImportConfig, is_metal: bool) -> str:
+    """The formula that the options give the adsorbate, or an empty string; a clean slab needs none."""
     if config.adsorbate_key is None:
         return config.adsorbate.replace("*", "")
-    name = structure.info.get(config.adsorbate_key)
+    name = structure.info.get(config.adsorbate_key, "" if is_metal else None)
     if not isinstance(name, str):
         raise InputError(
             f"{structure.where}: no adsorbate formula under {config.adsorbate_key!r}; found "
             f"{', '.join(structure.info) or 'no keys'}"
         )
     return name.replace("*", "")
-
-
-def _catalyst(numbers: Int[ndarray, "n_slab"], what: str) -> str:
-    """Reduced formula of the slab, or its elements joined by hyphens."""
-    if what == "elements":
-        return "-".join(sorted({formula_of([z]) for z in numbers.tolist()}))
-    values, counts = np.unique(numbers, return_counts=True)
-    divisor = int(np.gcd.reduce(counts))
-    return formula_of(np.repeat(values, counts // divisor).tolist())
-
-
-def _split_of(frames: list[Structure], key: str) -> str:
-    """The split that all frames name.
-
-    Raises:
-        InputError: if they name none, or several.
-    """
-    names = {str(frame.info.get(key, "")) for frame in frames}
-    if names == {""}:
-        raise InputError(f"{frames[0].where}: no split under {key!r}; found {', '.join(frames[0].info) or 'no keys'}")
-    if len(names) > 1:
-        raise InputError(
-            f"{frames[0].where}: frames of this system are in several splits ({', '.join(sorted(names))}); "
-            "a system belongs to one"
-        )
-    return names.pop()
-
-
-def _first_kept_energy(frames: list[Structure], rules: Rules) -> float:
-    """Energy (eV) of the first frame that is kept (one that exploded would make a poor zero), else of the first."""
-    fates = judge_frames(frames, rules)
-    energies = [frames[i].energy for i in sorted(range(len(frames)), key=lambda i: fates[i] != "")]
-    return next((energy for energy in energies if energy is not None), 0.0)
-
-
-def _reference_energy(
-    record: Record, structure: Structure, tagging: Tagging | None, references: References, slab_key: str | None
-) -> float:
-    """Energy (eV) of the clean slab and the gas molecules.
-
-    Raises:
-        InputError: if a reference is missing.
-    """
-    if tagging is None:
-        raise InputError(
-            f"{structure.where}: no adsorption energy without knowing which atoms are the adsorbate "
-            f"({record.findings[-1].text.split(': ', 1)[-1]})"
-        )
-    slab = tagging.tags < 2
-    names = [record.sid]
-    if slab_key is not None and slab_key in structure.info:
-        names.append(str(structure.info[slab_key]))
-    gas_energy = references.gas_energy(structure.numbers[~slab].tolist())
-    record.slab_energy, record.slab_reference = references.slab_energy(names, _part(structure, slab))
-    return gas_energy + record.slab_energy
 
 
 def _part(structure: Structure, chosen: ndarray) -> Structure:
@@ -277,13 +178,75 @@ def _part(structure: Structure, chosen: ndarray) -> Structure:
     )
 
 
-def _judged(record: Record, frames: list[Structure], n_unreadable: int, rules: Rules) -> list[Structure]:
+def catalyst_of(structure: Structure, slab: ndarray, what: str, folder: str) -> str:
+    """What the catalyst of a system is called.
+
+    Args:
+        structure: the system.
+        slab: which atoms are the slab [n_atoms].
+        what: ``composition`` (its reduced formula), ``elements`` (joined by hyphens), ``folder``, or an info key.
+        folder: of the system's file.
+
+    Raises:
+        InputError: if ``what`` is an info key that the structure does not have.
+    """
+    numbers = structure.numbers[slab]
+    if what == "folder":
+        return folder
+    if what == "elements":
+        return "-".join(sorted({formula_of([z]) for z in numbers.tolist()}))
+    if what == "composition":
+        values, counts = np.unique(numbers, return_counts=True)
+        return formula_of(np.repeat(values, counts // int(np.gcd.reduce(counts))).tolist())
+    if what not in structure.info:
+        raise InputError(
+            f"{structure.where}: no catalyst under {what!r}; split.catalysts is composition, elements, folder or an "
+            f"info key; found {', '.join(structure.info) or 'no keys'}"
+        )
+    return str(structure.info[what])
+
+
+def _split_of(frames: list[Structure], key: str, required: bool) -> str:
+    """The split that all frames name; an empty string if they name none and need not.
+
+    Raises:
+        InputError: if they name none but must, or several.
+    """
+    names = {str(frame.info.get(key, "")) for frame in frames}
+    if names == {""} and required:
+        raise InputError(f"{frames[0].where}: no split under {key!r}; found {', '.join(frames[0].info) or 'no keys'}")
+    if len(names) > 1:
+        raise InputError(
+            f"{frames[0].where}: frames of this system are in several splits ({', '.join(sorted(names))}); "
+            "a system belongs to one"
+        )
+    return names.pop()
+
+
+def _first_kept_energy(frames: list[Structure], dropped_by: Sequence[str]) -> float:
+    """Energy (eV) of the first frame that is kept (one that exploded would make a poor zero), else of the first."""
+    energies = [frames[i].energy for i in sorted(range(len(frames)), key=lambda i: dropped_by[i] != "")]
+    return next((energy for energy in energies if energy is not None), 0.0)
+
+
+def _keep_as_reference(record: Record, last: Structure, dropped_by: str, rules: Rules) -> None:
+    """Keep the last frame of something without an adsorbate, if it is relaxed: its energy may be a reference."""
+    if dropped_by in ("", "no_forces") and (record.fmax is None or record.fmax <= rules.fmax):
+        record.last = last
+    elif record.role in ("clean slab", "gas molecule"):
+        why = dropped_by.replace("_", " ") or f"largest force {record.fmax:.3f} eV/Å in the last frame"
+        text = f"not taken as a reference energy: {why}"
+        record.findings.append(Finding("unconverged", rules.unconverged, text))
+
+
+def _judged(
+    record: Record, frames: list[Structure], dropped_by: Sequence[str], n_unreadable: int, rules: Rules
+) -> list[Structure]:
     """The frames for S2EF; ``record`` gets what became of all."""
-    dropped_by = judge_frames(frames, rules)
-    record.fmax = fmax_of(frames[-1])
     actions = asdict(rules)
-    for rule, text in _anomalies(frames, dropped_by, rules):
-        record.findings.append(Finding(rule, actions.get(rule, "frames"), text))
+    if record.role == "system":
+        for rule, text in _anomalies(frames, dropped_by, rules):
+            record.findings.append(Finding(rule, actions.get(rule, "frames"), text))
     # What cannot be read costs the frame only; all else is about the system.
     rule_of = {finding.action: finding.rule for finding in reversed(record.findings) if finding.rule != "unreadable"}
     unreadable = ["unreadable"] * n_unreadable
@@ -296,7 +259,7 @@ def _judged(record: Record, frames: list[Structure], n_unreadable: int, rules: R
             record.fates = [rule_of[action]] * len(frames) + unreadable
             return []
     record.fates = [rule or IN_S2EF for rule in dropped_by]
-    if "frames" not in rule_of:
+    if "frames" not in rule_of and record.role == "system":
         record.fates[0], record.fates[-1] = (
             fate if fate == IN_S2EF else ONLY_IN_IS2RE for fate in (record.fates[0], record.fates[-1])
         )
@@ -313,24 +276,15 @@ def _judged(record: Record, frames: list[Structure], n_unreadable: int, rules: R
     return kept
 
 
-def _anomalies(frames: list[Structure], dropped_by: list[str], rules: Rules) -> list[tuple[str, str]]:
+def _anomalies(frames: list[Structure], dropped_by: Sequence[str], rules: Rules) -> list[tuple[str, str]]:
     """What is wrong with the system as a relaxation: rule and words."""
     if len(frames) == 1:
         return [("single_frame", "one frame only, so there is no relaxation")]
-    found = judge_ends(frames[0], frames[-1], rules)
+    found = judge(frames[0], frames[-1], rules)
+    # An exploded last frame is dropped below; an initial structure is no reference that an adsorbate migrates from.
+    anomalies = [(rule, text) for rule, text in found.items() if rule not in ("exploded", "migrated")]
     if dropped_by[-1] in ("exploded", "energy_jump"):
-        found.append((dropped_by[-1], f"the last frame is dropped ({dropped_by[-1].replace('_', ' ')})"))
+        anomalies.append((dropped_by[-1], f"the last frame is dropped ({dropped_by[-1].replace('_', ' ')})"))
     if frames[-1].energy is None and any(frame.energy is not None for frame in frames):
-        found.append(("no_energy", "the last frame has no energy"))
-    return found
-
-
-def settle_energies(records: list[Record]) -> bool:
-    """Whether relaxed energies are known; systems without one are left out of IS2RE and IS2RS if others have one."""
-    systems = [record for record in records if record.initial is not None]
-    known = [record for record in systems if record.initial and record.initial.relaxed_energy is not None]
-    if known:
-        for record in systems:
-            if record not in known:
-                record.leave_out_of_is2re("no_energy", "no relaxed energy, which other systems have")
-    return bool(known)
+        anomalies.append(("no_energy", "the last frame has no energy"))
+    return anomalies

@@ -1,46 +1,43 @@
 """`equicat data import`: a group's own relaxations become a data set.
 
-From files to trajectories, one at a time (``trajectories``); each is unwrapped (``unwrap``), tagged (``tagging``),
-referenced (``references``) and judged (``rules``) in ``relaxation``; then the systems are divided into splits and
-written as :mod:`equicat.data.datasets` describes. ``report`` says what became of every frame.
+Relaxations are read one at a time (``trajectories``), unwrapped (``unwrap``), tagged (``tagging``) and judged
+(``rules``) in ``examine``, which notes everything in a ``record``. When all are read, ``settle`` decides what is
+subtracted from the energies; then the systems are divided into splits and written as :mod:`equicat.data.directory`
+describes. ``report`` says what became of every frame.
 """
 
 import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from itertools import accumulate, chain
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
-from equicat.data.directory import write_split
+from equicat.data.directory import subset_path, write_description, write_split
 from equicat.data.info import DatasetInfo
 from equicat.data.store import Store, write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_directory, write_json
+from equicat.sources.dft.clean_slabs import from_slab_files, is_used_by, place
 from equicat.sources.dft.config import ImportConfig
-from equicat.sources.dft.examine import Record, examine, settle_energies
-from equicat.sources.dft.references import References, csv_rows, load_references
+from equicat.sources.dft.examine import examine
+from equicat.sources.dft.record import Record
+from equicat.sources.dft.references import ReferenceFiles, load_references
 from equicat.sources.dft.report import Report
 from equicat.sources.dft.rules import Rules
-from equicat.sources.dft.trajectories import each_once, find_files, pairs, trajectories
+from equicat.sources.dft.settle import Settled, check_wishes, settle
+from equicat.sources.dft.tables import csv_entries
+from equicat.sources.dft.trajectories import Found, each_once, find_files, pairs, trajectories
 from equicat.sources.splits import Assignment, Kind, SplitConfig, assign
 
 __all__ = ["ImportConfig", "Rules", "import_dataset"]
 
 MAX_ERRORS = 5
 """Problems named in one message."""
-
-ENERGIES = {
-    ("adsorption", True): "adsorption: E(slab with adsorbate) - E(clean slab) - gas references.",
-    ("adsorption", False): "adsorption: as the files have them, nothing subtracted.",
-    ("total", False): "total: as the files have them.",
-    ("relative", False): "relative: the first frame kept of each system is zero.",
-}
-"""By kind, and whether references were subtracted."""
 
 
 def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = False, progress: bool = False) -> Report:
@@ -53,62 +50,92 @@ def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = F
         InputError: if ``out`` exists and ``overwrite`` is False, if a file is missing, if a rule whose action is error
             finds something (systems and advice are named), or if nothing is left.
     """
-    slab_files, _ = find_files(config.slab_files)
-    references = load_references(config.references, config.slab_table, slab_files, config.energy_key)
-    kind = _energy_reference(config, references)
-    files, skipped = find_files(config.files)
-    found = chain(
-        trajectories(files, config.energy_key, config.sid_key, config.join),
-        pairs(config.initial, config.relaxed, config.energy_key, config.sid_key),
-    )
+    slab_files, gas_files = find_files(config.slab_files), find_files(config.gas_files)
+    files = ReferenceFiles(config.references, config.slab_table, slab_files.files, gas_files.files)
+    given = load_references(files, config.energy_key)
+    check_wishes(config, given)
+    found = find_files(config.files)
     with replacing_directory(Path(out), overwrite) as temporary:
-        records: list[Record] = []
-
-        def kept_frames() -> Iterator[Structure]:
-            for trajectory in tqdm(each_once(found), desc="reading", unit="system", disable=not progress):
-                record, frames = examine(trajectory, config, kind, references)
-                records.append(record)
-                yield from frames
-
-        scratch = _scratch(temporary / "scratch", kept_frames())
-        _refuse(records)
-        notes = _notes(records)
-        assignment = _assign([r for r in records if r.initial is not None or r.n_s2ef], config.split)
-        info = _info(config, kind, references, records)
-        splits, subsets = _write(temporary, records, scratch, assignment, info)
+        kept = _read(temporary / "scratch", config, found, progress)
+        settled = settle(kept.records, config, given)
+        _refuse(kept.records)
+        if settled.formed and config.clean_slabs:
+            kept.add(from_slab_files(kept.records, given))
+        notes = [*found.notes, *slab_files.notes, *gas_files.notes, *settled.notes, *_notes(kept.records)]
+        assignment = _assign(kept.records, config.split)
+        info = _info(config, settled, kept.records)
+        splits, subsets = _write(temporary, kept, assignment, info)
         shutil.rmtree(temporary / "scratch", ignore_errors=True)
-        report = Report(records, ENERGIES[kind, bool(references)], splits, subsets, notes, skipped)
-        report.notes += assignment.notes
-        write_json(temporary / "dataset.json", {"format_version": 1, **asdict(info), "splits": splits})
+        notes += assignment.notes
+        report = Report(kept.records, settled, splits, subsets, notes, found.skipped, config.energy_key)
+        write_description(temporary, info, splits)
         write_json(temporary / "import.json", report.as_json())
         (temporary / "import.txt").write_text(report.as_text() + "\n", encoding="utf-8")
     return report
 
 
-def _energy_reference(config: ImportConfig, references: References) -> str:
-    """What the energies of the data set will be.
+@dataclass
+class Kept:
+    """All systems, and the frames of them that are kept, with total energies."""
 
-    Raises:
-        InputError: if adsorption energies are wanted but there is nothing to form them with.
-    """
-    kind = config.energy_reference or ("adsorption" if references else "total")
-    if kind == "adsorption" and not references and config.energy_key is None:
-        raise InputError(
-            "adsorption energies need references (--references FILE, --slab_files), or, if the files hold adsorption "
-            "energies already, the key that they are under (--energy_key); else choose total or relative"
-        )
-    if kind != "adsorption" and references:
-        raise InputError(f"references are given, but energy_reference is {kind}; leave one of them out")
-    return kind
+    records: list[Record]
+    scratch: Store | None
+    """The frames of the files; None if there are none."""
+    added: dict[str, Structure] = field(default_factory=dict)
+    """Frames of systems that were added later, by system id."""
+
+    def add(self, systems: Iterable[tuple[Record, Structure]]) -> None:
+        """Add systems of one frame each."""
+        for record, frame in systems:
+            self.records.append(record)
+            self.added[record.sid] = frame
+
+    def frames(self, records: Iterable[Record]) -> Iterator[Structure]:
+        """The S2EF frames of some systems, with the energies that the data set has."""
+        for record in records:
+            if not record.n_s2ef:
+                continue
+            own = [self.added[record.sid]] if record.sid in self.added else (self.stored(row) for row in record.rows)
+            for frame in own:
+                assert frame.energy is not None
+                yield replace(frame, energy=frame.energy - record.zero)
+
+    def stored(self, row: int) -> Structure:
+        """One of the frames of the files."""
+        assert self.scratch is not None
+        return self.scratch[row]
+
+    @staticmethod
+    def initial(records: Iterable[Record]) -> Iterator[Structure]:
+        """The initial structures of those systems that count for IS2RE and IS2RS, with the energies of the data set."""
+        for record in records:
+            if record.initial is not None:
+                yield replace(record.initial, relaxed_energy=record.relaxed_energy)
 
 
-def _scratch(path: Path, frames: Iterator[Structure]) -> Store | None:
-    """All frames that are kept, in a store to copy the splits from; None if there are none."""
+def _read(scratch: Path, config: ImportConfig, found: Found, progress: bool) -> Kept:
+    """Read all files; frames that are kept go to a store at ``scratch``."""
+    records: list[Record] = []
+    relaxations = chain(
+        trajectories(found.files, config.energy_key, config.sid_key, config.join),
+        pairs(config.initial, config.relaxed, config.energy_key, config.sid_key),
+    )
+
+    def kept_frames() -> Iterator[Structure]:
+        n_frames = 0
+        for trajectory in tqdm(each_once(relaxations), desc="reading", unit="system", disable=not progress):
+            record, frames = examine(trajectory, config)
+            record.rows = range(n_frames, n_frames + len(frames))
+            n_frames += len(frames)
+            records.append(record)
+            yield from frames
+
+    frames = kept_frames()
     first = next(frames, None)
     if first is None:
-        return None
-    write_store(path, chain([first], frames), DatasetInfo())
-    return Store(path)
+        return Kept(records, None)
+    write_store(scratch, chain([first], frames), DatasetInfo())
+    return Kept(records, Store(scratch))
 
 
 def _refuse(records: Sequence[Record]) -> None:
@@ -117,16 +144,22 @@ def _refuse(records: Sequence[Record]) -> None:
     Raises:
         InputError: for findings whose action is error, the same ones together; or if nothing is left.
     """
-    errors: dict[tuple[str, str], list[str]] = defaultdict(list)
+    errors: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for finding in record.findings:
             if finding.action == "error":
-                errors[finding.rule, finding.text].append(record.sid)
-    if errors:
-        texts = [f"{text} ({_systems(sids)})" for (_, text), sids in errors.items()]
-        more = f"; and {len(texts) - MAX_ERRORS} more problems" if len(texts) > MAX_ERRORS else ""
-        options = " ".join(sorted({f"--rules.{rule} drop" for rule, _ in errors}))
-        raise InputError(f"{'; '.join(texts[:MAX_ERRORS])}{more}. To leave out such systems: {options}")
+                # Missing references are told apart, other findings of one rule are one problem.
+                known = errors[finding.rule]
+                text = finding.text if finding.rule == "no_reference" else next(iter(known), finding.text)
+                known[text].append(record.sid)
+    problems = [f"{text} ({_systems(sids)})" for known in errors.values() for text, sids in known.items()]
+    if problems:
+        options = " ".join(f"--rules.{rule} drop" for rule in sorted(errors))
+        advice = f"To leave out such systems: {options}"
+        if len(problems) == 1:
+            raise InputError(f"{problems[0]}. {advice}")
+        more = [f"and {len(problems) - MAX_ERRORS} more problems"] if len(problems) > MAX_ERRORS else []
+        raise InputError(f"{len(problems)} problems in the files", [*problems[:MAX_ERRORS], *more, advice])
     if not any(record.initial is not None or record.n_s2ef for record in records):
         reasons = [finding.text for record in records for finding in record.findings]
         dropped = sum((record.dropped for record in records), Counter())
@@ -145,7 +178,7 @@ def _notes(records: list[Record]) -> list[str]:
     notes = []
     if not any(record.n_s2ef for record in records):
         notes.append("no S2EF data: no frame has both an energy and forces")
-    has_energies = settle_energies(records)
+    has_energies = _settle_relaxed_energies(records)
     if not any(record.initial is not None for record in records):
         notes.append("no IS2RE and IS2RS data: no system has both an initial and a relaxed structure that count")
     elif not has_energies:
@@ -153,64 +186,80 @@ def _notes(records: list[Record]) -> list[str]:
     return notes
 
 
+def _settle_relaxed_energies(records: Sequence[Record]) -> bool:
+    """Whether relaxed energies are known; systems without one are left out of IS2RE and IS2RS if others have one."""
+    systems = [record for record in records if record.initial is not None]
+    known = [record for record in systems if record.relaxed_energy is not None]
+    if known:
+        for record in systems:
+            if record not in known:
+                record.leave_out_of_is2re("no_energy", "no relaxed energy, which other systems have")
+    return bool(known)
+
+
 def _assign(records: Sequence[Record], config: SplitConfig) -> Assignment:
     """Every system to a split; ``record.split`` gets its name."""
-    given = None
-    if config.name is not None:
-        given = {record.sid: config.name for record in records}
-    elif config.key is not None:
-        given = {record.sid: record.split for record in records}
-    elif config.file is not None:
-        table = {sid.strip(): name.strip() for sid, name in csv_rows(config.file, "system id, split")}
-        absent = [record.sid for record in records if record.sid not in table]
-        if absent:
-            raise InputError(f"{config.file}: no split for {_systems(absent)} ({len(absent)} of {len(records)})")
-        given = {record.sid: table[record.sid] for record in records}
-    for sid, name in (given or {}).items():
+    left = [record for record in records if record.initial is not None or record.n_s2ef]
+    # Without systems with adsorbates, a data set of clean slabs or molecules is divided like any other.
+    systems = [record for record in left if record.role == "system"] or left
+    given = _given_splits(left, systems, config)
+    for sid, name in given.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise InputError(f"system {sid}: {name!r} cannot be a split; use letters, digits, - and _")
-    kinds = [Kind(record.sid, record.adsorbate, record.catalyst, record.elements) for record in records]
-    assignment = assign(kinds, config, given)
+    kinds = [Kind(record.sid, record.adsorbate, record.catalyst, record.elements) for record in systems]
+    assignment = assign(kinds, config, given or None)
     split_of = {sid: name for name, sids in assignment.splits.items() for sid in sids}
-    for record in records:
+    for record in systems:
         record.split = split_of[record.sid]
+    place([record for record in left if record not in systems], systems, assignment, given)
     return assignment
 
 
-def _info(config: ImportConfig, kind: str, references: References, records: Sequence[Record]) -> DatasetInfo:
+def _given_splits(left: Sequence[Record], systems: Sequence[Record], config: SplitConfig) -> dict[str, str]:
+    """Splits by system id that are not to be drawn; every one of ``systems`` has one then, the rest may have one."""
+    if config.name is not None:
+        return {record.sid: config.name for record in left}
+    if config.key is not None:
+        return {record.sid: record.split for record in left if record.split}
+    if config.file is None:
+        return {}
+    table: dict[str, str] = {}
+    for sid, name, where in csv_entries(config.file, "system id, split"):
+        if table.setdefault(sid, name) != name:
+            raise InputError(f"{where}: system {sid} is in {name}, and in {table[sid]} before; a system belongs to one")
+    absent = [record.sid for record in systems if record.sid not in table]
+    if absent:
+        raise InputError(f"{config.file}: no split for {_systems(absent)} ({len(absent)} of {len(systems)})")
+    return {record.sid: table[record.sid] for record in left if record.sid in table}
+
+
+def _info(config: ImportConfig, settled: Settled, records: Sequence[Record]) -> DatasetInfo:
     names = sorted({*(Path(f).name for f in (*config.files, *config.initial))})
-    slabs = {r.slab_reference: r.slab_energy for r in records if r.slab_reference}
+    slabs = {record.slab_reference: record.slab_energy for record in records if record.slab_energy}
+    gas = {name: energy.value for name, energy in settled.references.gas.items()} if settled.formed else {}
     return DatasetInfo(
-        energy_reference=kind,
-        reference_energies=dict(references.gas),
-        description=f"Imported from {', '.join(names[:3])}{' ...' if names[3:] else ''}. "
-        f"{ENERGIES[kind, bool(references)]}",
+        energy_reference=settled.kind,
+        reference_energies=gas,
+        description=f"Imported from {', '.join(names[:3])}{' ...' if names[3:] else ''}. {settled.text}",
         provenance={"generator": "equicat data import", "config": asdict(config), "slab_energies": slabs},
     )
 
 
 def _write(
-    root: Path, records: Sequence[Record], scratch: Store | None, assignment: Assignment, info: DatasetInfo
+    root: Path, kept: Kept, assignment: Assignment, info: DatasetInfo
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
     """Splits and subsets, and their numbers of systems and frames."""
-    ends = list(accumulate((record.n_s2ef for record in records), initial=0))
-    position = {record.sid: i for i, record in enumerate(records)}
+    by_sid = {record.sid: record for record in kept.records}
 
-    def frames(sids: Iterable[str]) -> Iterator[Structure]:
-        for i in (position[sid] for sid in sids):
-            for k in range(ends[i], ends[i + 1]):
-                assert scratch is not None
-                yield scratch[k]
+    def written(folder: Path, name: str, records: Sequence[Record]) -> dict[str, int]:
+        counts = write_split(folder, name, kept.frames(records), kept.initial(records), info)
+        return counts | {"clean_slabs": sum(record.role == "clean slab" for record in records)}
 
-    def initial(sids: Iterable[str]) -> Iterator[Structure]:
-        found = (records[position[sid]].initial for sid in sids)
-        return (structure for structure in found if structure is not None)
-
-    splits = {
-        name: write_split(root, name, frames(sids), initial(sids), info) for name, sids in assignment.splits.items()
-    }
+    members = {name: [by_sid[sid] for sid in sids] for name, sids in assignment.splits.items()}
+    splits = {name: written(root, name, records) for name, records in members.items()}
     subsets = {}
     for n in assignment.subsets:
-        sids = assignment.splits["train"][:n]
-        subsets[str(n)] = write_split(root / "subsets" / str(n), "train", frames(sids), initial(sids), info)
+        systems = members["train"][:n]
+        slabs = [record for record in members["train"][n:] if is_used_by(record, systems)]
+        subsets[str(n)] = written(subset_path(root, n), "train", [*systems, *slabs])
     return splits, subsets

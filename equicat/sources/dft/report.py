@@ -1,11 +1,13 @@
-"""What an import did with every frame of every file, for people (text) and for programs (JSON)."""
+"""The report of an import, which accounts for every frame of every file: text for people, JSON for programs."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from equicat.sources.dft.examine import IN_S2EF, ONLY_IN_IS2RE, Record
+from equicat.data.vasp import is_vasp
+from equicat.sources.dft.record import IN_S2EF, ONLY_IN_IS2RE, Record
+from equicat.sources.dft.settle import Settled
 
 MAX_LINES = 20
 """Systems listed on the screen; the report file lists all."""
@@ -20,14 +22,16 @@ class Report:
     """
 
     records: list[Record]
-    energies: str
-    """What the energies are, in words."""
+    settled: Settled
+    """The meaning of the energies."""
     splits: dict[str, dict[str, int]]
     """Systems (IS2RE, IS2RS) and frames (S2EF) written to each split."""
     subsets: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Files that were found but not read, and why."""
+    energy_key: str | None = None
+    """Where the energies were read."""
 
     def __post_init__(self) -> None:
         fates = Counter(fate for record in self.records for fate in record.fates)
@@ -45,14 +49,17 @@ class Report:
         """Files, systems and frames: those read, those kept, those dropped."""
         dropped = sum((record.dropped for record in self.records), Counter())
         relaxed = len(self._relaxed())
-        frames_only = sum(record.initial is None and record.n_s2ef > 0 for record in self.records)
+        roles = Counter(record.role for record in self.records if record.role in ("clean slab", "gas molecule"))
+        frames_only = sum(r.initial is None and r.n_s2ef > 0 and r.role not in roles for r in self.records)
         n_frames = sum(record.n_frames for record in self.records)
         return {
             "files": len({file for record in self.records for file in record.files}),
             "systems": len(self.records),
             "systems_is2re": relaxed,
             "systems_s2ef_only": frames_only,
-            "systems_dropped": len(self.records) - relaxed - frames_only,
+            "clean_slabs": roles["clean slab"],
+            "gas_molecules": roles["gas molecule"],
+            "systems_dropped": len(self.records) - relaxed - frames_only - roles.total(),
             "frames": n_frames,
             "frames_kept": n_frames - dropped.total(),
             "frames_s2ef": sum(record.n_s2ef for record in self.records),
@@ -95,7 +102,8 @@ class Report:
         """Everything."""
         return {
             "format_version": 1,
-            "energies": self.energies,
+            "energies": self.settled.text,
+            "energies_read": self._energies_read(),
             "counts": self.counts(),
             "lattice_jumps": self.jumps(),
             "rules": self.by_rule(),
@@ -108,15 +116,16 @@ class Report:
         }
 
     def as_text(self, max_lines: int | None = None) -> str:
-        """The same to read; ``max_lines`` limits the list of systems and files, None gives all."""
+        """The report to read; ``max_lines`` limits the lists of systems, None gives all and the list of files."""
         n, jumps = self.counts(), self.jumps()
         lines = [
             f"{n['files']:,} files, {n['systems']:,} systems, {n['frames']:,} frames",
             f"frames:  {n['frames']:,} in = {n['frames_kept']:,} kept ({n['frames_s2ef']:,} for S2EF, "
             f"{n['frames_is2re_only']:,} only as an initial or relaxed structure) + {n['frames_dropped']:,} dropped",
             f"systems: {n['systems']:,} in = {n['systems_is2re']:,} for IS2RE and IS2RS + "
-            f"{n['systems_s2ef_only']:,} for S2EF only + {n['systems_dropped']:,} dropped",
-            f"energies: {self.energies}",
+            f"{n['systems_s2ef_only']:,} for S2EF only + {n['systems_dropped']:,} dropped{_without_adsorbate(n)}",
+            f"energies: {self.settled.text}",
+            *self._energies_read(),
             f"lattice jumps: {jumps['undone']:,} undone in {jumps['systems']:,} systems; largest displacement "
             f"{jumps['largest_displacement_before']:.2f} Å before ({jumps['largest_displacement_before_in']}), "
             f"{jumps['largest_displacement_after']:.2f} Å after ({jumps['largest_displacement_after_in']})",
@@ -128,12 +137,52 @@ class Report:
             lines.append(f"not checked for convergence, without forces: {unknown:,} systems")
         lines += ["", *_table("split", self.splits)]
         lines += ["", *_table("subset", self.subsets)] if self.subsets else []
-        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {note}" for note in (*self.notes, *self._slab_notes())]
+        title, *rows = self._adsorption_energies()
+        lines += self._listed(title, rows, max_lines)
         lines += ["", *self._rule_lines()]
         lines += self._listed("systems with findings", [t for r in self.records for t in _finding_lines(r)], max_lines)
         files = [f"{file}: {_file_text(entry)}" for file, entry in _by_file(self.records).items()]
         files += [f"{file}: not read, {reason}" for file, reason in self.skipped.items()]
         return "\n".join(lines + (self._listed("files", files, None) if max_lines is None else []))
+
+    def _energies_read(self) -> list[str]:
+        """Which of VASP's energies were read, if there are files of VASP."""
+        if not any(is_vasp(file) for record in self.records for file in record.files):
+            return []
+        same = "gas and slab energies must be of the same kind"
+        if self.energy_key is None:
+            return [f"read from VASP: energy(sigma->0), not TOTEN; {same} (--energy_key free_energy reads TOTEN)"]
+        return [f"read from VASP: TOTEN; {same}"] if self.energy_key == "free_energy" else []
+
+    def _slab_notes(self) -> list[str]:
+        """Systems whose clean slab has an energy, but no frame in the data."""
+        if not self.settled.formed:
+            return []
+        kept = {record.sid for record in self.records if record.role == "clean slab" and record.n_s2ef}
+        missing = {r.slab_reference for r in self._relaxed() if r.clean_slab not in kept}
+        if not missing:
+            return []
+        return [
+            f"{len(missing)} clean slabs are not among the S2EF frames (no structure with forces, or left out), so a "
+            "model trained on these data need not give them 0 eV; docs/import.md says what to do"
+        ]
+
+    def _adsorption_energies(self) -> list[str]:
+        """A title, and for each relaxed system its adsorption energy and what that is measured against."""
+        if self.settled.kind != "adsorption":
+            return [""]
+        rows = [("system", "adsorbate", "E_ads [eV]", "gas reference", "clean slab")]
+        for r in self._relaxed():
+            energy = "unknown" if r.relaxed_energy is None else f"{r.relaxed_energy:.4f}"
+            gas = f"{r.adsorbate} = {r.gas_reference} = {r.gas_energy:.4f} eV" if r.gas_reference else ""
+            slab = f"{r.slab_energy:.4f} eV, {r.slab_reference}" if r.slab_reference else ""
+            rows.append((r.sid, r.adsorbate, energy, gas, slab))
+        if len(rows) == 1:
+            return [""]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return ["adsorption energies of relaxed systems", *lines]
 
     def _rule_lines(self) -> list[str]:
         lines = [f"{'rule':<18}{'frames dropped':>15}{'systems found':>15}{'S2EF only':>11}{'dropped':>9}"]
@@ -156,12 +205,22 @@ def _tally(words: Iterable[str]) -> str:
     return "; ".join(f"{word} ({n:,})" for word, n in counts.most_common())
 
 
+def _without_adsorbate(n: dict[str, int]) -> str:
+    """Numbers of clean slabs and molecules, if there are any."""
+    names = ("clean_slabs", "gas_molecules")
+    return "".join(f" + {n[name]:,} {name.replace('_', ' ')}" for name in names if n[name])
+
+
 def _table(title: str, splits: dict[str, dict[str, int]]) -> list[str]:
-    lines = [f"{title:<14}{'IS2RE systems':>14}{'S2EF frames':>13}"]
-    return lines + [f"{name:<14}{n['systems']:>14,}{n['frames']:>13,}" for name, n in splits.items()]
+    with_slabs = any(n["clean_slabs"] for n in splits.values())
+    lines = [f"{title:<14}{'IS2RE systems':>14}{'S2EF frames':>13}{'clean slabs':>13}"]
+    lines += [f"{name:<14}{n['systems']:>14,}{n['frames']:>13,}{n['clean_slabs']:>13,}" for name, n in splits.items()]
+    return lines if with_slabs else [line[:41] for line in lines]
 
 
 def _finding_lines(record: Record) -> list[str]:
+    if record.role == "gas molecule" and record.last is not None:
+        return []  # that its energy is a reference is as it should be
     lines = [f"{record.sid}: {f.rule.replace('_', ' ')} ({_done(f.action)}): {f.text}" for f in record.findings]
     said = {finding.rule for finding in record.findings if finding.action == "drop"}
     silent = [f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(record.dropped.items()) if rule not in said]
@@ -209,6 +268,7 @@ def _system(record: Record) -> dict[str, Any]:
         "frames_is2re_only": record.fates.count(ONLY_IN_IS2RE),
         "frames_dropped": dropped,
         "findings": [asdict(finding) for finding in record.findings],
+        "role": record.role,
         "adsorbate": record.adsorbate,
         "catalyst": record.catalyst,
         "tags_from": record.tagged_by,
@@ -217,6 +277,10 @@ def _system(record: Record) -> dict[str, Any]:
         "largest_displacement_before": record.displacement_before,
         "largest_displacement_after": record.displacement_after,
         "fmax_last": record.fmax,
+        "relaxed_energy": record.relaxed_energy,
         "subtracted_energy": record.zero,
+        "gas_reference": record.gas_reference or None,
+        "gas_energy": record.gas_energy if record.gas_reference else None,
         "slab_reference": record.slab_reference or None,
+        "slab_energy": record.slab_energy if record.slab_reference else None,
     }

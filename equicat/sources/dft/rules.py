@@ -1,23 +1,43 @@
-"""What does not look right in a relaxation, and what is done with it: stated rules, nothing else."""
+"""What does not look right in a relaxation, and what is done with it: stated rules, nothing else.
+
+:func:`judge` is the one judge of relaxations: of those that are imported, of the toy data, and of those that a model
+makes. Its words and those of the field:
+
+=============  =====================================  ======================================================
+here           OC20 (``DetectTrajAnomaly``)           CatBench
+=============  =====================================  ======================================================
+desorbed       desorbed: no bond to the slab left     (a large change of a bond)
+dissociated    dissociated: other bonds within the    (a large change of a bond)
+               adsorbate than at the start
+reconstructed  surface changed: other bonds within    unphysical relaxation: a slab atom moves more than 0.5 Å
+               the slab
+intercalated   intercalated: bond to a frozen atom
+migrated                                              adsorbate migration: a distance between an adsorbate atom
+                                                      and any atom within 6 Å changes by more than 20 %
+unconverged                                           unphysical relaxation: out of steps
+=============  =====================================  ======================================================
+
+Sources: fairchem (``fairchem.data.oc``, ``utils/flag_anomaly.py``), where two atoms are bonded below the sum of their
+covalent radii plus 0.6 Å, times 1.5 as a cushion; CatBench, Moon et al., Cell Rep. Phys. Sci. 6, 102968 (2025).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from ase.data import covalent_radii
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.optimize import linear_sum_assignment
 
-from equicat.data.contacts import bonded_groups, contact_ratios, formula_of
-from equicat.data.images import nearest_image
+from equicat.data.contacts import BONDED_RATIO, bonded_groups, contact_ratios, formula_of
+from equicat.data.images import minimum_image
 from equicat.data.structure import Structure
-from equicat.sources.dft.tagging import BONDED_RATIO
 
 SAME_CELL = 1e-3
 """Å. Lattice vectors that change by more change the cell."""
-OTHER_ORDER = 1.5
-"""Å. Only where some atom moves further is it asked whether another order of the atoms fits better."""
+MIGRATION_REACH = 6.0
+"""Å. Distances from an adsorbate atom that are longer, before and after, do not tell of migration."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +53,30 @@ class Rules:
     max_energy_jump: float = 5.0
     """eV. A frame this far above the frame kept before it, or below the last one kept, is dropped; .inf keeps all."""
     fmax: float = 0.05
-    """eV/Å. Converged if no force on a free atom of the last frame is larger."""
+    """eV/Å. Converged if no force on a free atom of the last frame is larger; along directions in which a constraint
+    holds an atom, forces do not count."""
     unconverged: Literal["error", "drop", "frames", "keep"] = "frames"
     """Last frame not converged."""
     desorbed_ratio: float = 1.5
     """A molecule is desorbed if it is further than this from every slab atom, in sums of covalent radii."""
     desorbed: Literal["error", "drop", "frames", "keep"] = "frames"
     """A part of the adsorbate has left the surface."""
+    dissociated_ratio: float = 1.5
+    """Adsorbate atoms are apart if no chain of distances below this links them, in sums of covalent radii."""
     dissociated: Literal["error", "drop", "frames", "keep"] = "frames"
-    """Adsorbate atoms bonded at the start (within 1.3 sums of covalent radii, or through others) are not at the end."""
+    """Adsorbate atoms bonded at the start (within 1.3 sums of covalent radii, or through others) are apart at the
+    end."""
     max_slab_move: float = 1.5
     """Å. A slab atom that has moved further has left its place."""
     reconstructed: Literal["error", "drop", "frames", "keep"] = "frames"
     """A slab atom has left its place."""
+    intercalated: Literal["error", "drop", "frames", "keep"] = "keep"
+    """An adsorbate atom is bonded (within 1.3 sums of covalent radii) to a subsurface atom (tag 0) at the end."""
+    migrated_share: float = 0.2
+    """An adsorbate has migrated if its distance to an atom within 6 Å changes by a larger share. Import does not ask:
+    an initial structure is no reference; compare a model's relaxed structure with that of DFT."""
+    held_in_part: Literal["error", "drop", "frames", "keep"] = "keep"
+    """A constraint holds an atom along one or two directions only."""
     ambiguous_step: Literal["error", "drop", "frames", "keep"] = "frames"
     """An atom moves by about half a lattice vector in one step, so which way it went is not known."""
     cell_changed: Literal["error", "drop", "frames", "keep"] = "frames"
@@ -53,7 +84,8 @@ class Rules:
     single_frame: Literal["error", "drop", "frames"] = "frames"
     """A trajectory with one frame: no relaxation."""
     no_adsorbate: Literal["error", "drop", "frames", "keep"] = "frames"
-    """No adsorbate found, or not clear which atoms it is."""
+    """No adsorbate found, or not clear which atoms it is. Clean slabs that are metals, and molecules, are known as
+    such."""
     different_atoms: Literal["error", "drop"] = "error"
     """Frames of a system, or initial and relaxed, have different atoms or another order."""
     contradiction: Literal["error", "drop"] = "error"
@@ -65,11 +97,17 @@ class Rules:
 
 
 def fmax_of(frame: Structure) -> float | None:
-    """Largest force (eV/Å) on a free atom, 0 if none is free; None without forces."""
+    """Largest force (eV/Å) on a free atom along the directions in which it may move; None without forces.
+
+    Zero if no atom is free.
+    """
     if frame.forces is None:
         return None
     assert frame.fixed is not None
-    return float(np.linalg.norm(frame.forces[~frame.fixed], axis=1).max(initial=0.0))
+    forces = frame.forces
+    if frame.free_directions is not None:
+        forces = (frame.free_directions @ forces[:, :, None])[:, :, 0]
+    return float(np.linalg.norm(forces[~frame.fixed], axis=1).max(initial=0.0))
 
 
 def judge_frames(frames: Sequence[Structure], rules: Rules) -> list[str]:
@@ -96,109 +134,85 @@ def judge_frames(frames: Sequence[Structure], rules: Rules) -> list[str]:
     return fate
 
 
-def judge_ends(first: Structure, last: Structure, rules: Rules) -> list[tuple[str, str]]:
-    """Anomalies of a relaxed system: rule, and what was found in words.
-
-    The kinds are those of OC20 (``DetectTrajAnomaly`` in fairchem: desorbed, dissociated, surface changed); here each
-    is one distance, so that a user can say what is meant.
+def judge(initial: Structure, relaxed: Structure, rules: Rules | None = None) -> dict[str, str]:
+    """What is wrong with a relaxed structure: rule, and what was found in words.
 
     Args:
-        first: the initial structure, tagged.
-        last: the relaxed one, with the same tags and without jumps.
-        rules: the limits.
+        initial: where the relaxation started, tagged (adsorbate 2, subsurface 0); or, to ask whether an adsorbate has
+            migrated as CatBench does, the structure that DFT relaxed.
+        relaxed: its end: the same atoms in the same order, in any periodic image. Its forces tell whether it has
+            converged or exploded; without forces neither is asked.
+        rules: the limits; by default those of :class:`Rules`.
+
+    Returns:
+        Any of ``exploded``, ``unconverged``, ``cell_changed``, ``desorbed``, ``dissociated``, ``intercalated``,
+        ``migrated`` and ``reconstructed``; nothing if all is well. Without an adsorbate, nothing is said of it.
     """
-    found = []
-    fmax = fmax_of(last)
-    if fmax is not None and fmax > rules.fmax:
-        found.append(("unconverged", f"largest force {fmax:.3f} eV/Å in the last frame"))
-    if np.abs(last.cell - first.cell).max() > SAME_CELL:
-        found.append(("cell_changed", f"a lattice vector changes by {np.abs(last.cell - first.cell).max():.3f} Å"))
-    assert first.tags is not None
-    adsorbate = first.tags == 2
-    if adsorbate.any():
-        found += _judge_adsorbate(first, last, rules)
-    moved = np.where(adsorbate, 0.0, np.linalg.norm(last.positions - first.positions, axis=1))
+    rules = rules or Rules()
+    found: dict[str, str] = {}
+    fmax = fmax_of(relaxed)
+    if fmax is not None and fmax > rules.max_force:
+        found["exploded"] = f"largest force {fmax:.3g} eV/Å in the last frame"
+    elif fmax is not None and fmax > rules.fmax:
+        found["unconverged"] = f"largest force {fmax:.3f} eV/Å in the last frame"
+    change = np.abs(relaxed.cell - initial.cell).max()
+    if change > SAME_CELL:
+        found["cell_changed"] = f"a lattice vector changes by {change:.3f} Å"
+    assert initial.tags is not None
+    adsorbate = initial.tags == 2
+    if adsorbate.any() and not adsorbate.all():
+        found |= _judge_adsorbate(initial, relaxed, adsorbate, rules)
+    steps = minimum_image(relaxed.positions - initial.positions, relaxed.cell, relaxed.pbc)
+    moved = np.where(adsorbate, 0.0, np.linalg.norm(steps, axis=1))
     if moved.max() > rules.max_slab_move:
-        found.append(("reconstructed", f"slab atom {moved.argmax()} moves {moved.max():.2f} Å"))
+        found["reconstructed"] = f"slab atom {moved.argmax()} moves {moved.max():.2f} Å"
     return found
 
 
-def _judge_adsorbate(first: Structure, last: Structure, rules: Rules) -> list[tuple[str, str]]:
-    assert first.tags is not None
-    adsorbate = first.tags == 2
-    before, after = (contact_ratios(s.numbers, s.positions, s.cell, s.pbc, adsorbate) for s in (first, last))
-    bonded_before, bonded_after = (bonded_groups(ratios[:, adsorbate], BONDED_RATIO) for ratios in (before, after))
-    numbers = first.numbers[adsorbate]
-    found = []
-    for group in range(bonded_after.max() + 1):
-        members = bonded_after == group
+def _judge_adsorbate(
+    initial: Structure, relaxed: Structure, adsorbate: Bool[ndarray, "n_atoms"], rules: Rules
+) -> dict[str, str]:
+    before, after = (contact_ratios(s.numbers, s.positions, s.cell, s.pbc, adsorbate) for s in (initial, relaxed))
+    numbers = initial.numbers[adsorbate]
+    found: dict[str, str] = {}
+    piece = bonded_groups(after[:, adsorbate], rules.dissociated_ratio)
+    for members in (piece == k for k in range(piece.max() + 1)):
         distance = after[members][:, ~adsorbate].min()
         if distance > rules.desorbed_ratio:
-            molecule = formula_of(numbers[members].tolist())
-            found.append(("desorbed", f"{molecule} is {distance:.2f} sums of covalent radii from the slab"))
-    for group in range(bonded_before.max() + 1):
-        pieces = bonded_after[bonded_before == group]
-        if len(set(pieces.tolist())) > 1:
-            molecule = formula_of(numbers[bonded_before == group].tolist())
-            found.append(("dissociated", f"{molecule} falls into {len(set(pieces.tolist()))} pieces"))
+            formula = formula_of(numbers[members].tolist())
+            found.setdefault("desorbed", f"{formula} is {distance:.2f} sums of covalent radii from the slab")
+    molecule = bonded_groups(before[:, adsorbate], BONDED_RATIO)
+    for members in (molecule == k for k in range(molecule.max() + 1)):
+        n_pieces = len(set(piece[members].tolist()))
+        if n_pieces > 1:
+            formula = formula_of(numbers[members].tolist())
+            found.setdefault("dissociated", f"{formula} falls into {n_pieces} pieces")
+    assert initial.tags is not None
+    subsurface = np.asarray(initial.tags == 0)
+    if subsurface.any() and 1 in initial.tags:
+        atom, deep = np.unravel_index(after[:, subsurface].argmin(), after[:, subsurface].shape)
+        if after[:, subsurface][atom, deep] < BONDED_RATIO:
+            which = f"{formula_of([int(numbers[atom])])} (atom {np.flatnonzero(adsorbate)[atom]})"
+            found["intercalated"] = f"{which} is bonded to subsurface atom {np.flatnonzero(subsurface)[deep]}"
+    change = _largest_change(numbers, initial.numbers, before, after)
+    if change > rules.migrated_share:
+        found["migrated"] = f"a distance between the adsorbate and an atom near it changes by {change:.0%}"
     return found
 
 
-def atoms_differ(frames: Sequence[Structure]) -> str:
-    """What is wrong if the frames do not have the same atoms in the same order, or an empty string."""
-    first = frames[0]
-    for frame in frames[1:]:
-        if sorted(frame.numbers.tolist()) != sorted(first.numbers.tolist()):
-            return (
-                f"{frame.where} has {formula_of(frame.numbers.tolist())}, {first.where} has "
-                f"{formula_of(first.numbers.tolist())}; frames of one system must have the same atoms"
-            )
-        if not np.array_equal(frame.numbers, first.numbers):
-            atom = int((frame.numbers != first.numbers).argmax())
-            return (
-                f"{frame.where} has the atoms of {first.where} in another order, from atom {atom}"
-                f"{_order_advice(first, frame)}"
-            )
-    return ""
+def _largest_change(
+    adsorbate: Int[ndarray, "n_adsorbate"],
+    numbers: Int[ndarray, "n_atoms"],
+    before: Float[ndarray, "n_adsorbate n_atoms"],
+    after: Float[ndarray, "n_adsorbate n_atoms"],
+) -> float:
+    """Largest relative change of the distance between an adsorbate atom and an atom that is near it before or after.
 
-
-def order_differs(initial: Structure, relaxed: Structure) -> str:
-    """What is wrong if atoms of one element seem to have changed places, or an empty string.
-
-    That is so if some atom moves far and, with the atoms in another order, none moves half as far.
+    Args:
+        adsorbate: atomic numbers of the adsorbate.
+        numbers: atomic numbers of all atoms.
+        before, after: their distances in sums of covalent radii.
     """
-    shift, _ = nearest_image(relaxed.positions - initial.positions, relaxed.cell, relaxed.pbc)
-    moves = np.linalg.norm(relaxed.positions - initial.positions + shift @ relaxed.cell, axis=1)
-    if moves.max() < OTHER_ORDER:
-        return ""
-    order, furthest = best_order(initial, relaxed)
-    if np.array_equal(order, np.arange(len(order))) or furthest > moves.max() / 2:
-        return ""
-    return (
-        f"{relaxed.where} seems to have the atoms of {initial.where} in another order: atom {moves.argmax()} moves "
-        f"{moves.max():.2f} Å{_order_advice(initial, relaxed)}"
-    )
-
-
-def best_order(initial: Structure, relaxed: Structure) -> tuple[ndarray, float]:
-    """Indices into ``relaxed`` that bring it closest to ``initial`` atom by atom, and the largest distance (Å) left."""
-    order = np.zeros(len(initial), np.int64)
-    furthest = 0.0
-    for z in set(initial.numbers.tolist()):
-        here, there = np.flatnonzero(initial.numbers == z), np.flatnonzero(relaxed.numbers == z)
-        delta = (relaxed.positions[there] - initial.positions[here][:, None]).reshape(-1, 3)
-        shift, _ = nearest_image(delta, relaxed.cell, relaxed.pbc)
-        distance: Float[ndarray, "n n"] = np.linalg.norm(delta + shift @ relaxed.cell, axis=1).reshape(len(here), -1)
-        rows, columns = linear_sum_assignment(distance**2)
-        order[here[rows]] = there[columns]
-        furthest = max(furthest, float(distance[rows, columns].max()))
-    return order, furthest
-
-
-def _order_advice(initial: Structure, relaxed: Structure) -> str:
-    order, furthest = best_order(initial, relaxed)
-    indices = " ".join(map(str, order)) if len(order) <= 24 else f"{' '.join(map(str, order[:24]))} ..."
-    return (
-        f"; reordered as [{indices}] no atom moves more than {furthest:.2f} Å: reorder the file, or let --reorder true "
-        "do it"
-    )
+    radii = covalent_radii[adsorbate][:, None] + covalent_radii[numbers]
+    near = (np.minimum(before, after) * radii <= MIGRATION_REACH) & (before > 0)
+    return float((np.abs(after - before)[near] / before[near]).max(initial=0.0))

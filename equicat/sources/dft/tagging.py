@@ -4,34 +4,35 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
-from ase.formula import Formula
-from ase.geometry import complete_cell
+from ase.data import chemical_symbols
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from equicat.data.contacts import bonded_groups, contact_ratios, formula_of, molecules_of
+from equicat.data.contacts import (
+    BONDED_RATIO,
+    NONMETALS,
+    bonded_groups,
+    composition,
+    contact_ratios,
+    formula_of,
+    molecules_of,
+)
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.sources.dft.vacuum import NoVacuum, UnclearAdsorbate, heights, is_surrounded_by_vacuum
 
-NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53})
-"""What an adsorbate may be made of when nothing says what it is: H, B to F, Si to Cl, As to Br, Te, I."""
-BONDED_RATIO = 1.3
-"""Two adsorbate atoms closer than this many sums of covalent radii are bonded."""
 SURFACE_DEPTH = 2.0
 """Å. Where the constraint does not divide the slab, its atoms down to this below the highest are the surface."""
 SAME_HEIGHT = 0.3
 """Å. Atoms of one element closer in height than this are equally likely to be the adsorbate."""
-MIN_VACUUM = 3.0
-"""Å. Less empty space than this along a periodic direction is no vacuum."""
 UNMOVED = 1e-4
 """Å. An atom that stays within this through a relaxation in which others move is taken to be held."""
 FIXED_MOVES = 0.05
 """Å. A fixed atom that moves further contradicts its constraint."""
 
 
-class UnclearAdsorbate(InputError):
-    """It cannot be told which atoms are the adsorbate."""
+class NoAdsorbate(UnclearAdsorbate):
+    """No atom can be an adsorbate: the structure may be a clean slab."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def fixed_atoms(
         InputError: if a fixed atom moves.
     """
     fixed = np.array(structure.fixed)
+    in_part = structure.free_directions is not None
     moves = np.linalg.norm(positions - positions[0], axis=2).max(0)
     if fixed.any():
         held = np.where(fixed, moves, 0.0)
@@ -68,7 +70,9 @@ def fixed_atoms(
                 f"{structure.where}: atom {held.argmax()} is fixed but moves {held.max():.2f} Å along the trajectory; "
                 "correct the constraint"
             )
-        return fixed, "constraint"
+        return fixed, "constraint, which holds others in part" if in_part else "constraint"
+    if in_part:
+        return fixed, "none: the constraint holds atoms in part only"
     if infer and moves.max() > 100 * UNMOVED:
         unmoved = moves < UNMOVED
         return unmoved, "atoms that never move" if unmoved.any() else "none: every atom moves"
@@ -85,7 +89,8 @@ def tag_atoms(structure: Structure, fixed: Bool[ndarray, "n_atoms"], name: str =
         trust: use the structure's own tags if it has some.
 
     Raises:
-        UnclearAdsorbate: if none is found, or several choices are equally good.
+        NoAdsorbate: if no atom can be one.
+        UnclearAdsorbate: if several choices are equally good, or there is no surface.
         InputError: if what is given contradicts itself: an adsorbate atom is fixed, or tags and formula differ.
     """
     counts = composition(name, "the adsorbate")
@@ -98,6 +103,8 @@ def tag_atoms(structure: Structure, fixed: Bool[ndarray, "n_atoms"], name: str =
     elif trust and tags.max() > 2 and tags.min() == 0:
         # How ase.build numbers the layers of a slab, from 1 at the top.
         adsorbate, method = tags == 0, "layer tags of ase.build: 0 is the adsorbate"
+    elif counts and not (NONMETALS | set(counts)) & set(structure.numbers.tolist()):
+        raise NoAdsorbate(f"{structure.where}: no adsorbate found: metals only, none of the atoms of {name}")
     elif counts:
         adsorbate, method = _by_formula(structure, fixed, counts), f"adsorbate formula {name}"
     else:
@@ -113,22 +120,26 @@ def tag_atoms(structure: Structure, fixed: Bool[ndarray, "n_atoms"], name: str =
     return Tagging(np.where(adsorbate, 2, surface.astype(np.int64)), name or molecules, method)
 
 
+def is_molecule(structure: Structure) -> bool:
+    """Whether the structure is one molecule in empty space: nonmetals, all bonded, no tags that speak of a slab."""
+    assert structure.tags is not None
+    tagged = structure.tags == 2
+    if not np.isin(structure.numbers, list(NONMETALS)).all() or (tagged.any() and not tagged.all()):
+        return False
+    if not is_surrounded_by_vacuum(structure):
+        return False
+    everything = np.ones(len(structure), bool)
+    ratios = contact_ratios(structure.numbers, structure.positions, structure.cell, structure.pbc, everything)
+    return bool(bonded_groups(ratios, BONDED_RATIO).max() == 0)
+
+
 def slab_only(structure: Structure, fixed: Bool[ndarray, "n_atoms"]) -> Int[ndarray, "n_atoms"]:
-    """Tags of a system of which no atom is known to be an adsorbate."""
-    return _surface(structure, np.zeros(len(structure), bool), fixed)[0].astype(np.int64)
-
-
-def composition(formula: str, what: str) -> dict[int, int]:
-    """Atomic number to count; ``*`` (an adsorbate's bond to the surface) is ignored.
+    """Tags of a slab without adsorbate.
 
     Raises:
-        InputError: if it is no formula.
+        NoVacuum: if there is no surface.
     """
-    try:
-        counts = Formula(formula.replace("*", "")).count()
-        return {atomic_numbers[symbol]: n for symbol, n in counts.items()}
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{what}: {formula!r} is no chemical formula; write such as CO, CH3O or H2O") from error
+    return _surface(structure, np.zeros(len(structure), bool), fixed)[0].astype(np.int64)
 
 
 def _check(
@@ -165,7 +176,7 @@ def _check(
 def _is_below(structure: Structure, adsorbate: Bool[ndarray, "n_atoms"], fixed: Bool[ndarray, "n_atoms"]) -> bool:
     try:
         height = heights(structure, fixed)
-    except UnclearAdsorbate:
+    except NoVacuum:
         return False
     return bool(height[adsorbate].max() < height[~adsorbate].min())
 
@@ -180,7 +191,7 @@ def _by_element(structure: Structure, fixed: Bool[ndarray, "n_atoms"]) -> Bool[n
     nonmetal = np.isin(structure.numbers, list(NONMETALS))
     adsorbate = nonmetal & ~np.isin(structure.numbers, list(of_slab))
     if not adsorbate.any():
-        raise UnclearAdsorbate(
+        raise NoAdsorbate(
             f"{structure.where}: no adsorbate found: no nonmetal that the slab does not have (slab: "
             f"{', '.join(chemical_symbols[z] for z in sorted(of_slab))}); give tags or the adsorbate's formula"
         )
@@ -254,49 +265,3 @@ def _surface(
         return slab & ~fixed, "free slab atoms"
     height = heights(structure, fixed)
     return slab & (height > height[slab].max() - SURFACE_DEPTH), f"highest {SURFACE_DEPTH:g} Å of the slab"
-
-
-def heights(structure: Structure, fixed: Bool[ndarray, "n_atoms"]) -> Float[ndarray, "n_atoms"]:
-    """Height (Å) of each atom above the lowest along the normal of the surface; fixed atoms are at the bottom.
-
-    Raises:
-        UnclearAdsorbate: if there is no vacuum.
-    """
-    fractional, spacing, axis = _across(structure)
-    height = fractional[:, axis] * spacing[axis]
-    if structure.pbc[axis]:
-        # Cut open in the middle of the largest gap: a slab may stick out of one end of its cell and in at the other.
-        ordered = np.sort(height % spacing[axis])
-        gaps = np.diff(ordered, append=ordered[0] + spacing[axis])
-        height = (height - ordered[(int(gaps.argmax()) + 1) % len(ordered)] + 1e-9) % spacing[axis]
-    height = height - height.min()
-    if fixed.any() and not fixed.all() and height[fixed].mean() > height[~fixed].mean():
-        height = height.max() - height
-    return height
-
-
-def vacuum_axis(structure: Structure) -> int:
-    """The lattice vector that crosses the vacuum.
-
-    Raises:
-        UnclearAdsorbate: if there is no vacuum.
-    """
-    return _across(structure)[2]
-
-
-def _across(structure: Structure) -> tuple[Float[ndarray, "n_atoms 3"], Float[ndarray, "3"], int]:
-    """Fractional coordinates, distance (Å) between opposite faces of the cell, and which lattice vector is across."""
-    cell = complete_cell(structure.cell)
-    spacing = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    fractional = np.linalg.solve(cell.T, structure.positions.T).T
-    gaps = np.full(3, np.inf)
-    for i in np.flatnonzero(structure.pbc):
-        ordered = np.sort(fractional[:, i] % 1.0)
-        gaps[i] = np.diff(ordered, append=ordered[0] + 1.0).max() * spacing[i]
-    # The last of equal ones: of several directions that are not periodic, z is up.
-    axis: int = 2 - int(gaps[::-1].argmax())
-    if gaps[axis] < MIN_VACUUM:
-        raise UnclearAdsorbate(
-            f"{structure.where}: no vacuum (largest gap {gaps[axis]:.1f} Å), so no surface; give tags"
-        )
-    return fractional, spacing, axis

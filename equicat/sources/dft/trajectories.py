@@ -11,6 +11,7 @@ from pathlib import Path
 
 from equicat.data.readers import read_each, stem_of
 from equicat.data.structure import Structure
+from equicat.data.vasp import progress_of
 from equicat.errors import InputError
 
 RELAXATIONS = re.compile(r"(.*OUTCAR.*|.*vasprun.*\.xml.*|.*\.(traj|extxyz|xyz))(\.(gz|xz|bz2))?", re.IGNORECASE)
@@ -30,35 +31,77 @@ class Trajectory:
     """What was wrong with each frame that could not be read."""
     is_pair: bool = False
     """Whether it is an initial and a relaxed structure from two files."""
+    folder: str = ""
+    """The folder, below the one that all files share, in which its file is."""
 
 
-def find_files(paths: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
-    """The files to read, and those in the directories that are skipped although they hold relaxations, with the reason.
+@dataclass
+class Found:
+    """Files with relaxations."""
+
+    files: list[Path] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Files that are not read although they hold relaxations, with the reason."""
+    notes: list[str] = field(default_factory=list)
+    """What is unusual about the choice between two files."""
+
+
+def find_files(paths: Sequence[str]) -> Found:
+    """The files to read at some paths.
 
     Directories are searched at all depths for ``.traj``, ``.extxyz``, ``.xyz``, ``vasprun.xml`` and ``OUTCAR`` files,
-    also compressed; a VASP folder has its relaxation twice, then the ``vasprun.xml`` is read.
+    also compressed. A VASP folder has its relaxation twice: the ``vasprun.xml`` is read, unless the ``OUTCAR`` has more
+    frames.
+
+    Args:
+        paths: files, directories and glob patterns.
 
     Raises:
         InputError: if a path does not exist, or a directory holds no such file.
     """
-    files: list[Path] = []
-    skipped: dict[str, str] = {}
+    result = Found()
     for path in (Path(p) for pattern in paths for p in (sorted(glob.glob(pattern)) or [pattern])):
         if not path.is_dir():
             if not path.is_file():
                 raise InputError(f"{path}: no such file or directory")
-            files.append(path)
+            result.files.append(path)
             continue
-        found = sorted((p for p in path.rglob("*") if p.is_file() and RELAXATIONS.fullmatch(p.name)), key=_natural)
-        if not found:
+        names = (p for p in path.rglob("*") if RELAXATIONS.fullmatch(p.name) and p.is_file())
+        files = sorted(names, key=_natural)
+        if not files:
             raise InputError(f"{path}: no .traj, .extxyz, .xyz, vasprun.xml or OUTCAR file in it (also .gz, .xz)")
-        with_xml = {p.parent for p in found if "vasprun" in p.name.lower()}
-        for file in found:
-            if "outcar" in file.name.lower() and file.parent in with_xml:
-                skipped[str(file)] = "the vasprun.xml beside it holds the same calculation"
-            else:
-                files.append(file)
-    return list(dict.fromkeys(files)), skipped
+        xml_files = {_calculation(file): file for file in files if "vasprun" in file.name.lower()}
+        twice = {
+            file: xml for file in files if "outcar" in file.name.lower() and (xml := xml_files.get(_calculation(file)))
+        }
+        left = {_other_of(outcar, xml, result) for outcar, xml in twice.items()}
+        result.files += [file for file in files if file not in left]
+    result.files = list(dict.fromkeys(result.files))
+    return result
+
+
+def _calculation(file: Path) -> tuple[Path, str]:
+    """What OUTCAR and vasprun.xml of one calculation share: the folder, and what else is in their names."""
+    name = re.sub(r"(?i)\.(gz|xz|bz2)$", "", file.name)
+    return file.parent, re.sub(r"(?i)outcar|vasprun|xml|[._-]", "", name)
+
+
+def _other_of(outcar: Path, xml: Path, result: Found) -> Path:
+    """Of an OUTCAR and a vasprun.xml of one calculation the one not to read; why is noted in ``result``."""
+    in_outcar, in_xml = progress_of(outcar), progress_of(xml)
+    # With as many frames, one that breaks off after them tells nothing that the OUTCAR does not.
+    takes_outcar = in_outcar.n_frames > in_xml.n_frames or (in_xml.breaks_off and in_outcar.n_frames == in_xml.n_frames)
+    left, taken = (xml, outcar) if takes_outcar and in_outcar.n_frames else (outcar, xml)
+    if in_outcar.n_frames == in_xml.n_frames and not in_xml.breaks_off:
+        result.skipped[str(left)] = "the vasprun.xml beside it holds the same calculation"
+        return left
+    broken = " and breaks off" if in_xml.breaks_off else ""
+    reason = (
+        f"{xml.name} has {in_xml.n_frames} frames{broken}, {outcar.name} has {in_outcar.n_frames}; {taken.name} is read"
+    )
+    result.skipped[str(left)] = reason
+    result.notes.append(f"{outcar.parent}: {reason}")
+    return left
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
@@ -82,6 +125,20 @@ def file_sids(files: Sequence[Path]) -> dict[Path, str]:
     return {file: name.relative_to(root).as_posix() for file, name in names.items()}
 
 
+def file_folders(files: Sequence[Path]) -> dict[Path, str]:
+    """The folder of each file that tells it from others: the first one below the folder that all files share.
+
+    A VASP calculation has a folder of its own, which does not count: ``Cu211/O/OUTCAR`` and ``Cu211/OH.traj`` are both
+    in ``Cu211``.
+    """
+    if not files:
+        return {}
+    places = {file: file.absolute().parent for file in files}
+    places |= {file: place.parent for file, place in places.items() if VASP.match(file.name)}
+    root = Path(commonpath(list(places.values())))
+    return {file: (place.relative_to(root).parts or (root.name,))[0] for file, place in places.items()}
+
+
 def _without_suffix(file: Path) -> Path:
     return file.absolute().with_name(stem_of(file))
 
@@ -94,20 +151,21 @@ def trajectories(
     A file is one relaxation, or several whose frames follow each other and differ in ``sid_key``.
 
     Args:
-        files: of :func:`find_files`.
+        files: that :func:`find_files` found.
         energy_key: info key of the energies, if not the calculator's.
         sid_key: info key that says to which system a frame belongs.
         join: files with the same system id go on where the one before ended (a restarted calculation).
 
     """
-    sids = file_sids(files)
+    sids, folders = file_sids(files), file_folders(files)
     items = (item for file in files for item in _items(file, sids[file], energy_key, sid_key))
     for key, group in groupby(items, lambda item: item[0] if join else item[:2]):
-        yield _gather(key if isinstance(key, str) else key[0], group)
+        trajectory = _gather(key if isinstance(key, str) else key[0], group)
+        yield replace(trajectory, folder=folders[Path(trajectory.files[0])])
 
 
 def each_once(found: Iterable[Trajectory]) -> Iterator[Trajectory]:
-    """The same relaxations, provided that no system comes twice.
+    """The relaxations as they come, provided that no system comes twice.
 
     Raises:
         InputError: naming the system and the files.
@@ -125,7 +183,7 @@ def each_once(found: Iterable[Trajectory]) -> Iterator[Trajectory]:
 
 
 Item = tuple[str, str, Structure | InputError]
-"""System id, file, frame."""
+"""System id, file, and the frame or what is wrong with it."""
 
 
 def _items(file: Path, file_sid: str, energy_key: str | None, sid_key: str) -> Iterator[Item]:
@@ -175,6 +233,7 @@ def pairs(
     if len(initial) != len(relaxed):
         raise InputError(f"{len(initial)} files of initial structures but {len(relaxed)} of relaxed ones; give pairs")
     sids = Counter(stem_of(Path(file)) for file in initial)
+    folders = file_folders([Path(file) for file in initial])
     for first, last in zip(initial, relaxed, strict=True):
         # Both files are often called initial.extxyz; then the folder says which is which.
         name = stem_of(Path(first)) if sids[stem_of(Path(first))] == 1 else Path(first).absolute().parent.name
@@ -192,4 +251,5 @@ def pairs(
                 )
             sid = ids[0] or ids[1] or f"{name}-{i}"
             frames = [replace(s, fid=k) if isinstance(s, Structure) else s for k, s in enumerate((a, b))]
-            yield _gather(sid, [(sid, first, frames[0]), (sid, last, frames[1])], is_pair=True)
+            pair = _gather(sid, [(sid, first, frames[0]), (sid, last, frames[1])], is_pair=True)
+            yield replace(pair, folder=folders[Path(first)])

@@ -7,10 +7,11 @@ adsorbates, ``val_ood_cat`` unseen catalyst compositions, ``val_ood_both`` both.
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from jaxtyping import Float
 from numpy import ndarray
 from tqdm import tqdm
 
-from equicat.data.contacts import bonded_groups, contact_ratios
-from equicat.data.directory import SPLITS, UNSEEN, write_split
+from equicat.data.directory import SPLITS, UNSEEN, write_description, write_split
 from equicat.data.info import DatasetInfo
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
-from equicat.files import replacing_directory, write_json
+from equicat.files import replacing_directory
+from equicat.sources.dft.rules import Rules, fmax_of, judge
 from equicat.sources.emt.chemistry import (
     ADSORBATES,
     FACETS,
@@ -43,26 +44,21 @@ from equicat.sources.emt.chemistry import (
 )
 
 VALIDATION_SHARE = 0.1
-"""Of all systems, for each of the four validation splits."""
+"""Share of all systems in each of the four validation splits."""
 
-DESORBED_RATIO = 1.7
-"""No adsorbate-metal distance below this many sums of covalent radii: desorbed (EMT's hydrogen sits at 1.2 to 1.5)."""
-DISSOCIATED_RATIO = 1.5
-"""Adsorbate not linked up by distances below this many sums of covalent radii: dissociated (EMT stretches bonds)."""
-MAX_SLAB_MOVE = 1.2
-"""Å; a slab atom that moved further has left its place: reconstructed."""
-MAX_FORCE = 30.0
-"""eV/Å; a larger force on a free atom anywhere along the relaxation: exploded."""
+DROPPED_FOR = ("exploded", "unconverged", "desorbed", "dissociated", "reconstructed", "intercalated")
+"""Findings of the judge of relaxations (:func:`equicat.sources.dft.rules.judge`) that leave a system out."""
 MAX_ATTEMPTS = 20
 """Attempts per system wanted, after which something is wrong with the configuration."""
 
 
 @dataclass(frozen=True)
 class EMTConfig:
-    """What ``equicat data emt`` makes."""
+    """Options of ``equicat data emt``."""
 
     n_systems: int = 200
-    """Relaxed systems in the data set, all splits together: 60 % train, 10 % in each validation split."""
+    """Relaxed systems in the data set, all splits together: 60 % train, 10 % in each validation split. Clean slabs are
+    not counted."""
     seed: int = 0
     """The same seed gives the same bytes, with any number of workers."""
     fmax: float = 0.05
@@ -83,6 +79,8 @@ class EMTConfig:
     """Elements of the catalysts."""
     adsorbates: tuple[str, ...] = tuple(ADSORBATES)
     """Names of the adsorbates, held-out ones included."""
+    clean_slabs: bool = True
+    """Add the relaxed clean slab of each system to the S2EF frames, once, with an adsorption energy of 0 eV."""
     workers: int | None = None
     """Processes; one for each core if not given."""
 
@@ -109,13 +107,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What became of a job."""
+    """The outcome of a job."""
 
     dropped: str = ""
     """Why the system is left out, or empty."""
     frames: list[Structure] = field(default_factory=list)
     initial: Structure | None = None
     """The first frame with the relaxed energy and positions as labels."""
+    clean_slab: Structure | None = None
+    """The relaxed slab alone, with an energy of zero."""
 
 
 def make_emt_dataset(out: str | Path, config: EMTConfig | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -133,6 +133,7 @@ def make_emt_dataset(out: str | Path, config: EMTConfig | None = None, overwrite
     config = config or EMTConfig()
     with replacing_directory(Path(out), overwrite) as temporary:
         kept, dropped = _relax_all_splits(config)
+        slabs = _clean_slabs(kept if config.clean_slabs else {})
         settings = {name: value for name, value in asdict(config).items() if name != "workers"}
         info = DatasetInfo(
             energy_reference="adsorption",
@@ -145,20 +146,31 @@ def make_emt_dataset(out: str | Path, config: EMTConfig | None = None, overwrite
         for split in SPLITS:
             frames = (frame for relaxation in kept[split] for frame in relaxation.frames)
             initial = (relaxation.initial for relaxation in kept[split] if relaxation.initial is not None)
-            n_written = write_split(temporary, split, frames, initial, info)
+            n_written = write_split(temporary, split, chain(frames, slabs[split]), initial, info)
+            n_written["clean_slabs"] = len(slabs[split])
             counts[split] = {**n_written, "dropped": dict(sorted(dropped[split].items()))}
-        summary = {"format_version": 1, **asdict(info), "splits": counts}
-        write_json(temporary / "dataset.json", summary)
-    return summary
+        return write_description(temporary, info, counts)
 
 
 def summary_text(summary: dict[str, Any]) -> str:
     """The counts that :func:`make_emt_dataset` returns, a line for each split."""
-    lines = [f"{'split':<14}{'systems':>9}{'frames':>9}  dropped"]
+    lines = [f"{'split':<14}{'systems':>9}{'frames':>9}{'slabs':>7}  dropped"]
     for split, counts in summary["splits"].items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items()) or "none"
-        lines.append(f"{split:<14}{counts['systems']:>9,}{counts['frames']:>9,}  {reasons}")
+        lines.append(f"{split:<14}{counts['systems']:>9,}{counts['frames']:>9,}{counts['clean_slabs']:>7,}  {reasons}")
     return "\n".join(lines)
+
+
+def _clean_slabs(kept: dict[str, list[Relaxation]]) -> dict[str, list[Structure]]:
+    """The clean slabs of each split: each one once, in the first split that has it. Training has no held-out ones."""
+    seen: set[str] = set()
+    slabs: dict[str, list[Structure]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for slab in (relaxation.clean_slab for relaxation in kept.get(split, ())):
+            if slab is not None and slab.sid not in seen:
+                seen.add(slab.sid)
+                slabs[split].append(slab)
+    return slabs
 
 
 def _relax_all_splits(config: EMTConfig) -> tuple[dict[str, list[Relaxation]], dict[str, Counter[str]]]:
@@ -252,24 +264,36 @@ def relax_system(job: Job) -> Relaxation:
     prototype = _choose(rng, sorted({catalyst.prototype for catalyst in job.catalysts}))
     catalyst = _choose(rng, [c for c in job.catalysts if c.prototype == prototype])
     facet = _choose(rng, FACETS)
-    slab = cut_slab(catalyst, facet, _choose(rng, facet.shapes))
+    shape = _choose(rng, facet.shapes)
+    slab = cut_slab(catalyst, facet, shape)
     adsorbate = _choose(rng, job.adsorbates)
     atoms = add_adsorbate(slab, adsorbate, rng, config.max_tilt)
     free = atoms.get_tags() > 0
     atoms.positions[free] += config.rattle * rng.normal(size=(int(free.sum()), 3))
 
-    clean = slab.copy()
-    clean_frames, clean_converged = _relax(clean, config)
-    if not clean_converged:
-        return Relaxation(dropped="clean slab not converged")
-    frames, converged = _relax(atoms, config)
-    reason = why_dropped(atoms, frames, converged)
+    clean_frames, frames = _relax(slab.copy(), config), _relax(atoms, config)
+    if not all(np.isfinite(frame.forces).all() for frame in (*clean_frames, *frames)):
+        return Relaxation(dropped="exploded")
+    zero = clean_frames[-1].energy + sum(gas_references()[symbol] for symbol, *_ in ADSORBATES[adsorbate])
+    sid = f"emt-{job.split}-{job.attempt}"
+    steps = [_structure(atoms, frame, zero, sid, i) for i, frame in enumerate(frames)]
+    clean_sid = f"emt-slab-{catalyst.formula}-{''.join(map(str, facet.miller))}-{'x'.join(map(str, shape))}"
+    clean_slab = _structure(slab, clean_frames[-1], clean_frames[-1].energy, clean_sid, 0)
+    if (fmax_of(clean_slab) or 0.0) > config.fmax:
+        return Relaxation(dropped="clean slab unconverged")
+    reason = why_dropped(steps, config.fmax)
     if reason:
         return Relaxation(dropped=reason)
-    references = gas_references()
-    zero = clean_frames[-1].energy + sum(references[symbol] for symbol, *_ in ADSORBATES[adsorbate])
-    sid = f"emt-{job.split}-{job.attempt}"
-    return _labelled(atoms, frames, zero, sid, config)
+    spaced = spaced_frames(np.stack([s.positions for s in steps]), config.frame_spacing, config.max_frames)
+    initial = replace(
+        steps[0],
+        energy=None,
+        forces=None,
+        fid=None,
+        relaxed_energy=steps[-1].energy,
+        relaxed_positions=steps[-1].positions,
+    )
+    return Relaxation(frames=[steps[i] for i in spaced], initial=initial, clean_slab=clean_slab)
 
 
 def _choose(rng: np.random.Generator, items: Any) -> Any:
@@ -285,63 +309,46 @@ class Frame:
     forces: Float[ndarray, "n_atoms 3"]
 
 
-def _relax(atoms: Atoms, config: EMTConfig) -> tuple[list[Frame], bool]:
-    """Relax in place; every step, and whether the forces went below ``fmax``."""
+def _relax(atoms: Atoms, config: EMTConfig) -> list[Frame]:
+    """All steps of a relaxation until the forces are below ``fmax``, or steps run out."""
     atoms.calc = EMT()
     frames = []
-    converged = False
-    optimizer = LBFGS(atoms, logfile=None)  # type: ignore[arg-type]
-    for converged in optimizer.irun(fmax=config.fmax, steps=config.max_steps):  # noqa: B007 - its last value counts
+    for _ in LBFGS(atoms, logfile=None).irun(fmax=config.fmax, steps=config.max_steps):  # type: ignore[arg-type]
         # The raw results: Atoms.get_forces would zero those of fixed atoms. A copy: EMT reuses its array.
         results = atoms.calc.results
         frames.append(Frame(float(results["energy"]), atoms.positions.copy(), results["forces"].copy()))
-    return frames, bool(converged)
+    return frames
 
 
-def why_dropped(atoms: Atoms, frames: list[Frame], converged: bool) -> str:
-    """Why a relaxed system does not belong in the data set, or an empty string."""
-    adsorbate, free = atoms.get_tags() == 2, atoms.get_tags() > 0
-    if not all(np.abs(frame.forces[free]).max() < MAX_FORCE for frame in frames):
+def why_dropped(steps: Sequence[Structure], fmax: float) -> str:
+    """Why a relaxation does not belong in the data set, or an empty string.
+
+    Args:
+        steps: of the relaxation, with forces (eV/Å).
+        fmax: largest force (eV/Å) of a relaxed structure.
+    """
+    rules = Rules(fmax=fmax)
+    if any((fmax_of(step) or 0.0) > rules.max_force for step in steps):
         return "exploded"
-    if not converged:
-        return "not converged"
-    ratio = contact_ratios(atoms.numbers, atoms.positions, np.array(atoms.cell), np.array(atoms.pbc), adsorbate)
-    if ratio[:, ~adsorbate].min() > DESORBED_RATIO:
-        return "desorbed"
-    if bonded_groups(ratio[:, adsorbate], DISSOCIATED_RATIO).any():
-        return "dissociated"
-    moved = np.linalg.norm(frames[-1].positions - frames[0].positions, axis=1)
-    return "reconstructed" if moved[~adsorbate].max() > MAX_SLAB_MOVE else ""
+    found = judge(steps[0], steps[-1], rules)
+    return next((finding for finding in DROPPED_FOR if finding in found), "")
 
 
-def _labelled(atoms: Atoms, frames: list[Frame], zero: float, sid: str, config: EMTConfig) -> Relaxation:
-    """The frames to keep, with energies relative to ``zero`` (eV), and the initial structure."""
+def _structure(atoms: Atoms, frame: Frame, zero: float, sid: str, fid: int) -> Structure:
+    """One step of a relaxation, with its energy relative to ``zero`` (eV)."""
     tags = atoms.get_tags().astype(np.int64)
-    system: dict[str, Any] = {
-        "numbers": atoms.numbers.astype(np.int64),
-        "cell": np.array(atoms.cell),
-        "pbc": np.array(atoms.pbc),
-        "fixed": tags == 0,
-        "tags": tags,
-        "sid": sid,
-    }
-    kept = [
-        Structure(
-            **system,
-            positions=frames[i].positions,
-            energy=frames[i].energy - zero,
-            forces=frames[i].forces,
-            fid=i,
-        )
-        for i in spaced_frames(np.stack([f.positions for f in frames]), config.frame_spacing, config.max_frames)
-    ]
-    initial = Structure(
-        **system,
-        positions=frames[0].positions,
-        relaxed_energy=frames[-1].energy - zero,
-        relaxed_positions=frames[-1].positions,
+    return Structure(
+        numbers=atoms.numbers.astype(np.int64),
+        positions=frame.positions,
+        cell=np.array(atoms.cell),
+        pbc=np.array(atoms.pbc),
+        fixed=tags == 0,
+        tags=tags,
+        energy=frame.energy - zero,
+        forces=frame.forces,
+        sid=sid,
+        fid=fid,
     )
-    return Relaxation(frames=kept, initial=initial)
 
 
 def spaced_frames(positions: Float[ndarray, "n_frames n_atoms 3"], spacing: float, max_frames: int) -> list[int]:

@@ -16,7 +16,7 @@ MAPPING = "oc20_data_mapping.pkl"
 VALIDATION = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 TEST = ("test_id", "test_ood_ads", "test_ood_cat", "test_ood_both")
 LABELS = {"s2ef": ("energy", "forces"), "is2re": ("relaxed_energy", "relaxed_positions")}
-"""What every split but those for the leaderboard has."""
+"""Labels of every split but those for the leaderboard, by task."""
 
 _G = 1024.0**3
 
@@ -28,7 +28,7 @@ class Archive:
     name: str
     md5: str
     size: float
-    """Bytes, as rounded on the page."""
+    """Size in bytes, as rounded on the page."""
 
     @property
     def folder(self) -> str:
@@ -49,11 +49,11 @@ class Split:
     """Where it is in the archive."""
     n_structures: int
     unpacked: float
-    """Bytes of a structure in the unpacked files; the page gives the size of all splits of an archive."""
+    """Mean size in bytes of a structure in the unpacked files; the page has the size of all splits of an archive."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What its structures must have."""
+        """Labels that its structures must have."""
         return () if self.name in TEST else LABELS[self.task]
 
     def places(self) -> list[str]:

@@ -16,7 +16,7 @@ from equicat.errors import InputError
 from equicat.files import writing_to
 
 BLOCK = 1 << 20
-"""Bytes read at a time."""
+"""Bytes to read at a time."""
 TIMEOUT = 60.0
 """Seconds without a byte after which a connection counts as broken."""
 RETRIES = 5

@@ -1,4 +1,4 @@
-"""What of OC20 lies in a directory, cut into pieces that can be read on their own."""
+"""The files of OC20 in a directory, cut into pieces that can be read on their own."""
 
 import re
 from collections.abc import Iterator
@@ -25,6 +25,8 @@ class FilePiece(Piece):
     count: int = 0
     log_path: Path | None = None
     """The ``N.txt.xz`` of a raw ``N.extxyz.xz``."""
+    total: bool = False
+    """Whether a raw file's energies are taken as total energies."""
 
     @property
     def key(self) -> list[Any]:
@@ -42,15 +44,20 @@ class FilePiece(Piece):
             InputError: if the file cannot be trusted as a whole.
         """
         if self.log_path is not None:
-            return read_raw(self.path, self.log_path)
+            return read_raw(self.path, self.log_path, self.total)
         reader = read_lmdb if self.path.suffix == ".lmdb" else read_ase
         return reader(self.path, self.start, self.start + self.count)
 
 
-def pieces_of(path: str | Path, size: int) -> list[FilePiece]:
+def pieces_of(path: str | Path, size: int, total: bool = False) -> list[FilePiece]:
     """The OC20 files of a directory, or one database file, as pieces of at most ``size`` structures (raw files whole).
 
     Raw files come in the order of their numbers, databases in that of their names.
+
+    Args:
+        path: the directory or file.
+        size: largest number of structures of a piece.
+        total: take the total energies of raw files.
 
     Raises:
         InputError: if nothing of OC20 is there, or a file of a numbered series or one of a pair is missing.
@@ -67,7 +74,7 @@ def pieces_of(path: str | Path, size: int) -> list[FilePiece]:
     if not raw and not databases:
         raise InputError(f"{path}: no OC20 files (0.extxyz.xz with 0.txt.xz, .lmdb, .aselmdb or .db)")
     if raw:
-        return [FilePiece(file, 0, len(read_log(log)), log) for file, log in _raw_pairs(path, raw)]
+        return [FilePiece(file, 0, len(read_log(log)), log, total) for file, log in _raw_pairs(path, raw)]
     _require_series([database.name for database in databases], path)
     pieces = []
     for database in databases:

@@ -113,7 +113,7 @@ def _from_data(record: Mapping[str, Any], source: str) -> Structure:
         forces=_optional_vectors(record.get("forces", record.get("force"))),
         relaxed_energy=None if relaxed_energy is None else float(_scalar(relaxed_energy)),
         relaxed_positions=_optional_vectors(record.get("pos_relaxed")),
-        sid=str(int(_scalar(record["sid"]))),
+        sid=_sid(record["sid"]),
         fid=None if fid is None else int(_scalar(fid)),
         source=source,
     )
@@ -140,7 +140,7 @@ def _from_row(row: Mapping[str, Any], source: str) -> Structure:
         forces=_optional_vectors(row.get("forces")),
         relaxed_energy=None if relaxed_energy is None else float(_scalar(relaxed_energy)),
         relaxed_positions=_optional_vectors(extra.get("pos_relaxed")),
-        sid=str(_scalar(extra.get("sid", ""))).removeprefix("random"),
+        sid=_sid(extra.get("sid", "")),
         fid=None if fid is None else int(_scalar(fid)),
         source=source,
         info={} if reference is None else {"reference_energy": float(_scalar(reference))},
@@ -203,6 +203,15 @@ def _rows(path: Path, start: int, stop: int | None) -> Iterator[Any]:
     # SQLite and ASE raise whatever the broken file leads them to.
     except Exception as error:
         raise InputError(f"{path}: cannot be read as an ASE database ({error}); get the file again") from error
+
+
+def _sid(value: Any) -> str:
+    """A system id, which may be a number or text; OC20's ``random`` before the number is left out."""
+    sid = _scalar(value)
+    if isinstance(sid, float):
+        sid = int(sid)
+    text = sid.decode() if isinstance(sid, bytes) else str(sid)
+    return text.removeprefix("random") if text.removeprefix("random").isdecimal() else text
 
 
 def _scalar(value: Any) -> Any:

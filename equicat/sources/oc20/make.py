@@ -5,26 +5,28 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equicat import __version__
+from equicat.data.directory import read_description, store_path, write_description
 from equicat.data.info import DatasetInfo
 from equicat.data.shards import labels_of
 from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.files import read_json, replace_json, writing_to
+from equicat.files import writing_to
 from equicat.sources.oc20.catalogue import MAPPING, MIRROR, Split, splits_named
 from equicat.sources.oc20.download import download, require_space, unpack
 from equicat.sources.oc20.files import DATABASES, RAW, grouped, pieces_of
 from equicat.sources.oc20.mapping import MappingTable, read_mapping
-from equicat.sources.packing import Packed, PackOptions, pack
+from equicat.sources.packing import Packed, PackOptions, first_good, pack
 
 RAW_COLUMNS = ("reference_energy", "free_energy")
-"""What raw frames have besides; with it the total energies can be had again."""
+"""Further columns of raw frames, from which the total energies can be had again."""
 BYTES_PER_STRUCTURE = {"float64": 4000.0, "float32": 2300.0}
-"""Of a store, at OC20's 73 atoms; to judge whether it will fit."""
+"""Size of a structure in a store, at OC20's 73 atoms, by precision; tells whether a store will fit."""
 ATTRIBUTION = "Open Catalyst 2020 (OC20), Chanussot et al., ACS Catal. 11, 6059 (2021), CC-BY 4.0"
+NO_CLEAN_SLABS = "OC20's S2EF data have no clean slabs: nothing tells a model that their energy is 0 eV (docs/oc20.md)"
 DOWNLOADS = "downloads"
 """Directory of the data set in which archives are until they are converted."""
 
@@ -44,10 +46,13 @@ class OC20Config:
     """Where to download from."""
     keep: bool = False
     """Keep the downloaded archives."""
+    energy_reference: Literal["adsorption", "total", "relative"] = "adsorption"
+    """What the energies are: adsorption in all of OC20; an LMDB or database of your own data may hold total or relative
+    ones. Of raw files, which have the reference too, total keeps the total energies."""
     mapping: str | None = None
     """oc20_data_mapping.pkl to join, or download. Default: the one in the directory, if there is one."""
     precision: str = "source"
-    """Of positions, cells and forces: float64, float32 (half the size), or source, which loses nothing."""
+    """Precision of positions, cells and forces: float64, float32 (half the size), or source, which loses nothing."""
     edges_within: float | None = None
     """Count the pairs nearer than this (Å) for batches of equal numbers of edges; takes longer."""
     strict: bool = False
@@ -71,7 +76,7 @@ def make_oc20(out: str | Path, config: OC20Config) -> Iterator[str]:
     splits = splits_named(config.task, config.split)
     todo = []
     for split in splits:
-        if _is_there(out, split):
+        if _is_there(out, split, config):
             yield f"{_store(out, split)}: is there already, {len(Store(_store(out, split))):,} structures"
         else:
             todo.append(split)
@@ -82,7 +87,11 @@ def make_oc20(out: str | Path, config: OC20Config) -> Iterator[str]:
             yield _converted(out, split, place, config, mapping)
     elif todo:
         yield from _downloaded(out, todo, config)
-    _describe(out, splits)
+    _describe(out, splits, config)
+    if config.energy_reference == "adsorption" and any(
+        split.task == "s2ef" and split.name == "train" for split in todo
+    ):
+        yield NO_CLEAN_SLABS
 
 
 def find_split(root: Path, split: Split) -> Path:
@@ -103,16 +112,22 @@ def find_split(root: Path, split: Split) -> Path:
 
 
 def _store(out: Path, split: Split) -> Path:
-    return out / split.task / split.name
+    return store_path(out, split.task, split.name)
 
 
-def _is_there(out: Path, split: Split) -> bool:
+def _is_there(out: Path, split: Split, config: OC20Config) -> bool:
     path = _store(out, split)
     if not path.exists():
         return False
-    found = Store(path).info.provenance.get("split")
+    info = Store(path).info
+    found = info.provenance.get("split")
     if found != split.published:
         raise InputError(f"{path}: holds split {found!r}, not {split.published!r}; choose another directory")
+    if info.energy_reference != config.energy_reference:
+        raise InputError(
+            f"{path}: its energies are {info.energy_reference!r}, not {config.energy_reference!r}; "
+            "choose another directory"
+        )
     return True
 
 
@@ -153,7 +168,7 @@ def _downloaded(out: Path, splits: list[Split], config: OC20Config) -> Iterator[
 
 
 def _unpack(path: Path, unpacked: Path, splits: list[Split], progress: bool) -> None:
-    """Of the databases only the splits asked for; an archive of raw frames holds one split."""
+    """Unpack the splits asked for; an archive of databases holds others too, one of raw frames holds one."""
     wanted = tuple(f"{prefix}{s.inside}/" for s in splits for prefix in ("", f"{s.archive.folder}/"))
     shutil.rmtree(unpacked, ignore_errors=True)
     unpack(path, unpacked, lambda name: name.startswith(wanted) or name.endswith((RAW[0], ".txt.xz")), progress)
@@ -184,10 +199,10 @@ def _require_space(out: Path, splits: list[Split], config: OC20Config) -> None:
 
 
 def _converted(out: Path, split: Split, place: Path, config: OC20Config, mapping: MappingTable | None) -> str:
-    pieces = pieces_of(place, SHARD_SIZE)
-    first = next((s for piece in pieces for s in piece.read() if isinstance(s, Structure)), None)
-    if first is None:
-        raise InputError(f"{place}: no good structure in it")
+    pieces = pieces_of(place, SHARD_SIZE, config.energy_reference == "total")
+    if pieces[0].log_path is not None and config.energy_reference == "relative":
+        raise InputError(f"{place}: raw files have adsorption energies, or total ones; not relative")
+    first = first_good(pieces, str(place))
     _require_labels(first, split)
     precision = config.precision
     if precision == "source":
@@ -197,7 +212,7 @@ def _converted(out: Path, split: Split, place: Path, config: OC20Config, mapping
     if config.edges_within is not None:
         provenance["edges_within"] = config.edges_within
     description = f"{ATTRIBUTION}: {split.task} {split.published}"
-    info = DatasetInfo("adsorption", description=description, provenance=provenance)
+    info = DatasetInfo(config.energy_reference, description=description, provenance=provenance)
     options = PackOptions(
         precision,
         tuple(name for name in RAW_COLUMNS if name in first.info),
@@ -236,10 +251,11 @@ def _summary(path: Path, result: Packed, split: Split, is_whole: bool) -> str:
     return "\n".join(lines)
 
 
-def _describe(out: Path, splits: list[Split]) -> None:
-    """``dataset.json``, for people and `equicat data info`."""
-    path = out / "dataset.json"
-    known = read_json(path).get("splits", {}) if path.is_file() else {}
+def _describe(out: Path, splits: list[Split], config: OC20Config) -> None:
+    """Write ``dataset.json``, for people and `equicat data info`; what it says of other splits stays."""
+    known = read_description(out).get("splits", {})
     known |= {f"{s.task}/{s.name}": f"OC20 {s.task} {s.published}" for s in splits}
-    with writing_to(path):
-        replace_json(path, {"description": ATTRIBUTION, "splits": dict(sorted(known.items()))})
+    with writing_to(out):
+        write_description(
+            out, DatasetInfo(config.energy_reference, description=ATTRIBUTION), dict(sorted(known.items()))
+        )

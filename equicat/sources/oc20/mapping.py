@@ -1,4 +1,4 @@
-"""What OC20 tells of its systems: bulk, surface, adsorbate and anomalies, by system id, as compact columns."""
+"""OC20's table of its systems: bulk, surface, adsorbate and anomalies by system id, as compact columns."""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,8 +24,9 @@ _COLUMNS: dict[str, Any] = {
     "class": -1,
     "anomaly": -1,
 }
-"""What is joined, and what a system has that the mapping lacks. ``class``: 0 intermetallic, 1 metalloid, 2 non-metal,
-3 halide; ``anomaly``: 0 none, 1 dissociation, 2 desorption, 3 surface reconstruction, 4 misplaced CHCOH."""
+"""Columns that are joined, with the values of a system that the mapping lacks. ``class``: 0 intermetallic, 1 metalloid,
+2 non-metal, 3 halide; ``anomaly``: 0 none, 1 dissociation, 2 desorption, 3 surface reconstruction,
+4 misplaced CHCOH."""
 
 
 @dataclass(frozen=True, eq=False)

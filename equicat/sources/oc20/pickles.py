@@ -174,7 +174,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> Any:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Bytes, as protocols before 3 have to write them."""
+    """The bytes of a text, which is how pickle protocols before 3 write bytes."""
     if encoding != "latin1":
         raise ValueError(f"bytes as {encoding!r}")
     return text.encode(encoding)

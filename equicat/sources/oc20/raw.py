@@ -38,10 +38,15 @@ def read_log(path: Path) -> list[str]:
         raise InputError(f"{path}: missing or damaged ({error}); get the file again") from error
 
 
-def read_raw(path: Path, log_path: Path) -> Iterator[Structure | InputError]:
+def read_raw(path: Path, log_path: Path, total: bool = False) -> Iterator[Structure | InputError]:
     """Frames of one pair of files, in order; in the place of a frame that is no valid structure, what is wrong with it.
 
     ``energy`` is the adsorption energy, ``info`` has ``reference_energy`` and ``free_energy`` (all eV).
+
+    Args:
+        path: of the structures.
+        log_path: of what they are.
+        total: leave the energies as they are, total energies.
 
     Raises:
         InputError: if the files do not belong together or break off, so that what follows could not be trusted.
@@ -62,7 +67,7 @@ def read_raw(path: Path, log_path: Path) -> Iterator[Structure | InputError]:
                 header, *atoms = islice(lines, int(count) + 1)
                 if len(atoms) < int(count):
                     raise InputError(f"{path}, frame {i}: the file ends after {len(atoms)} of {count} atoms")
-                yield _frame(header, atoms, entry, (path, log_path, i))
+                yield _frame(header, atoms, entry, (path, log_path, i), total)
             if any(line.strip() for line in lines):
                 raise InputError(
                     f"{path}, frame {len(log)}: {log_path.name} has no line for it; it has {len(log)}. "
@@ -78,7 +83,9 @@ def _opened(path: Path) -> TextIOWrapper:
     return lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
 
 
-def _frame(header: str, atoms: list[str], entry: str, where: tuple[Path, Path, int]) -> Structure | InputError:
+def _frame(
+    header: str, atoms: list[str], entry: str, where: tuple[Path, Path, int], total: bool
+) -> Structure | InputError:
     path, log_path, i = where
     source = f"{path}, frame {i}"
     try:
@@ -97,7 +104,7 @@ def _frame(header: str, atoms: list[str], entry: str, where: tuple[Path, Path, i
             **columns,
             cell=np.array(values["Lattice"].split(), dtype=np.float64).reshape(3, 3),
             pbc=np.array([_logical(v) for v in values.get("pbc", "T T T").split()]),
-            energy=float(values["energy"]) - reference if "energy" in values else None,
+            energy=float(values["energy"]) - (0.0 if total else reference) if "energy" in values else None,
             sid=sid,
             fid=fid,
             source=source,
