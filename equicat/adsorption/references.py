@@ -7,7 +7,7 @@ from equicat.adsorption.adsorbates import Adsorbate
 from equicat.adsorption.placements import load_name
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.sources.dft.references import References, load_references
+from equicat.sources.dft.references import ReferenceFiles, References, load_references
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class EnergyReference:
         if self.kind != "total":
             return 0.0
         if self.gas is not None:
-            return sum(self.gas.gas_energy(one.numbers.tolist()) for one in load)
+            return sum(self.gas.gas_reference(one.numbers.tolist()).energy for one in load)
         return sum(relaxed[one.gas.sid] for one in load)
 
     def check(self, loads: Sequence[Sequence[Adsorbate]]) -> None:
@@ -105,7 +105,7 @@ def energy_reference(kind: str, file: str | None, trained_on: str = "") -> Energ
             f"{file}: the model's energies are adsorption energies already, with the gas references of its training "
             "data; --references is for models of total energies, leave it out"
         )
-    references = load_references(file, None, (), None)
+    references = load_references(ReferenceFiles(yaml=file))
     if not references.gas:
         raise InputError(f"{file}: has no section gas; give the energies (eV) of the gas molecules there")
     return EnergyReference(kind, references, file, trained_on)

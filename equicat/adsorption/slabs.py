@@ -14,7 +14,8 @@ from equicat.data.contacts import formula_of
 from equicat.data.readers import read
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.sources.dft.tagging import MIN_VACUUM, SURFACE_DEPTH, UnclearAdsorbate, vacuum_axis
+from equicat.sources.dft.tagging import SURFACE_DEPTH, UnclearAdsorbate
+from equicat.sources.dft.vacuum import MIN_VACUUM, vacuum_axis
 
 SAME_LAYER = 0.3
 """Å. Atoms whose heights differ by less, one after the other, are one layer."""
