@@ -1,4 +1,4 @@
-"""What a step of training and of validation is, and what an epoch adds up to."""
+"""Steps of training and validation, and the sums over an epoch."""
 
 import math
 import time
@@ -53,7 +53,7 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.model, self.task, self.config, self.data = model, task, config, data
         self.val_losses: list[float] = []
-        """Of all validations so far, earlier sessions included."""
+        """Loss of each validation so far, earlier sessions included."""
         self.elapsed = 0.0
         """Seconds of training up to the last step, earlier sessions included; all processes agree on it."""
         self._started = time.monotonic()
@@ -150,7 +150,7 @@ class TrainingModule(pl.LightningModule):
         set_rates(self.trainer.optimizers[0], self.config.optimizer, self.rate_factor())
 
     def rate_factor(self) -> float:
-        """What the schedule multiplies the learning rates of the next step with, while training."""
+        """Factor of the schedule on the learning rates of the next step, while training."""
         step, minutes = self.trainer.global_step, self.config.run.max_minutes
         timed = self.elapsed / 60 / minutes if minutes else 0.0
         # The share of the run that is over: of its epochs or of its minutes, whichever is further.
