@@ -53,8 +53,8 @@ class RunConfig:
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of weights and features; energies are summed in float64."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Precision of factors in PyTorch's float32 matrix products, whose sums stay float32: highest is float32, high TF32,
-    medium bf16, the last two where the hardware has them. Kernels for processors know float32 and float64 alone."""
+    """Precision of factors in PyTorch's float32 matrix products, whose sums stay float32: highest is float32, high is
+    TF32, medium bf16, these where the hardware has them. Kernels for processors know float32 and float64 alone."""
     accelerator: str = "auto"
     """cpu, gpu, auto (Lightning)."""
     devices: str = "auto"
