@@ -23,6 +23,7 @@ import torch
 
 from equicat.apply.evaluate import evaluate
 from equicat.models import saved
+from equicat.run_directory import LAST, read_checkpoint
 from equicat.training.config import from_mapping, read_yaml
 from equicat.training.train import train
 
@@ -73,7 +74,7 @@ def run_one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         result = train(from_mapping(configuration(name, seed, f"{folder}/run", options)))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        last = torch.load(result.run / "checkpoints" / "last.ckpt", weights_only=False)
+        last = read_checkpoint(result.run / LAST)
         model = saved.load(result.run)
         splits = evaluate(result.run, options.data, progress=False)["splits"]
     rows = {split: found["rows"] for split, found in splits.items() if split != "train"}

@@ -60,7 +60,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_config(run: str | Path) -> dict[str, Any]:
-    """What ``config.yaml`` says: the options of a run by part, as YAML holds them.
+    """Options of a run by part, as ``config.yaml`` holds them.
 
     Raises:
         InputError: if the run has no configuration, or a damaged one.

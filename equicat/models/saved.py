@@ -100,7 +100,7 @@ def load_info(run: str | Path) -> ModelInfo:
 
 
 def read_info(run: Path) -> ModelInfo:
-    """What ``model.json`` says, whether or not weights are there.
+    """Description of a run's model in ``model.json``, whether or not weights are there.
 
     Raises:
         InputError: if it is missing, damaged or of a newer format.

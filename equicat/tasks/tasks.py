@@ -31,7 +31,7 @@ class LossConfig:
     forces: Literal["l2", "mae", "mse"] = "l2"
     """Mean length of the error vector, or mean absolute or squared error of the components."""
     displacements: Literal["l2", "mae", "mse"] = "l2"
-    """The same of displacements (is2re, is2rs)."""
+    """Mean length of the error vector of displacements, or mean absolute or squared error (is2re, is2rs)."""
     energy_weight: float | None = None
     """Coefficient of the energy loss; null is 1, but 0 (no energies) for is2rs."""
     forces_weight: float = 30.0
@@ -64,12 +64,12 @@ def total_loss(terms: Sequence[LossTerm], where: str = "the batch") -> Any:
 
 @dataclass(frozen=True)
 class Task:
-    """What to train on and how to judge it. ``P`` is :class:`Prediction` or :class:`RelaxedPrediction`."""
+    """Labels, loss, metrics and baselines of a task. ``P`` is :class:`Prediction` or :class:`RelaxedPrediction`."""
 
     energy: str
     """The label of the energies."""
     labels: tuple[str, ...]
-    """What every structure must have."""
+    """Labels that every structure must have."""
     metric_names: tuple[str, ...]
     loss_terms: Callable[[Any, Batch, Any, LossConfig], tuple[LossTerm, ...]]
     """(P, batch, model, options): as many terms for every batch; :func:`total_loss` adds them."""
@@ -78,7 +78,7 @@ class Task:
     reference: Callable[[Batch], Any]
     """The labels as a P."""
     baselines: Callable[[Batch, Statistics], dict[str, Any]]
-    """By name, the P that one would guess without a model: the same names for every batch."""
+    """Guesses without a model, each a P, by name; every batch has the same names."""
     arrays: Callable[[Any, Batch], dict[str, Tensor]]
     """(P, batch): by quantity, what parity plots show; vectors of free atoms only."""
 
@@ -99,7 +99,7 @@ def resolved(task: str, loss: LossConfig) -> LossConfig:
 
 
 def outputs_of(task: str, loss: LossConfig) -> tuple[str, ...]:
-    """What a model trained with that (resolved) loss predicts."""
+    """Quantities that a model trained with that (resolved) loss predicts."""
     if task == "s2ef":
         return ("energy", "forces")
     assert loss.energy_weight is not None

@@ -1,4 +1,4 @@
-"""What a run directory gets while training, and when training stops."""
+"""Callbacks of the training loop: one writes the run directory, others end the training early."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

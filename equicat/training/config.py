@@ -1,4 +1,4 @@
-"""What a training run can be told; one dataclass per part, checked before anything is read."""
+"""Options of `equicat train`, one dataclass a part, and how they are read from YAML; checked before any data are."""
 
 import difflib
 from argparse import ArgumentError
@@ -23,7 +23,7 @@ from equicat.training.optimizers import OptimizerConfig
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, on what, and where results go."""
+    """Length of a run, devices, and where results go."""
 
     out: str = "runs/model"
     """Run directory."""
@@ -51,10 +51,10 @@ class RunConfig:
     early_stopping: int | None = None
     """Stop after so many validations without a better val_loss; null never does."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of weights and features."""
+    """Floating-point type of weights and features; energies are summed in float64."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of factors in PyTorch's float32 matrix products, sums stay float32: highest float32, high TF32, medium bf16, both
-    where there is hardware for it. The kernels for processors know float32 and float64 alone."""
+    """Precision of factors in PyTorch's float32 matrix products, whose sums stay float32: highest is float32, high is
+    TF32, medium bf16, these where the hardware has them. Kernels for processors know float32 and float64 alone."""
     accelerator: str = "auto"
     """cpu, gpu, auto (Lightning)."""
     devices: str = "auto"

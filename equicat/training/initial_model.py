@@ -63,7 +63,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
 
 
 def compute_options(options: RunConfig) -> ComputeOptions:
-    """How a model that is trained computes."""
+    """Options of derivatives for a model that is trained."""
     return ComputeOptions(recompute=options.recompute)
 
 

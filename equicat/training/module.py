@@ -1,8 +1,8 @@
-"""What a step of training and of validation is, and what an epoch adds up to."""
+"""Steps of training and validation, and the sums over an epoch."""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -53,7 +53,7 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.model, self.task, self.config, self.data = model, task, config, data
         self.val_losses: list[float] = []
-        """Of all validations so far, earlier sessions included."""
+        """Loss of each validation so far, earlier sessions included."""
         self.elapsed = 0.0
         """Seconds of training up to the last step, earlier sessions included; all processes agree on it."""
         self._started = time.monotonic()
@@ -91,7 +91,7 @@ class TrainingModule(pl.LightningModule):
         Raises:
             InputError: on all processes if the loss is not finite, before it can spoil the weights.
         """
-        terms, where = self._terms(batch, "train"), f"systems {', '.join(batch.ids[:4])}{' …' * (len(batch.ids) > 4)}"
+        terms, where = self._terms(batch, "train"), _named(batch.ids)
         losses = self._losses["train"][-1]
         clock = losses.new_tensor([[self.seconds(), 1.0]])
         *parts, (self.elapsed, _) = self._reduced(torch.cat([losses, clock]), "mean")
@@ -150,9 +150,15 @@ class TrainingModule(pl.LightningModule):
         set_rates(self.trainer.optimizers[0], self.config.optimizer, self.rate_factor())
 
     def rate_factor(self) -> float:
-        """What the schedule multiplies the learning rates of the next step with, while training."""
+        """Factor of the schedule on the learning rates of the next step, while training."""
         step, minutes = self.trainer.global_step, self.config.run.max_minutes
         timed = self.elapsed / 60 / minutes if minutes else 0.0
         # The share of the run that is over: of its epochs or of its minutes, whichever is further.
         progress = min(1.0, max(step / self.trainer.estimated_stepping_batches, timed))
         return rate_factor(self.config.optimizer, step, progress, self.val_losses)
+
+
+def _named(ids: Sequence[str]) -> str:
+    """Some systems for a message; structures of files may have no names."""
+    known = [name for name in ids if name]
+    return f"systems {', '.join(known[:4])}{' …' if len(ids) > 4 else ''}" if known else f"{len(ids)} systems"

@@ -1,4 +1,4 @@
-"""What a network does not have to learn: reference energies and scales."""
+"""Reference energies and scales: parts of energies and displacements that a network does not have to learn."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from equicat.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class NormalizationConfig:
-    """What the network does not have to learn."""
+    """Reference energies and scales."""
 
     references: Literal["linear", "none"] | dict[str, float] | None = None
     """Energy of each element (eV): linear fits them to the training energies, none takes 0; or give them, such as

@@ -36,9 +36,9 @@ class OptimizerConfig:
     milestones: tuple[int, ...] = ()
     """Steps at which the rate is lowered (milestones)."""
     milestone_factor: float = 0.1
-    """What a milestone multiplies the rate with."""
+    """Factor on the rate at each milestone."""
     plateau_factor: float = 0.8
-    """What a plateau multiplies the rate with."""
+    """Factor on the rate at each plateau."""
     plateau_patience: int = 5
     """Validations without a better val_loss before that."""
     ema_decay: float | None = 0.99
@@ -70,7 +70,7 @@ def set_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfig, factor
 
 
 def rate_factor(options: OptimizerConfig, step: int, progress: float, val_losses: Sequence[float]) -> float:
-    """What the schedule multiplies the learning rates with.
+    """Factor of the schedule on the learning rates.
 
     Args:
         options: the schedule.

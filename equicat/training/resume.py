@@ -1,4 +1,4 @@
-"""Going on with a run: what its checkpoint holds, what must be as it was, and whether anything is left to do."""
+"""Resuming a run: reading its checkpoint, refusing changes that would make another run, finding nothing left to do."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -43,20 +43,20 @@ FIXED = (
 )
 """Options, or parts with all their options, that a resumed run cannot change; those of ``model`` are in model.json."""
 SETTLED = ("normalization.", "run.init_from")
-"""Of these, null stands for what the run has."""
+"""Beginnings of options whose null stands for the value that the run has."""
 UNSAID = ("run.out", "run.overwrite", "run.resume", "run.progress")
 """Options that may differ without being mentioned."""
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a run goes on from."""
+    """State of a run at the end of its last finished epoch."""
 
     run: Path
     checkpoint: dict[str, Any]
-    """What ``last.ckpt`` holds."""
+    """Content of ``last.ckpt``."""
     config: dict[str, Any]
-    """What ``config.yaml`` says of the run so far."""
+    """Content of ``config.yaml``: the options of the run so far."""
     rows: list[Row]
     """The epochs of ``metrics.csv`` that the checkpoint knows of."""
 
@@ -67,17 +67,17 @@ class Resumption:
 
     @property
     def n_epochs(self) -> int:
-        """Epochs that are finished."""
+        """Number of finished epochs."""
         return int(self.checkpoint["epoch"]) + 1
 
     @property
     def seconds(self) -> float:
-        """Time that they took."""
+        """Training time so far."""
         return max(column(self.rows, "time_s"), default=0.0)
 
     @property
     def val_losses(self) -> list[float]:
-        """Their validation losses."""
+        """Loss of each validation so far."""
         return column(self.rows, "val_loss")
 
 
@@ -105,7 +105,7 @@ def _complete(path: Path) -> dict[str, Any]:
 
 
 def _advice(run: Path) -> str:
-    """What to do about a damaged last checkpoint."""
+    """Advice, for a message, on a damaged last checkpoint."""
     try:
         n_epochs = int(_complete(run / BEST)["epoch"]) + 1
     except InputError:

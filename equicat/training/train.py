@@ -36,14 +36,14 @@ from equicat.training.trainer import finish_loggers, is_main_process, make_train
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to."""
+    """Outcome of a training."""
 
     run: Path
-    """Its run directory."""
+    """Run directory."""
     best_val_loss: float
     """Validation loss of the model that is saved."""
     seconds: float
-    """How long this session trained; 0 if nothing was left to do."""
+    """Length of this session; 0 if nothing was left to do."""
 
 
 def train(config: TrainConfig) -> TrainResult:

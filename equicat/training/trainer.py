@@ -52,6 +52,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
     devices, num_nodes = devices_and_nodes(options)
     try:
         trainer = pl.Trainer(
+            default_root_dir=run,
             max_epochs=options.max_epochs,
             accelerator=options.accelerator,
             devices=devices,
