@@ -238,7 +238,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
     with pytest.raises(InputError, match="--resume goes on with it"):
         energies(["O"], EMTForces("adsorption"), config, out=killed)
     energies(["O"], EMTForces("adsorption"), config, out=killed, existing="resume")
-    for name in ("table.csv", "page.html"):
+    for name in ("table.csv", "page.html", "structures.extxyz"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     again = EMTForces("adsorption", stop_after=0)  # nothing is left to compute
     energies(["O"], again, config, out=killed, existing="resume")
