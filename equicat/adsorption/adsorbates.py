@@ -11,12 +11,11 @@ from ase.build import molecule
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from equicat.data.contacts import bonded_groups, contact_ratios, formula_of
+from equicat.data.contacts import BONDED_RATIO, bonded_groups, contact_ratios, formula_of
 from equicat.data.readers import read
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
 from equicat.extras import extra
-from equicat.sources.dft.tagging import BONDED_RATIO
 
 SMILES = "smiles:"
 """What SMILES begin with: ``CO`` is carbon monoxide, ``smiles:CO`` methanol."""

@@ -241,8 +241,9 @@ def _result(
             f"{far[0].adsorbate} at {far[0].relaxed_site} has {far[0].energy_per_adsorbate:.1f} eV, which no adsorbate "
             "has; the model's energies and the gas references are probably not of the same calculations"
         )
+    adsorbates = [one for placement in placed.placements for one in placement.adsorbates]
     notes = (*slab.notes, *placed.notes, f"Duplicates: {len(after)} placements became {len(rows)} structures.")
-    return AdsorptionEnergies(rows, slab, notes, reference.sentences(clean.energy), tuple(found), clean)
+    return AdsorptionEnergies(rows, slab, notes, reference.sentences(clean.energy, adsorbates), tuple(found), clean)
 
 
 def _thin_vacuum(placed: Placed, slab: Slab, cutoff: float | None) -> tuple[str, ...]:

@@ -17,10 +17,9 @@ from numpy import ndarray
 from equicat.adsorption.adsorbates import Adsorbate, distinct_turns
 from equicat.adsorption.sites import Finder, Site, find_sites, kind_at, sideways
 from equicat.adsorption.slabs import Slab
-from equicat.data.contacts import contact_ratios
+from equicat.data.contacts import BONDED_RATIO, contact_ratios
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
-from equicat.sources.dft.tagging import BONDED_RATIO
 
 CONTACT = 1.0
 """Distance at which a lowered adsorbate stops, in sums of covalent radii."""

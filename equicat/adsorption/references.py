@@ -1,6 +1,6 @@
 """What an adsorption energy is measured against: the model's own clean slab, and gases where its energies are total."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from equicat.adsorption.adsorbates import Adsorbate
@@ -59,13 +59,17 @@ class EnergyReference:
                 try:
                     self.gas_energy(load, {})
                 except InputError as error:
-                    raise InputError(f"{self.file}: {load_name(load)}: {error}") from error
+                    raise InputError(
+                        f"{self.file}: no gas reference for {load_name(load)}: it is no combination of "
+                        f"{', '.join(self.gas.gas)}; add the molecules that are missing under gas"
+                    ) from error
 
-    def sentences(self, clean_slab: float) -> tuple[str, ...]:
+    def sentences(self, clean_slab: float, adsorbates: Iterable[Adsorbate]) -> tuple[str, ...]:
         """What the energies are, for people.
 
         Args:
             clean_slab: energy (eV) that the model gives the relaxed clean slab.
+            adsorbates: those on the slabs.
         """
         if self.kind == "adsorption":
             return (
@@ -78,7 +82,9 @@ class EnergyReference:
         slab += f"relaxed clean slab has {clean_slab:.3f} eV."
         if self.gas is not None:
             unused = " Its clean slabs are not used: the model's own is." if self.gas.slabs else ""
-            return slab, f"Gas references: {', '.join(self.gas.gas)} of {self.file}.{unused}"
+            made_of = {one.name: self.gas.gas_reference(one.numbers.tolist()).text for one in adsorbates}
+            combinations = ", ".join(f"{name} = {text}" for name, text in made_of.items())
+            return slab, f"Gas references: {combinations}, with the energies of {self.file}.{unused}"
         return slab, "Gas references: each adsorbate alone, as a molecule without a surface, relaxed with the model."
 
 

@@ -136,9 +136,10 @@ def _row(slab: Slab, placed: Placed, placement: Placement, after: Structure, cle
     info = after.info
     energy = None if after.energy is None else after.energy - clean - gas
     flags = tuple(flag for flag in str(info.get("flags", "")).split(",") if flag)
-    structure = dataclasses.replace(
-        after, info={**info, **({} if energy is None else {"adsorption_energy": energy}), "site": placement.site}
-    )
+    said = {name: value for name, value in info.items() if name != "seconds"}  # other at every run
+    if energy is not None:
+        said["adsorption_energy"] = energy
+    structure = dataclasses.replace(after, info={**said, "site": placement.site})
     return Row(
         adsorbate=placement.load,
         site=placement.site,

@@ -14,8 +14,8 @@ from equicat.data.contacts import formula_of
 from equicat.data.readers import read
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.sources.dft.tagging import SURFACE_DEPTH, UnclearAdsorbate
-from equicat.sources.dft.vacuum import MIN_VACUUM, vacuum_axis
+from equicat.sources.dft.tagging import SURFACE_DEPTH
+from equicat.sources.dft.vacuum import MIN_VACUUM, NoVacuum, vacuum_axis
 
 SAME_LAYER = 0.3
 """Å. Atoms whose heights differ by less, one after the other, are one layer."""
@@ -120,7 +120,7 @@ def prepared(structure: Structure, config: SlabConfig, notes: tuple[str, ...] = 
     """
     try:
         axis = vacuum_axis(structure)
-    except UnclearAdsorbate as error:
+    except NoVacuum as error:
         raise InputError(
             f"{structure.where}: no vacuum: no gap of {MIN_VACUUM:g} Å along any lattice vector, so this is no slab; "
             "add vacuum along one of them"
