@@ -3,8 +3,8 @@
     python benchmarks/baselines_trained.py DATA OUT.jsonl --task s2ef --minutes 2
     python benchmarks/baselines_trained.py DATA OUT.jsonl --task is2re --epochs 15
 
-The small presets (`configs/small`, about 21,000 weights each, and the demo's Allegro), one optimiser, batch size and
-cutoff for all, one thread. ``is2re`` is trained together with displacements (gradient head, which all can feed). The
+The small built-in configurations (`small/…`, about 21,000 weights each), one optimiser, batch size and cutoff for all,
+one thread. ``is2re`` is trained together with displacements (gradient head, which all can feed). The
 budget is one of time, or one of epochs. Each run has a process of its own, so that its memory can be told; runs already
 in OUT are not repeated.
 """
@@ -23,20 +23,21 @@ import torch
 
 from equicat.apply.evaluate import evaluate
 from equicat.models import saved
+from equicat.options.text import read_yaml
 from equicat.run_directory import LAST, read_checkpoint
-from equicat.training.config import from_mapping, read_yaml
+from equicat.training.config import from_mapping
+from equicat.training.presets import find_configuration
 from equicat.training.train import train
 
-ROOT = Path(__file__).parents[1]
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "allegro": ("equicat/studies/demo.yaml", {}),
-    "nequip": ("configs/small/nequip.yaml", {}),
-    "gemnet-t": ("configs/small/gemnet.yaml", {}),
-    "gemnet-dt": ("configs/small/gemnet.yaml", {"force_head": "sum", "displacement_head": "sum"}),
-    "dimenet++": ("configs/small/dimenet_plus_plus.yaml", {}),
-    "dimenet": ("configs/small/dimenet.yaml", {}),
-    "schnet": ("configs/small/schnet.yaml", {}),
-    "cgcnn": ("configs/small/cgcnn.yaml", {}),
+    "allegro": ("small/allegro", {}),
+    "nequip": ("small/nequip", {}),
+    "gemnet-t": ("small/gemnet", {}),
+    "gemnet-dt": ("small/gemnet", {"force_head": "sum", "displacement_head": "sum"}),
+    "dimenet++": ("small/dimenet_plus_plus", {}),
+    "dimenet": ("small/dimenet", {}),
+    "schnet": ("small/schnet", {}),
+    "cgcnn": ("small/cgcnn", {}),
 }
 OPTIMIZER = {
     "name": "muon", "matrix_lr": 0.01, "lr": 2.0e-3, "schedule": "cosine", "warmup_steps": 20, "ema_decay": 0.99
@@ -50,7 +51,7 @@ SHOWN = {"s2ef": ("energy_mae", "forces_mae", "forces_cosine_similarity"), "is2r
 
 def configuration(name: str, seed: int, out: str, options: argparse.Namespace) -> dict[str, Any]:
     file, extra = PRESETS[name]
-    values = read_yaml(ROOT / file)
+    values = read_yaml(find_configuration(file))
     budget = (
         {"max_minutes": options.minutes, "max_epochs": 100_000} if options.minutes else {"max_epochs": options.epochs}
     )

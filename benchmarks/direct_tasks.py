@@ -23,10 +23,11 @@ from equicat.apply.predict import predictions
 from equicat.data.datasets import open_dataset
 from equicat.data.directory import splits_of
 from equicat.models import saved
-from equicat.training.config import from_mapping, read_yaml
+from equicat.options.text import read_yaml
+from equicat.training.config import from_mapping
+from equicat.training.presets import find_configuration
 from equicat.training.train import train
 
-CONFIG = Path(__file__).parents[1] / "configs" / "is2rs_small.yaml"
 ENERGY_VARIANTS: dict[str, dict[str, Any]] = {
     "energy": {},
     "energy+aux": {"loss": {"displacement_weight": 0.3}},
@@ -44,7 +45,7 @@ SHOWN = (
 
 
 def configuration(variant: str, seed: int, data: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    values = read_yaml(CONFIG)
+    values = read_yaml(find_configuration("is2rs_small"))
     values["data"] = {"train": [data], "val": [data]}
     values["model"]["cutoff"] = options.cutoff
     values["run"] |= {

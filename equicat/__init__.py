@@ -1,7 +1,7 @@
 """equicat: catalysis simulations with strictly local E(3)-equivariant models.
 
-The public names are :func:`load`, :func:`relax`, :class:`Calculator`, :class:`Structure` and others; they are imported
-on first use, so that ``import equicat`` (and ``equicat --help``) does not wait for PyTorch.
+The public names, ``equicat.__all__``, are imported on first use, so that ``import equicat`` (and ``equicat --help``)
+does not wait for PyTorch.
 """
 
 from importlib import import_module
@@ -28,3 +28,7 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'equicat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,12 @@ TINY_MODEL = {
     "two_body_mlp": [16, 16],
     "latent_mlp": [16],
 }
+
+
+def command_names(commands: dict, prefix: str = "") -> Iterator[str]:
+    """The words of every command of the command line, such as ``data emt``."""
+    for name, command in commands.items():
+        yield from command_names(command, f"{prefix}{name} ") if isinstance(command, dict) else [f"{prefix}{name}"]
 
 
 def labelled(seed: int) -> Structure:

@@ -8,14 +8,16 @@ import pytest
 import torch
 import yaml
 from conftest import configuration
-from places import DFT_DATA, ROOT, needs_dft_data
+from places import DFT_DATA, needs_dft_data
 
 from equicat.apply.evaluate import evaluate
 from equicat.data.readers import read
 from equicat.models.potential import Potential
 from equicat.networks.allegro import AllegroConfig
+from equicat.options.text import read_yaml
 from equicat.testing import check_all
-from equicat.training.config import from_mapping, read_yaml
+from equicat.training.config import from_mapping
+from equicat.training.presets import find_configuration
 from equicat.training.train import train
 
 
@@ -29,7 +31,7 @@ def test_physics_of_the_paper_size_model():
 @pytest.mark.benchmark
 @needs_dft_data
 def test_a_minute_on_3bpa_beats_zero_forces_tenfold(tmp_path):
-    values = read_yaml(ROOT / "configs" / "3bpa.yaml")
+    values = read_yaml(find_configuration("3bpa"))
     values["data"]["train"] = [str(DFT_DATA / "3bpa" / "train_300K.xyz")]
     values["run"] |= {"out": str(tmp_path / "run"), "max_minutes": 3, "progress": False}
     run = train(from_mapping(values)).run

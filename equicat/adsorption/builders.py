@@ -30,25 +30,17 @@ BUILDERS: dict[tuple[str, tuple[int, ...]], Callable[..., Atoms]] = {
 
 
 @dataclass(frozen=True)
-class SlabConfig:
+class SlabConfig(Checked):
     """How a slab is built, and what of it is fixed."""
 
-    fixed_layers: int | None = None
+    fixed_layers: Natural | None = None
     """Lowest layers that are fixed. Default: the atoms that the slab's file fixes, else the lowest two layers."""
-    vacuum: float = 20.0
+    vacuum: PositiveNumber = 20.0
     """Å between a slab that is built and its image above."""
-    lattice_constant: float | None = None
+    lattice_constant: PositiveNumber | None = None
     """Å, of a slab that is built of an element. Default: the measured one, as ASE has it."""
-    termination: int = 0
+    termination: Natural = 0
     """Which of the terminations that pymatgen finds, from 0."""
-
-    def __post_init__(self) -> None:
-        if self.fixed_layers is not None and self.fixed_layers < 0:
-            raise InputError(f"fixed_layers is {self.fixed_layers}; it must not be negative")
-        if not self.vacuum > 0 or (self.lattice_constant is not None and not self.lattice_constant > 0):
-            raise InputError(
-                f"vacuum is {self.vacuum}, lattice_constant is {self.lattice_constant}; both must be positive"
-            )
 
 
 @dataclass(frozen=True)

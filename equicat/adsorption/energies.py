@@ -45,10 +45,6 @@ class AdsorptionConfig(RelaxConfig, PlacementConfig, SlabConfig):
     """YAML file of gas energies (eV), as `equicat data import` takes it; for models of total energies. Default: such a
     model relaxes each adsorbate alone, as a molecule."""
 
-    def __post_init__(self) -> None:
-        for part in (SlabConfig, PlacementConfig, RelaxConfig):
-            part.__post_init__(self)
-
 
 def adsorption_energies(
     slab: str | Path | Atoms | Structure,

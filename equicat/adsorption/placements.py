@@ -28,35 +28,23 @@ OVERLAP = 0.8
 
 
 @dataclass(frozen=True)
-class PlacementConfig:
+class PlacementConfig(Checked):
     """Where and how adsorbates are placed."""
 
     sites: tuple[str, ...] = ()
     """Names of sites, such as fcc, or the beginning of names, such as bridge. Default: all."""
     finder: Finder = "auto"
     """Who finds sites: pymatgen, delaunay (equicat's own), or auto (pymatgen if it is installed)."""
-    rotations: int = 3
+    rotations: Positive = 3
     """Equal turns about the normal of the surface; those that change nothing are left out."""
-    heights: tuple[float, ...] = (0.0,)
+    heights: Annotated[tuple[Number, ...], Length(1)] = (0.0,)
     """Å above the height at which the first atom touches the slab (a sum of covalent radii)."""
-    n_random: int = 0
+    n_random: Natural = 0
     """Further placements of each adsorbate, at random points and turns."""
-    seed: int = 0
-    """Of the random placements."""
-    coverage: float | None = None
+    seed: Natural = 0
+    """Seed of the random placements."""
+    coverage: PositiveNumber | None = None
     """Adsorbates for each exposed atom of the surface: so many are placed on sites of one kind, far apart."""
-
-    def __post_init__(self) -> None:
-        if self.rotations < 1 or self.n_random < 0:
-            raise InputError(
-                f"rotations is {self.rotations}, n_random is {self.n_random}; at least 1 and at least 0 are possible"
-            )
-        if not self.heights or not np.isfinite(self.heights).all():
-            raise InputError(f"heights is {list(self.heights)}; give one or more numbers (Å)")
-        if self.coverage is not None and not self.coverage > 0:
-            raise InputError(f"coverage is {self.coverage}; it must be positive")
-        if self.finder not in ("auto", "pymatgen", "delaunay"):
-            raise InputError(f"finder is {self.finder!r}; it must be auto, pymatgen or delaunay")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.model import ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
+from equicat.options.values import Device, Positive
 from equicat.run_directory import data_config
 from equicat.tasks.metrics import MetricSums
 from equicat.tasks.tables import format_table
@@ -103,19 +104,33 @@ def evaluate_split(
 
 def evaluate(
     run: str | Path,
-    data: str | Path,
+    data: str | Path | None = None,
     *,
     energy_key: str | None = None,
-    energy_reference: str | None = None,
-    batch_size: int = 16,
-    device: str = "cpu",
+    energy_reference: Literal["adsorption", "total", "relative"] | None = None,
+    batch_size: Positive = 16,
+    device: Device = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate a run on every split found at ``data``; see `equicat evaluate --help`.
+    """Evaluate a run on every split found at ``data``.
+
+    Args:
+        run: Run directory that `equicat train` wrote.
+        data: Data set directory, store or structure file. Default: the validation data of the run.
+        energy_key: Info key of the energies (files only).
+        energy_reference: What the energies of a file are. Default: what the model predicts.
+        batch_size: Structures computed together.
+        device: Where to compute; auto takes a GPU if there is one.
+        progress: Show a progress bar.
 
     Returns:
         What ``evaluation.json`` holds: metrics by split and row.
+
+    Raises:
+        InputError: for a missing file or label, another energy than the model predicts, or an unknown element.
     """
+    if data is None:
+        return evaluate_validation(run, batch_size=batch_size, device=device, progress=progress)
     model = saved.load(run, device)
     results = {}
     for name, path in splits_of(data, model.info.task).items():
@@ -128,7 +143,7 @@ def evaluate(
 
 
 def evaluate_validation(
-    run: str | Path, *, batch_size: int = 16, device: str = "cpu", progress: bool = True
+    run: str | Path, *, batch_size: int = 16, device: str = "auto", progress: bool = True
 ) -> dict[str, Any]:
     """Evaluate a run on the validation data of its own configuration: all of it, or what was held out for it.
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
+from equicat.options.values import Device, Positive
 from equicat.tasks.leaderboard import LEADERBOARD_SPLITS, is2re_arrays, is2rs_arrays, s2ef_arrays, write_submission
 
 
@@ -40,12 +41,12 @@ def predictions(
 def predict(
     run: str | Path,
     structures: str | Path,
-    out: str | Path,
     *,
-    submission: str | None = None,
-    forces_of: str = "free",
-    batch_size: int = 16,
-    device: str = "cpu",
+    out: str | Path,
+    submission: Literal["test", "val"] | None = None,
+    forces_of: Literal["free", "all"] = "free",
+    batch_size: Positive = 16,
+    device: Device = "auto",
     progress: bool = True,
 ) -> int:
     """Predict every structure of a file or store, or of the four splits of a data set.
@@ -55,14 +56,15 @@ def predict(
     relaxed positions (``relaxed_positions``).
 
     Args:
-        run: what made the model.
-        structures: file or store; with ``submission``, the directory of a data set.
-        out: file to write.
-        submission: ``test`` or ``val``: one ``.npz`` of its four splits, as the leaderboard takes it.
-        forces_of: ``free`` atoms (EvalAI) or ``all`` (the present leaderboard); ``.npz`` only.
-        batch_size: structures computed together.
-        device: cpu, cuda or cuda:0.
-        progress: show a progress bar.
+        run: Run directory that `equicat train` wrote.
+        structures: Structure file (anything ASE reads, also .gz and .xz) or store; for a submission, the directory of
+            a data set.
+        out: File to write: extxyz (also .gz, .xz), or .npz for OC20's leaderboard.
+        submission: One .npz of the four splits test_… or val_… of a data set directory, as the leaderboard takes it.
+        forces_of: Atoms whose forces the .npz holds: free ones (EvalAI) or all (the present leaderboard).
+        batch_size: Structures computed together.
+        device: Where to compute; auto takes a GPU if there is one.
+        progress: Show a progress bar.
 
     Returns:
         The number of structures.

@@ -29,26 +29,27 @@ from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import write
 from equicat.data.store import Store
 from equicat.errors import InputError
+from equicat.options.values import Checked, Positive, PositiveNumber
 
 TARGETS = {"2M": 2_000_000, "20M": 20_000_000, "134M": 133_934_018}
 """OC20's training sets, for the extrapolation."""
 
 
 @dataclass(frozen=True)
-class DataBenchConfig:
+class DataBenchConfig(Checked):
     """Options of `equicat bench data`. It measures in one process and one thread, with files in the page cache."""
 
     peer_python: str | None = None
     """Python of an environment with fairchem-core 1.10, to measure beside us."""
-    n_read: int = 5000
+    n_read: Positive = 5000
     """Structures to read in random order."""
-    n_batched: int = 500
+    n_batched: Positive = 500
     """Structures of which batches with graphs are made."""
-    batch_size: int = 16
+    batch_size: Positive = 16
     """Structures in a batch."""
-    cutoff: float = 6.0
-    """Å, of the graphs."""
-    repeats: int = 3
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours in the graphs."""
+    repeats: Positive = 3
     """Times that all measurements take turns; medians count."""
     stream: bool = True
     """Read all of the store once, as an epoch does, and watch the memory."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.errors import InputError
+from equicat.options.values import Checked, Positive
 from equicat.run_directory import environment
 
 Results = dict[str, Any]
@@ -32,7 +33,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Models; ``width`` is that of all hidden layers."""
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au", "Cu")
-MODES = ("eager", "compile", "aotinductor")
+Mode = Literal["eager", "compile", "aotinductor"]
+MODES: tuple[Mode, ...] = ("eager", "compile", "aotinductor")
 """Ways to run the peer."""
 AGREEMENT = 1e-4
 """Relative disagreement of energies and forces beyond which two contestants do not compute the same thing."""
@@ -41,20 +43,20 @@ TF32_AGREEMENT = 1e-2
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(Checked):
     """How to measure."""
 
     peer_python: str | None = None
     """Interpreter of an environment that has nequip-allegro; default: this one (extra [bench])."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    threads: int = 2
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to measure."""
+    threads: Positive = 2
     """Threads on the processor that each contestant gets."""
-    repeats: int = 5
+    repeats: Positive = 5
     """Interleaved repetitions, of which the median is taken."""
     peer: bool = True
     """Measure nequip-allegro as well; otherwise ours alone, with random weights."""
-    modes: tuple[str, ...] = MODES
+    modes: tuple[Mode, ...] = MODES
     """Ways to run the peer; starting the last one takes minutes."""
     progress: bool = True
     """Show what is being measured."""
@@ -154,11 +156,8 @@ def speed(
         each: called after every size with the results so far, for they take long.
 
     Raises:
-        InputError: for an unknown size or mode, a side that cannot be run, or contestants whose numbers differ.
+        InputError: for an unknown size, a side that cannot be run, or contestants whose numbers differ.
     """
-    unknown = sorted(set(config.modes) - set(MODES))
-    if unknown:
-        raise InputError(f"no mode {', '.join(unknown)}; there are {', '.join(MODES)}")
     for size in sizes:
         if size not in SIZES:
             raise InputError(f"no model size {size!r}; there are {', '.join(SIZES)}")

@@ -1,56 +1,97 @@
-"""The command line: finds the command, lets it parse, calls it; bad input is one line and exit status 2."""
+"""The command line: one parser with a subcommand for every command; bad input is one line and exit status 2."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jsonargparse import Namespace
+
 from equicat import __version__
-from equicat.cli import adsorb, bench, data, relax, runs
-from equicat.errors import InputError, nearest
+from equicat.cli import bench, data, relax, runs
+from equicat.cli.train import TrainParser
+from equicat.errors import InputError
+from equicat.options.parser import Parser
 
-COMMANDS = runs.COMMANDS | relax.COMMANDS | adsorb.COMMANDS | data.COMMANDS | bench.COMMANDS
+Commands = Mapping[str, Any]
+"""By name: a function, a class of parsers of one, or further commands."""
 
-
-def _usage() -> str:
-    lines = [f"equicat {__version__}: catalysis simulations with strictly local equivariant models", ""]
-    lines += [f"  equicat {name:<10} {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "`equicat COMMAND --help` tells the options, units and defaults of a command."])
-
-
-def _dispatch(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return
-    if arguments[0] == "--version":
-        print(__version__)
-        return
-    for words in (2, 1):
-        name = " ".join(arguments[:words])
-        if name in COMMANDS:
-            command = COMMANDS[name]
-            rest = arguments[words:]
-            help_wanted = any(a in ("-h", "--help") for a in rest)
-            rest = rest if help_wanted else command.prepare(rest)
-            parser = command.build(rest) if name == "train" else command.build()
-            command.run(parser.parse_args(rest))
-            return
-    groups = {name.split()[0] for name in COMMANDS if " " in name}
-    name = " ".join(arguments[:2] if arguments[0] in groups else arguments[:1])
-    raise InputError(f"no command {name!r}{nearest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")
+COMMANDS: Commands = {
+    "demo": runs.demo,
+    "train": TrainParser,
+    "evaluate": runs.evaluate,
+    "predict": runs.predict,
+    "relax": relax.relax,
+    "adsorb": relax.adsorb,
+    "report": runs.report,
+    "data": {
+        "emt": data.emt,
+        "import": data.import_files,
+        "oc20": data.oc20,
+        "subset": data.subset,
+        "info": data.info,
+    },
+    "bench": {"speed": bench.speed, "scaling": bench.scaling, "data": bench.data},
+    "convert": {"nequip-allegro": runs.convert_nequip_allegro},
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> Any:
+def command_line() -> Parser:
+    """The parser of all commands."""
+    about = f"equicat {__version__}: catalysis simulations with strictly local equivariant models"
+    parser = Parser(prog="equicat", description=about)
+    parser.add_argument("--version", action="version", version=__version__)
+    _add(parser, COMMANDS)
+    return parser
+
+
+def _add(parser: Parser, commands: Commands) -> None:
+    subcommands = parser.add_subcommands(
+        title="commands", description="COMMAND --help tells its options, units and defaults.", metavar="COMMAND"
+    )
+    for name, command in commands.items():
+        if isinstance(command, Mapping):
+            child, summary = Parser(), ", ".join(command)
+        else:
+            child = command() if isinstance(command, type) else Parser(command)
+            summary = (child.description or "").splitlines()[0]
+        parser.commands[name] = child
+        subcommands.add_subcommand(name, child, help=summary)
+        child.prog = f"{parser.prog} {name}"
+        if isinstance(command, Mapping):
+            _add(child, command)
+
+
+def chosen(parser: Parser, options: Namespace) -> tuple[Callable[..., None], dict[str, Any]]:
+    """The function of the command that was given, and its arguments."""
+    while parser.owner is None:
+        name = options.subcommand
+        parser, options = parser.commands[name], options[name]
+    values = options.as_dict().items()
+    return parser.owner, {name: tuple(value) if isinstance(value, list) else value for name, value in values}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``equicat`` command: exit status 0, or 2 and one line for bad input."""
     try:
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        parser = command_line()
+        options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+        command, values = chosen(parser, parser.instantiate(options))
+        command(**values)
     except InputError as error:
         print("equicat: " + "\n  ".join(" ".join(line.split()) for line in error.lines), file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except OSError as error:  # of a path that was given: not there, a file in the place of a directory, no permission
+        if error.filename is None:
+            raise
+        print(f"equicat: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("equicat: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
     return 0
 
 

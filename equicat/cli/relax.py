@@ -1,53 +1,124 @@
-"""`equicat relax`."""
+"""`equicat relax` and `equicat adsorb`."""
 
+import warnings
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from equicat.errors import InputError
+from equicat.options.values import Device
 
-from equicat.cli.command import Command, parser_for, with_bare
-
-
-def _parser() -> ArgumentParser:
-    from equicat.relaxation.config import RelaxConfig
-
-    parser = parser_for("relax", "Relax many systems together with a model of energies and forces.")
-    parser.add_argument("run", help="Run directory that `equicat train` wrote, of a model trained for s2ef.")
-    parser.add_argument("structures", help="Structure file (anything ASE reads, also .gz and .xz) or store.")
-    parser.add_argument("--out", required=True, help="extxyz file for the relaxed structures (also .gz, .xz).")
-    parser.add_class_arguments(RelaxConfig, None)
-    text = "Folder for one extxyz file of each system with all its steps."
-    parser.add_argument("--trajectories", type=str | None, default=None, help=text)
-    text = "Go on with an interrupted relaxation: finished systems are kept."
-    parser.add_argument("--resume", type=bool, default=False, help=text)
-    parser.add_argument("--overwrite", type=bool, default=False, help="Begin anew, and replace what is there.")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0.")
-    text = "Precision of the model; as it was trained if not given. Positions are float64 anyway."
-    parser.add_argument("--dtype", type=Literal["float32", "float64"] | None, default=None, help=text)
-    parser.add_argument("--progress", type=bool, default=True, help="Show a progress bar.")
-    return parser
-
-
-def _relax(options: Namespace) -> None:
-    import dataclasses
-
-    import torch
-
+if TYPE_CHECKING:
+    from equicat.adsorption.energies import AdsorptionConfig
     from equicat.relaxation.config import RelaxConfig
     from equicat.relaxation.parts import Output
-    from equicat.relaxation.relax import relax
 
-    names = [field.name for field in dataclasses.fields(RelaxConfig)]
-    relaxed = relax(
-        options.structures,
-        options.run,
-        RelaxConfig(**{name: options[name] for name in names}),
-        out=Output(Path(options.out), options.trajectories, options.resume, options.overwrite),
-        device=options.device,
-        dtype=None if options.dtype is None else getattr(torch, options.dtype),
-        progress=options.progress,
-    )
+
+def relax(
+    run: str,
+    structures: str,
+    *,
+    out: str,
+    dtype: Literal["float32", "float64"] | None = None,
+    device: Device = "auto",
+    progress: bool = True,
+    **options: Any,
+) -> None:
+    """Relax many systems together with a model of energies and forces.
+
+    Args:
+        run: Run directory that `equicat train` wrote, of a model trained for s2ef.
+        structures: Structure file (anything ASE reads, also .gz and .xz) or store.
+        out: File for the relaxed structures: extxyz (also .gz, .xz).
+        dtype: Precision of the model; as it was trained if not given. Positions are float64 anyway.
+        device: Where to compute; auto takes a GPU if there is one.
+        progress: Show a progress bar.
+    """
+    import torch
+
+    from equicat.relaxation import relax as relaxation
+
+    output, config = _output_and_config(out, **options)
+    precision = None if dtype is None else getattr(torch, dtype)
+    relaxed = relaxation.relax(structures, run, config, out=output, device=device, dtype=precision, progress=progress)
     print("this process is done; others still have systems to finish" if relaxed is None else relaxed.summary)
 
 
-COMMANDS = {"relax": Command("relax structures, many at a time", _parser, _relax, with_bare("--resume", "--overwrite"))}
+def _output_and_config(
+    out: str, *, trajectories: str | None = None, resume: bool = False, overwrite: bool = False, **options: Any
+) -> "tuple[Output, RelaxConfig]":
+    """Where relaxations go, and how they are done.
+
+    Args:
+        trajectories: Folder for one extxyz file of each system with all its steps.
+        resume: Go on with an interrupted relaxation: finished systems are kept.
+        overwrite: Begin anew, and replace what is there.
+    """
+    from equicat.relaxation.config import RelaxConfig
+    from equicat.relaxation.parts import Output
+
+    return Output(Path(out), trajectories, resume, overwrite), RelaxConfig(**options)
+
+
+def adsorb(
+    run: str,
+    *,
+    adsorbates: str,
+    out: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: Device = "auto",
+    progress: bool = True,
+    **options: Any,
+) -> None:
+    """Adsorption energies: placements on a slab, relaxed together; a table and a page.
+
+    Args:
+        run: Run directory that `equicat train` wrote, of a model trained for s2ef.
+        adsorbates: Names, smiles:…, or structure files, with commas between; CO+O are two on one slab.
+        out: Directory for table.csv, structures.extxyz and page.html.
+        resume: Go on where an interrupted run stopped.
+        overwrite: Begin anew, and replace what is there.
+        device: Where to compute; auto takes a GPU if there is one.
+        progress: Show a progress bar.
+    """
+    from equicat.adsorption.energies import adsorption_energies
+
+    slab, config = _slab_and_config(**options)
+    names = [name.strip() for name in adsorbates.split(",") if name.strip()]
+    existing: Literal["refuse", "resume", "overwrite"] = "overwrite" if overwrite else "resume" if resume else "refuse"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they stand in what is printed
+        result = adsorption_energies(
+            slab, names, run, config, out=out, existing=existing, device=device, progress=progress
+        )
+    print(result.as_text())
+    print(f"\ntable: {Path(out) / 'table.csv'}\npage: {Path(out) / 'page.html'}")
+
+
+def _slab_and_config(
+    *,
+    slab: str | None = None,
+    bulk: str | None = None,
+    facet: str | None = None,
+    size: str | None = None,
+    **options: Any,
+) -> "tuple[str, AdsorptionConfig]":
+    """The file or the name of the slab, and how adsorption energies are computed.
+
+    Args:
+        slab: Structure file of a slab, or a name such as 'Cu(111) 3x3x4': element or bulk file, facet, size and layers.
+        bulk: In place of --slab, with --facet and --size: element (Cu), or structure file of a bulk.
+        facet: Miller indices: 111, or 1,0,-1.
+        size: Repetitions and layers: 3x3x4.
+
+    Raises:
+        InputError: if the slab is given twice, or not at all, or in part.
+    """
+    from equicat.adsorption.energies import AdsorptionConfig
+
+    parts = (bulk, facet, size)
+    if slab is None and None not in parts:
+        slab, parts = f"{bulk}({facet}) {size}", (None, None, None)
+    if slab is None or parts != (None, None, None):
+        raise InputError("adsorb: name the slab with --slab, or with --bulk, --facet and --size")
+    return slab, AdsorptionConfig(**options)

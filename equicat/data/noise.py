@@ -10,27 +10,27 @@ import torch
 from equicat.data.datasets import AnyDataset
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.options.values import Checked, NonNegativeNumber, Share
 
 
 @dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(Checked, section="noise"):
     """Noisy nodes (is2re, is2rs): train on corrupted initial structures, displacements corrected for it.
 
     Godwin et al., ICLR 2022 (arXiv 2106.07971). Only free atoms move; validation sees the data as they are.
     """
 
-    share: float = 0.0
+    share: Share = 0.0
     """Share of training structures that are corrupted; 0 turns it off."""
     interpolate: bool = True
     """Start anywhere on the straight line from the initial to the relaxed structure."""
-    sigma: float = 0.0
+    sigma: NonNegativeNumber = 0.0
     """Standard deviation (Å) of Gaussian noise on top, along each axis."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or self.sigma < 0:
-            raise InputError(
-                f"noise: share is {self.share}, sigma {self.sigma}; 0 ≤ share ≤ 1 and sigma ≥ 0 are needed"
-            )
+        super().__post_init__()
+        if self.sigma and not self.share:
+            raise InputError(f"noise.sigma is {self.sigma}, but noise.share is 0: no structure is corrupted")
 
 
 class Corrupted(Sequence[Structure]):

@@ -10,15 +10,16 @@ from typing import Literal
 import numpy as np
 
 from equicat.data.datasets import AnyDataset, Dataset, MemoryDataset, Subset, open_dataset, require_labels
-from equicat.data.directory import splits_of
+from equicat.data.directory import is_store, splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.options.values import Checked, Natural, Positive
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, section="data"):
     """Where the structures are. Paths are relative to the working directory; globs are expanded."""
 
     train: tuple[str, ...] = ()
@@ -29,16 +30,31 @@ class DataConfig:
     """Of structure files, use only frames with these info values, such as {split: train}."""
     val_where: dict[str, str] = field(default_factory=dict)
     """The same for validation."""
-    n_train: int | None = None
+    n_train: Positive | None = None
     """Use so many training structures, drawn at random; null uses all."""
-    n_val: int | None = None
+    n_val: Positive | None = None
     """Use so many validation structures, drawn at random; null uses all."""
     energy_key: str | None = None
     """Take energies (eV) from this info key of structure files."""
     energy_reference: Literal["adsorption", "total", "relative"] | None = None
     """What the energies of structure files are; stores know."""
-    split_seed: int = 0
-    """Of the draws above."""
+    split_seed: Natural = 0
+    """Decides the draws above."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_where and not self.val:
+            raise InputError("data.val_where selects frames of the files in data.val, which is empty; give data.val")
+
+
+def data_options(path: str) -> dict[str, list[str]]:
+    """The options of :class:`DataConfig` that one path stands for.
+
+    A data set directory trains on its ``train`` split and validates on ``val_id``; from a store or a structure file (or
+    a glob of files), validation structures are drawn.
+    """
+    has_splits = Path(path).is_dir() and not is_store(Path(path))
+    return {"train": [path], "val": [path] if has_splits else []}
 
 
 def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
@@ -69,7 +85,7 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
 
 def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tuple["Subset", "Subset"]:
     """Training and validation structures from one data set; a tenth validates unless ``n_val`` says otherwise."""
-    n_val = config.n_val or max(1, len(dataset) // 10)
+    n_val = max(1, len(dataset) // 10) if config.n_val is None else config.n_val
     n_train = len(dataset) - n_val if config.n_train is None else config.n_train
     if n_train < 1 or n_train + n_val > len(dataset):
         raise InputError(

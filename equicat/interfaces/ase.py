@@ -21,14 +21,6 @@ class Calculator(AseCalculator):
     A model with direct forces has no stress. Which energy it is, adsorption, total or relative, stands in
     ``calculator.energy_reference``.
 
-    Args:
-        run: run directory.
-        device: where to compute.
-        cuda_graphs: record inferences of small systems (:mod:`equicat.kernels.gpu.graphs`) on a GPU with Triton.
-
-    Raises:
-        InputError: if the run has no weights or predicts no forces; when computing, for an element that the model does
-            not know.
     """
 
     implemented_properties = [  # noqa: RUF012 (declared by ASE)
@@ -39,7 +31,19 @@ class Calculator(AseCalculator):
         "stress",
     ]
 
-    def __init__(self, run: str | Path, device: str = "cpu", cuda_graphs: bool = False, **kwargs: Any):
+    def __init__(self, run: str | Path, device: str = "auto", cuda_graphs: bool = False, **kwargs: Any):
+        """Load the model of a run.
+
+        Args:
+            run: run directory that `equicat train` wrote.
+            device: where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
+            cuda_graphs: record inferences of small systems (:mod:`equicat.kernels.gpu.graphs`) on a GPU with Triton.
+            kwargs: see ASE's ``Calculator``.
+
+        Raises:
+            InputError: if the run has no weights or predicts no forces, or the device is not there; when computing, for
+                an element that the model does not know.
+        """
         super().__init__(**kwargs)
         self.potential = saved.load_potential(run, device, ComputeOptions(cuda_graphs=cuda_graphs))
         self.energy_reference = self.potential.info.energy_reference

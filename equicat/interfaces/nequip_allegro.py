@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,15 +57,18 @@ def from_nequip_allegro(source: str | Path | nn.Module, energy_reference: str = 
 
 
 def convert(
-    source: str | Path, out: str | Path, energy_reference: str = "total", peer_python: str | None = None
+    source: str | Path,
+    out: str | Path,
+    energy_reference: Literal["adsorption", "total", "relative"] = "total",
+    peer_python: str | None = None,
 ) -> None:
     """Write a run directory with the model of a nequip-allegro checkpoint or package, and a configuration to tune it.
 
     Args:
-        source: ``.ckpt`` or ``.nequip.zip``.
-        out: run directory to make.
-        energy_reference: adsorption, total or relative: which energy it was trained on.
-        peer_python: the interpreter of the environment in which nequip-allegro is installed; None: this one.
+        source: Checkpoint (.ckpt) or package (.nequip.zip). Both hold pickles: trust their source.
+        out: Run directory to write.
+        energy_reference: Which energy the model was trained on.
+        peer_python: Interpreter of an environment that has nequip-allegro. Default: this one (extra [bench]).
 
     Raises:
         InputError: for a missing file, an environment without the package, or a model that ours cannot be.

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from equicat.data.fitted import Statistics
 from equicat.errors import InputError
 from equicat.files import replace_json, replacing_file
+from equicat.models.devices import torch_device
 from equicat.models.direct import DirectModel
 from equicat.models.gradient import DEFAULTS, ComputeOptions
 from equicat.models.heads import OutputMLP
@@ -126,7 +127,7 @@ def load(
 
     Args:
         run: run directory.
-        device: where to put it.
+        device: where to put it: auto, cpu, cuda or cuda:N.
         compute: how a potential computes derivatives.
 
     Returns:
@@ -134,7 +135,7 @@ def load(
         ``.info`` tells its task, elements and ``energy_reference``.
 
     Raises:
-        InputError: if the run holds no weights, or they do not fit the description.
+        InputError: if the run holds no weights, they do not fit the description, or the device is not there.
     """
     info = load_info(run)
     model = build(info, compute=compute)
@@ -143,7 +144,7 @@ def load(
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{Path(run) / WEIGHTS}: does not fit {DESCRIPTION} ({reason})") from error
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(torch_device(device)).eval().requires_grad_(False)
 
 
 def load_potential(

@@ -16,7 +16,7 @@ and stay as they lie; what connects them with their centres is in :mod:`equicat.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,47 +28,47 @@ from equicat.kernels.harmonics import spherical_harmonics
 from equicat.kernels.irreps import Parity
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope
+from equicat.options.values import Checked, Length, Natural, Positive, PositiveNumber, Range
 
 
 @dataclass(frozen=True)
-class AllegroConfig:
+class AllegroConfig(Checked, section="model"):
     """Hyperparameters; the defaults are those used for OC20 in the paper on Allegro for catalysis."""
 
     name: Literal["allegro"] = "allegro"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    n_layers: int = 3
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    n_layers: Positive = 3
     """Tensor-product layers."""
-    l_max: int = 2
+    l_max: Natural = 2
     """Highest degree of the spherical harmonics and tensor features."""
     parity: Parity = "full"
     """full: tensor features of both parities for each degree; restricted: only that of the harmonics."""
-    tensor_channels: int = 32
+    tensor_channels: Positive = 32
     """Channels of the tensor features."""
-    n_bessel: int = 8
+    n_bessel: Positive = 8
     """Radial basis functions."""
     bessel_trainable: bool = True
     """Train the frequencies of the radial basis."""
     normalize_basis: bool = False
     """Shift and scale each radial function to mean 0 and standard deviation 1 over the cutoff, as the authors' code."""
-    envelope_p: int = 6
+    envelope_p: Annotated[int, Range(at_least=2)] = 6
     """Exponent of the polynomial envelope; two continuous derivatives at the cutoff for any p ≥ 2."""
-    two_body_mlp: tuple[int, ...] = (64, 128, 256, 512)
+    two_body_mlp: Annotated[tuple[Positive, ...], Length(2)] = (64, 128, 256, 512)
     """Widths of the two-body MLP; the last is the number of scalar features."""
-    latent_mlp: tuple[int, ...] = (512,)
+    latent_mlp: Annotated[tuple[Positive, ...], Length(1)] = (512,)
     """Widths of each layer's latent MLP; the last must equal that of the two-body MLP."""
-    env_embed_mlp: tuple[int, ...] = ()
+    env_embed_mlp: tuple[Positive, ...] = ()
     """Hidden widths of the map from scalars to environment weights; empty means linear."""
-    avg_num_neighbors: float | None = None
+    avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
 
     def __post_init__(self) -> None:
-        if self.l_max < 0 or self.n_layers < 1 or self.cutoff <= 0 or self.tensor_channels < 1:
-            raise InputError("model: n_layers, cutoff and tensor_channels must be positive, l_max at least 0")
-        if not self.two_body_mlp or not self.latent_mlp or self.two_body_mlp[-1] != self.latent_mlp[-1]:
+        super().__post_init__()
+        if self.two_body_mlp[-1] != self.latent_mlp[-1]:
             raise InputError(
-                f"model: the last widths of two_body_mlp {list(self.two_body_mlp)} and latent_mlp "
+                f"the last widths of model.two_body_mlp {list(self.two_body_mlp)} and model.latent_mlp "
                 f"{list(self.latent_mlp)} must be equal, because layers update the same scalar features"
             )
 

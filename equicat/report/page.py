@@ -34,9 +34,9 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """Write the report of a run as one HTML file.
 
     Args:
-        run_dir: a run directory with any of ``metrics.csv``, ``config.yaml``, ``environment.json``, ``model.json``,
+        run_dir: Run directory, with any of ``metrics.csv``, ``config.yaml``, ``environment.json``, ``model.json``,
             ``model.safetensors``, ``evaluation.json`` and ``predictions/<split>.npz``. Energies in eV, forces in eV/Å.
-        out: where to write; by default ``report.html`` in the run directory.
+        out: HTML file to write. Default: ``report.html`` in the run directory.
 
     Returns:
         The file written. It appears under its name only when it is complete.

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -11,6 +12,7 @@ from ase.data import chemical_symbols
 from equicat.data.contacts import composition
 from equicat.data.directory import SPLITS, UNSEEN
 from equicat.errors import InputError, nearest
+from equicat.options.values import Checked, Natural, Positive, Range
 
 MIN_KINDS = 5
 """Fewer adsorbates (or catalysts) than this, and none is held out unless it is named."""
@@ -21,7 +23,7 @@ MIN_SUBSET = 10
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Checked, section="split"):
     """Who trains and who validates. All frames of a system are in one split."""
 
     name: str | None = None
@@ -38,19 +40,18 @@ class SplitConfig:
     catalysts: str = "composition"
     """What makes two catalysts the same: composition (reduced formula of the slab), elements (which occur in it),
     folder (the first folder below the one that all files share, such as Cu211), or an info key of the frames."""
-    val_share: float = 0.1
+    val_share: Annotated[float, Range(at_least=0, below=1)] = 0.1
     """Share of the systems that goes to val_id."""
-    ood_share: float = 0.1
+    ood_share: Annotated[float, Range(at_least=0, below=0.5)] = 0.1
     """Share of the systems whose adsorbate, and whose catalyst, is held out; 0 holds out none. At most twice this."""
-    subsets: tuple[int, ...] | None = None
+    subsets: tuple[Positive, ...] | None = None
     """Systems in each training subset for data-efficiency studies; each holds all smaller ones. Default: a half, a
     quarter ... of the training systems, down to 10. [] makes none."""
-    seed: int = 0
-    """Of all draws."""
+    seed: Natural = 0
+    """Decides all draws."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.val_share < 1 and 0 <= self.ood_share < 0.5):
-            raise InputError(f"split: val_share {self.val_share} must be 0 to 1, ood_share {self.ood_share} 0 to 0.5")
+        super().__post_init__()
         if sum(value is not None for value in (self.name, self.key, self.file)) > 1:
             raise InputError("split: give one of name, key and file")
 

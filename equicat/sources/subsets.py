@@ -13,6 +13,7 @@ from equicat.data.directory import require_store
 from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.options.values import Natural, Positive
 from equicat.sources.packing import PackOptions, Piece, pack
 
 NAMED_SIZES = {"10k": 10_000, "100k": 100_000, "200k": 200_000, "2M": 2_000_000}
@@ -78,17 +79,23 @@ def subset_pieces(path: Path, size: int, seed: int, shard_size: int) -> list[lis
 
 
 def write_subset(
-    store: str | Path, out: str | Path, size: str | int, *, seed: int = 0, workers: int = 1, progress: bool = True
+    store: str | Path,
+    out: str | Path,
+    *,
+    size: str | int,
+    seed: Natural = 0,
+    workers: Positive = 1,
+    progress: bool = True,
 ) -> int:
     """Write some structures of a store as a store of their own, and return their number.
 
     Args:
-        store: to draw from.
-        out: directory to create.
-        size: how many, or one of :data:`~equicat.sources.subsets.NAMED_SIZES`.
-        seed: of the draw; with the same one, a smaller subset is in a larger one.
-        workers: processes.
-        progress: show a progress bar.
+        store: Store to draw from.
+        out: Store to write.
+        size: Number of structures, or 10k, 100k, 200k, 2M.
+        seed: Decides the draw; with the same one, a smaller subset is in a larger one.
+        workers: Processes.
+        progress: Show a progress bar.
 
     Raises:
         InputError: as :func:`pack`, or if the store has not so many structures.

@@ -2,17 +2,16 @@
 
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from equicat.apply.evaluate import as_text, evaluate
+from equicat.options.text import read_yaml
 from equicat.report.page import write_report
 from equicat.sources.describe import describe
 from equicat.sources.emt.make import EMTConfig, make_emt_dataset, summary_text
 from equicat.training.config import TrainConfig, from_mapping
+from equicat.training.presets import find_configuration
 from equicat.training.train import train
 
 
@@ -25,6 +24,8 @@ class Reports:
 
 
 DATA = EMTConfig(n_systems=100, metals=("Cu", "Pd", "Ag", "Au"))
+S2EF_MINUTES, DIRECT_MINUTES = 4.0, 1.5
+"""How long the two trainings take."""
 
 
 def demo(
@@ -54,21 +55,20 @@ def demo(
     print(summary_text(summary))
     print(describe(out / "data" / "s2ef" / "train"))
 
-    def configured(name: str, run: str) -> TrainConfig:
-        values = yaml.safe_load((resources.files("equicat.studies") / name).read_text(encoding="utf-8"))
-        values["data"] = {"train": [str(out / "data")], "val": [str(out / "data")]}
-        values["run"] |= {"out": str(out / run), "overwrite": overwrite}
+    def configured(name: str, run: str, minutes: float) -> TrainConfig:
+        values = read_yaml(find_configuration(name)) | {"data": str(out / "data")}
+        values["run"] |= {"out": str(out / run), "overwrite": overwrite, "max_minutes": minutes}
         for part, options in (overrides or {}).items():
             values[part] |= options
         return from_mapping(values, name)
 
     headline(2, "S2EF: train a small Allegro on energies and forces")
-    s2ef = train(configured("demo.yaml", "run")).run
+    s2ef = train(configured("small", "run", S2EF_MINUTES)).run
     headline(3, "evaluate: unseen systems, then unseen adsorbates and catalysts")
     print(as_text(evaluate(s2ef, out / "data", progress=False)))
 
     headline(4, "IS2RE and IS2RS: relaxed energy and structure straight from the initial structure")
-    direct = train(configured("demo_direct.yaml", "run_direct")).run
+    direct = train(configured("demo_direct", "run_direct", DIRECT_MINUTES)).run
     print(as_text(evaluate(direct, out / "data", progress=False)))
 
     headline(5, "reports")

@@ -19,11 +19,12 @@ from equicat.errors import InputError
 from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
+from equicat.options.values import Checked, NonNegativeNumber
 from equicat.tasks.metrics import TASK_METRICS, Mean, energy_forces_metrics, energy_metrics, positions_metrics
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked, section="loss"):
     """Sum of weight × loss over what is predicted, errors in units of the model's scales; free atoms only."""
 
     energy: Literal["mae", "per_atom_mae", "per_atom_mse"] = "mae"
@@ -32,11 +33,11 @@ class LossConfig:
     """Mean length of the error vector, or mean absolute or squared error of the components."""
     displacements: Literal["l2", "mae", "mse"] = "l2"
     """Mean length of the error vector of displacements, or mean absolute or squared error (is2re, is2rs)."""
-    energy_weight: float | None = None
+    energy_weight: NonNegativeNumber | None = None
     """Coefficient of the energy loss; null is 1, but 0 (no energies) for is2rs."""
-    forces_weight: float = 30.0
+    forces_weight: NonNegativeNumber = 30.0
     """Coefficient of the force loss (s2ef)."""
-    displacement_weight: float | None = None
+    displacement_weight: NonNegativeNumber | None = None
     """Coefficient of the displacement loss; null is 1 for is2rs and 0 (no displacements) for is2re."""
 
 
@@ -92,6 +93,8 @@ def resolved(task: str, loss: LossConfig) -> LossConfig:
     energy, displacements = {"s2ef": (1.0, 0.0), "is2re": (1.0, 0.0), "is2rs": (0.0, 1.0)}[task]
     energy = energy if loss.energy_weight is None else loss.energy_weight
     displacements = displacements if loss.displacement_weight is None else loss.displacement_weight
+    if task == "s2ef" and energy == loss.forces_weight == 0:
+        raise InputError("loss.energy_weight and loss.forces_weight are both 0, which leaves nothing to train on")
     if (task == "is2re" and energy <= 0) or (task == "is2rs" and displacements <= 0):
         name = "energy_weight" if task == "is2re" else "displacement_weight"
         raise InputError(f"loss.{name} is 0, but it is what {task} trains on; give it a weight")

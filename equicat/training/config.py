@@ -1,28 +1,27 @@
 """Options of `equicat train`, one dataclass a part, and how they are read from YAML; checked before any data are."""
 
-import difflib
-from argparse import ArgumentError
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from equicat.data.noise import NoiseConfig
-from equicat.data.training_data import DataConfig
+from equicat.data.training_data import DataConfig, data_options
 from equicat.errors import InputError
 from equicat.models.heads import DisplacementHead
 from equicat.networks.allegro import AllegroConfig
-from equicat.networks.catalogue import NetworkConfig, architecture
+from equicat.networks.catalogue import NetworkConfig
+from equicat.options.parser import Parser
+from equicat.options.values import Checked, Natural, Positive, PositiveNumber, Seed
+from equicat.run_directory import plain
 from equicat.tasks.tasks import LossConfig
 from equicat.training.normalization import NormalizationConfig
 from equicat.training.optimizers import OptimizerConfig
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked, section="run"):
     """Length of a run, devices, and where results go."""
 
     out: str = "runs/model"
@@ -34,35 +33,35 @@ class RunConfig:
     change."""
     init_from: str | None = None
     """Start from the weights of another run (fine-tuning)."""
-    seed: int = 0
-    """Seed of weights and of the order of batches."""
-    batch_size: int = 16
+    seed: Seed = 0
+    """Seed of the first weights and the order of batches."""
+    batch_size: Positive = 16
     """Structures per step and device (process)."""
-    edge_budget: int | None = None
+    edge_budget: Positive | None = None
     """Fill batches up to so many edges within the cutoff instead of batch_size structures; null counts structures."""
-    val_batch_size: int | None = None
+    val_batch_size: Positive | None = None
     """Structures per validation batch; null takes batch_size."""
-    max_epochs: int = 30
+    max_epochs: Positive = 30
     """Passes over the training data."""
-    max_minutes: float | None = None
+    max_minutes: PositiveNumber | None = None
     """Stop after so many minutes of training."""
-    val_every: int = 1
+    val_every: Positive = 1
     """Validate after every so many epochs."""
-    early_stopping: int | None = None
+    early_stopping: Positive | None = None
     """Stop after so many validations without a better val_loss; null never does."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of weights and features; energies are summed in float64."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of factors in PyTorch's float32 matrix products, whose sums stay float32: highest is float32, high is
     TF32, medium bf16, these where the hardware has them. Kernels for processors know float32 and float64 alone."""
-    accelerator: str = "auto"
-    """cpu, gpu, auto (Lightning)."""
-    devices: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    devices: Literal["auto"] | Positive = "auto"
     """How many devices of this machine; several train data-parallel. auto: under torchrun or SLURM as many as it
     started processes, else all GPUs, or one CPU."""
     recompute: bool = False
     """Train with bounded memory: a few centres at a time, computed twice (networks without message passing)."""
-    num_workers: int = 0
+    num_workers: Natural = 0
     """Processes that read structures and build neighbour lists; 0 does it in the training process."""
     wandb: bool = False
     """Log to Weights & Biases; offline unless an API key is set."""
@@ -72,22 +71,24 @@ class RunConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.val_every <= self.max_epochs:
+        super().__post_init__()
+        if self.val_every > self.max_epochs:
             raise InputError(
-                f"run: val_every is {self.val_every} and max_epochs {self.max_epochs}; the model that is saved is the "
-                "best one validated, so there must be at least one validation"
+                f"run.val_every is {self.val_every} and run.max_epochs {self.max_epochs}; the model that is saved is "
+                "the best one validated, so there must be at least one validation"
             )
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Everything `equicat train` reads from its YAML file."""
 
     task: Literal["s2ef", "is2re", "is2rs"] = "s2ef"
     """s2ef: structure to energy and forces; is2re: initial structure to relaxed energy; is2rs: to relaxed structure."""
     data: DataConfig = field(default_factory=DataConfig)
     model: NetworkConfig = field(default_factory=AllegroConfig)
-    output_mlp: tuple[int, ...] = (128,)
+    """The network; `--model.name NAME --help` lists the options of another one."""
+    output_mlp: tuple[Positive, ...] = (128,)
     """Hidden widths of the maps from features to what is predicted."""
     output_nonlinearity: Literal["silu"] | None = "silu"
     """Nonlinearity between the matrices of these maps, for scalars; null as in the published Allegro."""
@@ -102,98 +103,39 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-
-def from_mapping(values: Mapping[str, Any], source: str = "config") -> TrainConfig:
-    """A configuration from plain mappings and lists, as YAML holds it.
-
-    Raises:
-        InputError: for an unknown key, or a value of the wrong type.
-    """
-    check_keys(values, source=source)
-    parser = ArgumentParser(exit_on_error=False)
-    add_options(parser, network_of(values))
-    try:
-        options = parser.parse_object(dict(values))
-    except ArgumentError as error:
-        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
-    return TrainConfig(**parser.instantiate(options).as_dict())
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task == "s2ef":
+            if self.noise.share:
+                raise InputError("noise.share is for the tasks is2re and is2rs; leave it out for s2ef")
+            if self.loss.displacement_weight:
+                raise InputError("loss.displacement_weight is for the tasks is2re and is2rs; leave it out for s2ef")
+        elif self.run.recompute:
+            raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {self.task}")
 
 
-def network_of(values: Mapping[str, Any]) -> str:
-    """The name of the network that a configuration asks for."""
-    model = values.get("model")
-    return str(model.get("name", "allegro")) if isinstance(model, Mapping) else "allegro"
+def from_mapping(values: Mapping[str, Any], source: str = "") -> TrainConfig:
+    """A configuration from mappings and lists by part and option, as YAML holds it.
 
-
-def add_options(parser: ArgumentParser, network: str) -> None:
-    """All options of :class:`TrainConfig`, those of ``model`` being the hyperparameters of that network.
+    Args:
+        values: numbers and booleans may be text; ``data`` may be a path, see :func:`data_options`.
+        source: where they come from, for messages.
 
     Raises:
-        InputError: if there is no such network.
+        InputError: for an unknown key, or a value that is not what the option may be.
     """
-    parser.add_class_arguments(TrainConfig, as_group=False, skip={"model"})
-    parser.add_class_arguments(architecture(network).config, "model")
+    parser = Parser(TrainConfig)
+    return TrainConfig(**parser.instantiate(parser.read(with_data(values), source)).as_dict())
 
 
-def known_keys(cls: type, prefix: str = "", network: str = "allegro") -> dict[str, type]:
-    """Dotted names of all options of a dataclass, and of the parts that hold them."""
-    keys: dict[str, type] = {}
-    for f in fields(cls):
-        name = f"{prefix}{f.name}"
-        kind = f.type if isinstance(f.type, type) else object
-        if name == "model":
-            kind = architecture(network).config
-        keys[name] = kind
-        if is_dataclass(kind):
-            keys |= known_keys(kind, f"{name}.")
-    return keys
+def with_data(values: Mapping[str, Any], path: str | None = None) -> dict[str, Any]:
+    """A configuration with the data of a path, the one given or else what ``data`` is, in their options."""
+    data = values.get("data")
+    options = dict(data) if isinstance(data, Mapping) else {}
+    path = data if path is None and isinstance(data, str) else path
+    return {**values} if path is None else {**values, "data": options | data_options(path)}
 
 
-def check_keys(
-    values: Mapping[str, Any],
-    prefix: str = "",
-    source: str = "config",
-    network: str | None = None,
-) -> None:
-    """Refuse what no option is called.
-
-    Raises:
-        InputError: naming the unknown key and the nearest known one.
-    """
-    network = network or network_of(values)
-    known = known_keys(TrainConfig, network=network)
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name not in known:
-            raise InputError(f"{source}: unknown key {name!r}{suggestion(name, list(known))}")
-        if is_dataclass(known[name]) and isinstance(value, Mapping):
-            check_keys(value, f"{name}.", source, network)
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """The nearest known dotted name: by its last part anywhere, else by the whole."""
-    last = name.rsplit(".", 1)[-1]
-    by_last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
-    by_last |= {k.rsplit(".", 1)[-1]: k for k in known if k.rsplit(".", 1)[0] == name.rsplit(".", 1)[0]}
-    match = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.5)
-    if match:
-        return f"; the nearest is {by_last[match[0]]!r}"
-    return f"; options here: {', '.join(k for k in known if k.count('.') == name.count('.'))}"
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A configuration file as a mapping, its keys checked.
-
-    Raises:
-        InputError: if the file is missing, is not a mapping, or has an unknown key.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a configuration is a mapping of keys to values, found {type(values).__name__}")
-    check_keys(values, source=str(path))
-    return values
+def as_yaml(config: TrainConfig) -> str:
+    """A configuration with all its options, as a file that `equicat train` takes."""
+    return yaml.safe_dump(plain(asdict(config)), sort_keys=False)

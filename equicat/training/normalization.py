@@ -8,19 +8,20 @@ from ase.data import atomic_numbers
 
 from equicat.data.fitted import Statistics
 from equicat.errors import InputError, nearest
+from equicat.options.values import Checked, Number, PositiveNumber
 
 
 @dataclass(frozen=True)
-class NormalizationConfig:
+class NormalizationConfig(Checked, section="normalization"):
     """Reference energies and scales."""
 
-    references: Literal["linear", "none"] | dict[str, float] | None = None
+    references: Literal["linear", "none"] | dict[str, Number] | None = None
     """Energy of each element (eV): linear fits them to the training energies, none takes 0; or give them, such as
     {H: -13.6}. null: linear, but for fine-tuning those of the run; linear then shifts these to the new energies."""
-    scale: float | None = None
+    scale: PositiveNumber | None = None
     """Energies are in units of this (eV); null takes the root mean square force of free atoms (s2ef), or what the
     linear references leave of the energies. With fine-tuning it is the run's."""
-    displacement_scale: float | None = None
+    displacement_scale: PositiveNumber | None = None
     """Displacements are in units of this (Å); null takes their root mean square component of free atoms. With
     fine-tuning it is the run's."""
 
@@ -48,10 +49,7 @@ def given_references(references: Mapping[str, float], elements: Iterable[int]) -
     by_number = {}
     for symbol, energy in references.items():
         if symbol not in atomic_numbers:
-            raise InputError(
-                f"normalization.references: no element {symbol!r}{nearest(symbol, atomic_numbers)}; "
-                "note that YAML reads N and Y as they are but no, yes, on and off as booleans"
-            )
+            raise InputError(f"normalization.references: no element {symbol!r}{nearest(symbol, atomic_numbers)}")
         by_number[atomic_numbers[symbol]] = energy
     missing = [z for z in elements if z not in by_number]
     if missing:

@@ -2,14 +2,27 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
+from equicat.errors import InputError
+from equicat.options.values import Checked, Natural, NonNegativeNumber, Positive, PositiveNumber, Range, Share
 from equicat.training.muon import Muon
 
+Factor = Annotated[float, Range(above=0, below=1)]
+"""Factor that lowers a rate."""
+ONLY_WITH = {
+    "matrix_lr": ("name", "muon"),
+    "amsgrad": ("name", "adam"),
+    "milestones": ("schedule", "milestones"),
+    "milestone_factor": ("schedule", "milestones"),
+    "plateau_factor": ("schedule", "plateau"),
+    "plateau_patience": ("schedule", "plateau"),
+}
+"""Options that only one choice of another option reads."""
 LAST_SHARE = 0.01
 """Share of the learning rate at which the cosine schedule ends."""
 BETTER = 1e-4
@@ -17,38 +30,58 @@ BETTER = 1e-4
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked, section="optimizer"):
     """Adam or Muon, a schedule, an average of the weights."""
 
     name: Literal["adam", "muon"] = "adam"
     """adam; or muon, which orthogonalises the steps of weight matrices and leaves the rest to Adam."""
-    lr: float = 2e-3
+    lr: PositiveNumber = 2e-3
     """Learning rate (of Adam)."""
-    matrix_lr: float = 0.01
+    matrix_lr: PositiveNumber = 0.01
     """Learning rate of Muon, of the weight matrices."""
     schedule: Literal["plateau", "cosine", "milestones", "constant"] = "plateau"
     """plateau lowers the rate when val_loss stalls; cosine takes it to 1% over max_epochs or max_minutes; milestones
     lowers it at given steps."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """Linear warm-up of the rate (all but plateau)."""
-    warmup_from: float = 0.0
+    warmup_from: Share = 0.0
     """Share of the rate at which the warm-up starts."""
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[Positive, ...] = ()
     """Steps at which the rate is lowered (milestones)."""
-    milestone_factor: float = 0.1
+    milestone_factor: Factor = 0.1
     """Factor on the rate at each milestone."""
-    plateau_factor: float = 0.8
+    plateau_factor: Factor = 0.8
     """Factor on the rate at each plateau."""
-    plateau_patience: int = 5
+    plateau_patience: Natural = 5
     """Validations without a better val_loss before that."""
-    ema_decay: float | None = 0.99
+    ema_decay: Annotated[float, Range(at_least=0, below=1)] | None = 0.99
     """Exponential moving average of the weights, used for validation and saved; null turns it off."""
-    gradient_clip: float | None = 10.0
+    gradient_clip: PositiveNumber | None = 10.0
     """Largest norm of the gradient; null turns it off."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeNumber = 0.0
     """Decoupled weight decay (AdamW)."""
     amsgrad: bool = False
     """Adam with the largest second moment so far (Reddi et al. 2018)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        defaults = {field.name: field.default for field in fields(self)}
+        given = {name for name, default in defaults.items() if getattr(self, name) != default}
+        for name, (choice, value) in ONLY_WITH.items():
+            if name in given and getattr(self, choice) != value:
+                raise InputError(
+                    f"optimizer.{name} is for optimizer.{choice} {value}, but that is {getattr(self, choice)}; "
+                    "leave one of them out"
+                )
+        if self.schedule == "milestones" and not self.milestones:
+            raise InputError("optimizer.milestones is empty, so optimizer.schedule milestones never lowers the rate")
+        if self.schedule == "plateau" and self.warmup_steps:
+            raise InputError(
+                f"optimizer.warmup_steps is {self.warmup_steps}, but the schedule plateau has no warm-up; take "
+                "optimizer.schedule cosine, milestones or constant, or warmup_steps 0"
+            )
+        if self.warmup_from and not self.warmup_steps:
+            raise InputError("optimizer.warmup_from is where a warm-up starts, but optimizer.warmup_steps is 0")
 
 
 def make_optimizer(options: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

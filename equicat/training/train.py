@@ -17,6 +17,7 @@ from equicat.data.noise import Corrupted
 from equicat.data.structure import Structure
 from equicat.data.training_data import training_data
 from equicat.errors import InputError
+from equicat.models.devices import require_gpus
 from equicat.run_directory import NewRun, check_free, new_run
 from equicat.tasks.tasks import outputs_of, resolved, task_of
 from equicat.training.callbacks import RunWriter
@@ -57,14 +58,13 @@ def train(config: TrainConfig) -> TrainResult:
         KeyboardInterrupt: if the user interrupts the training.
     """
     run = Path(config.run.out)
+    require_gpus(config.run.accelerator, config.run.devices)
     earlier = read_resumption(run) if config.run.resume else None
     if earlier is None and is_main_process():
         check_free(run, config.run.overwrite)
     config = replace(config, loss=resolved(config.task, config.loss))
     task = task_of(outputs_of(config.task, config.loss))
     labels = [*task.labels, *(["relaxed_positions"] if config.noise.share else [])]
-    if config.run.recompute and config.task != "s2ef":
-        raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {config.task}")
     train_set, val_set = training_data(config.data, config.task, labels)
     summaries = {"training": data_summary(train_set, task.energy), "validation": data_summary(val_set, task.energy)}
     seed_everything(config.run.seed, verbose=False)

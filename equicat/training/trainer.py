@@ -90,13 +90,11 @@ def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
     Raises:
         InputError: if the configuration asks for another number of devices than there are processes.
     """
-    if options.devices != "auto" and not options.devices.isdigit():
-        raise InputError(f"run.devices is {options.devices!r}; give a number, or auto")
     started = _started_processes()
     if started is None:
-        return options.devices if options.devices == "auto" else int(options.devices), 1
+        return options.devices, 1
     here, num_nodes = started
-    if options.devices not in ("auto", str(here)):
+    if options.devices not in ("auto", here):
         raise InputError(
             f"run.devices is {options.devices}, but {here} processes were started on this machine (torchrun, SLURM); "
             "leave it out"

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from ase.io import read as ase_read
-from conftest import labelled
+from conftest import command_names, labelled
 
 import equicat
 from equicat import Structure
@@ -15,10 +15,15 @@ from equicat.data.datasets import open_dataset
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read, write
 from equicat.data.store import write_store
+from equicat.networks.catalogue import NETWORKS
+from equicat.options.text import read_yaml
 from equicat.sources.emt.make import EMTConfig
 from equicat.tasks.leaderboard import LEADERBOARD_SPLITS
 from equicat.tasks.tasks import outputs_of, resolved, task_of
-from equicat.training.config import from_mapping, read_yaml
+from equicat.training.config import from_mapping
+from equicat.training.presets import find_configuration, presets
+
+COMMAND_NAMES = list(command_names(COMMANDS))
 
 
 def succeed(capsys, *arguments) -> str:
@@ -44,24 +49,42 @@ def yaml_file(tmp_path, text: str):
 
 def test_usage_names_every_command(capsys):
     out = succeed(capsys)
-    assert all(name in out for name in COMMANDS)
+    assert out == succeed(capsys, "--help")
+    assert all(word in out for word in " ".join(COMMAND_NAMES).split())
+    assert succeed(capsys, "--version") == f"{equicat.__version__}\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_defaults(capsys, name):
-    with pytest.raises(SystemExit) as stop:
-        main([*name.split(), "--help"])
-    assert stop.value.code == 0
-    assert "usage: equicat " + name in capsys.readouterr().out
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_every_command_has_help(capsys, name):
+    out = succeed(capsys, *name.split(), "--help")
+    assert "usage: equicat " + name in out
+    assert "class '" not in out
+    assert "Literal" not in out
+
+
+@pytest.mark.parametrize("group", [name for name, command in COMMANDS.items() if isinstance(command, dict)])
+def test_groups_of_commands_have_help(capsys, group):
+    out = succeed(capsys, group, "--help")
+    assert all(name in out for name in COMMANDS[group])
+    assert all(name in fail(capsys, group) for name in COMMANDS[group])
+    assert "no command 'nothing'; commands: " in fail(capsys, group, "nothing")
 
 
 def test_train_help_describes_options_with_units(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    out = " ".join(capsys.readouterr().out.split())
+    out = " ".join(succeed(capsys, "train", "--help").split())
     assert "Highest degree of the spherical harmonics" in out
-    assert "Å." in out
-    assert "(type: int, default: 3)" in out
+    assert "Distance (Å)" in out
+    assert "(a whole number of at least 1; default: 3)" in out
+
+
+def test_train_help_names_networks_and_built_in_configurations(capsys):
+    out = " ".join(succeed(capsys, "train", "--help").split())
+    assert f"model.name may be one of {', '.join(NETWORKS)}" in out
+    assert all(name in out for name in presets())
+    out = succeed(capsys, "train", "--model.name", "schnet", "--help")
+    assert "--model.n_filters" in out
+    assert "--model.l_max" not in out
+    assert "--model.n_filters" in succeed(capsys, "train", "small/schnet", "--help"), "the configuration names it"
 
 
 def test_evaluate_prints_baselines_and_the_energy_reference(capsys, run, data, tmp_path):
@@ -199,17 +222,17 @@ def test_missing_files(capsys, run, tmp_path):
     assert "nowhere.yaml: cannot read the configuration" in fail(capsys, "train", tmp_path / "nowhere.yaml")
     assert "no such run directory" in fail(capsys, "evaluate", tmp_path / "nowhere", "--data", run)
     assert "no such file" in fail(capsys, "predict", run, tmp_path / "nowhere.xyz", "--out", tmp_path / "o.xyz")
-    assert "name a configuration file" in fail(capsys, "train")
+    assert "name a configuration" in fail(capsys, "train")
 
 
 def test_unknown_keys_name_the_nearest(capsys, tmp_path):
     path = yaml_file(tmp_path, "model: {lmax: 2}")
-    assert "unknown key 'model.lmax'; the nearest is 'model.l_max'" in fail(capsys, "train", path)
+    assert "unknown key 'model.lmax'; the nearest is model.l_max" in fail(capsys, "train", path)
     path = yaml_file(tmp_path, "modl: {l_max: 2}")
-    assert "unknown key 'modl'; the nearest is 'model'" in fail(capsys, "train", path)
+    assert "unknown key 'modl'; the nearest is model" in fail(capsys, "train", path)
     path = yaml_file(tmp_path, "task: s2ef")
-    assert "the nearest is 'run.max_epochs'" in fail(capsys, "train", path, "--run.max_epoch", "3")
-    assert "the nearest is 'run.max_epochs'" in fail(capsys, "train", path, "--max_epochs", "3")
+    assert "the nearest is --run.max_epochs" in fail(capsys, "train", path, "--run.max_epoch", "3")
+    assert "the nearest is --run.max_epochs" in fail(capsys, "train", path, "--max_epochs", "3")
 
 
 def test_values_of_the_wrong_type(capsys, tmp_path):
@@ -275,8 +298,7 @@ def test_leaderboard_needs_ids(capsys, run, tmp_path):
     assert "the leaderboard needs a different id" in error
 
 
-def test_committed_configurations_are_valid(request):
-    root = request.config.rootpath
-    for path in [*(root / "configs").rglob("*.yaml"), *(root / "equicat").glob("demo*.yaml")]:
-        config = from_mapping(read_yaml(path), str(path))
-        assert task_of(outputs_of(config.task, resolved(config.task, config.loss))).metric_names
+@pytest.mark.parametrize("name", presets())
+def test_built_in_configurations_are_valid(name):
+    config = from_mapping(read_yaml(find_configuration(name)), name)
+    assert task_of(outputs_of(config.task, resolved(config.task, config.loss))).metric_names

@@ -128,10 +128,9 @@ def test_options_are_those_of_the_network(capsys, data, tmp_path):
     assert from_mapping({"model": {"l_max": 1}}).model.l_max == 1
     with pytest.raises(InputError, match=r"unknown key 'model\.l_max'"):
         from_mapping({"model": {"name": "schnet", "l_max": 1}})
-    with pytest.raises(InputError, match=r"no network 'shcnet'; did you mean 'schnet'|no network 'shcnet'"):
+    with pytest.raises(InputError, match=r"model\.name is shcnet \(did you mean 'schnet'\?\); it must be one of"):
         from_mapping({"model": {"name": "shcnet"}})
-    with pytest.raises(SystemExit):
-        cli.main(["train", "--model.name", "schnet", "--help"])
+    assert cli.main(["train", "--model.name", "schnet", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--model.n_gaussians" in text
     assert "--model.tensor_channels" not in text

@@ -162,7 +162,9 @@ class TestBadInput:
             assign([kind("a", "O", "Cu")], SplitConfig(held_out_adsorbates=("O",)))
 
     def test_config(self):
-        with pytest.raises(InputError, match=r"val_share 1.5"):
+        with pytest.raises(
+            InputError, match=r"split\.val_share is 1\.5; it must be a number of at least 0 and below 1"
+        ):
             SplitConfig(val_share=1.5)
         with pytest.raises(InputError, match="one of name, key and file"):
             SplitConfig(name="train", key="split")

@@ -9,7 +9,9 @@ from places import ROOT
 
 from equicat.models.heads import NEEDS_VECTORS
 from equicat.networks.catalogue import NETWORKS, with_neighbors
-from equicat.training.config import from_mapping, read_yaml
+from equicat.options.text import read_yaml
+from equicat.training.config import from_mapping
+from equicat.training.presets import FOLDER, find_configuration
 
 pytest.importorskip("torch_geometric", reason="the baselines need torch_geometric (extra: baselines)")
 
@@ -45,27 +47,23 @@ def n_weights(path: Path, elements: tuple[int, ...]) -> tuple[int, int]:
 def test_oc20_configurations_have_the_published_numbers_of_parameters(name, monkeypatch):
     monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda weight: weight)  # seconds, and not what is tested
     published, n_elements, readout = PUBLISHED_SIZES[name]
-    found, _ = n_weights(ROOT / "configs" / "oc20" / f"{name}.yaml", tuple(range(1, n_elements + 1)))
+    found, _ = n_weights(find_configuration(f"oc20/{name}"), tuple(range(1, n_elements + 1)))
     assert found + readout == published
 
 
 def test_there_is_a_configuration_for_each_published_size():
-    found = {
-        p.relative_to(ROOT / "configs" / "oc20").with_suffix("").as_posix()
-        for p in (ROOT / "configs").rglob("*.yaml")
-        if "oc20/" in p.as_posix()
-    }
+    found = {p.relative_to(FOLDER / "oc20").with_suffix("").as_posix() for p in (FOLDER / "oc20").rglob("*.yaml")}
     models = ("cgcnn", "schnet", "dimenet_plus_plus")
     assert {f"is2re/{size}/{m}" for size in ("10k", "100k", "all") for m in models} <= found
     assert {f"s2ef/{size}/{m}" for size in ("200k", "2M") for m in (*models, "gemnet_dt")} <= found
     assert "is2rs/100k/schnet" in found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "small").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((FOLDER / "small").glob("*.yaml")), ids=lambda p: p.stem)
 def test_small_networks_are_of_equal_size(path):
     if path.stem == "nequip":
         pytest.importorskip("nequip", reason="NequIP needs the nequip package (extra: nequip)")
-    reference, _ = n_weights(ROOT / "equicat" / "studies" / "demo.yaml", TOY_ELEMENTS)
+    reference, _ = n_weights(find_configuration("small"), TOY_ELEMENTS)
     found, n_features = n_weights(path, TOY_ELEMENTS)
     (hidden,) = from_mapping(read_yaml(path)).output_mlp
     # With their heads: the Allegro's is 64 × 32 + 32.

@@ -14,7 +14,7 @@ import itertools
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from ase.data import chemical_symbols
@@ -25,6 +25,7 @@ from equicat.errors import InputError
 from equicat.extras import extra
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope
+from equicat.options.values import Checked, Positive, PositiveNumber, Range
 
 CATEGORIES = {
     "group": 19,
@@ -45,22 +46,22 @@ ENVELOPE_P = 6
 
 
 @dataclass(frozen=True)
-class CGCNNConfig:
+class CGCNNConfig(Checked, section="model"):
     """Hyperparameters; the defaults are those of OC20's S2EF 200k model."""
 
     name: Literal["cgcnn"] = "cgcnn"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    atom_embedding_size: int = 128
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    atom_embedding_size: Positive = 128
     """Features of an atom."""
-    n_graph_conv_layers: int = 2
+    n_graph_conv_layers: Positive = 2
     """Convolutions."""
-    fc_feat_size: int = 128
+    fc_feat_size: Positive = 128
     """Width of the fully connected layers."""
-    n_fc_layers: int = 3
+    n_fc_layers: Positive = 3
     """Fully connected layers."""
-    n_gaussians: int = 100
+    n_gaussians: Annotated[int, Range(at_least=2)] = 100
     """Gaussians in which a distance is expanded."""
     smooth: bool = True
     """Messages vanish smoothly at the cutoff; false is as published, with an energy that jumps there."""

@@ -23,65 +23,66 @@ from equicat.networks.baselines.memory import check_memory
 from equicat.networks.baselines.padding import chunks
 from equicat.networks.features import Features
 from equicat.networks.layers import silu
+from equicat.options.values import Checked, Natural, Positive, PositiveNumber
 
 
 @dataclass(frozen=True)
-class DimeNetPlusPlusConfig:
+class DimeNetPlusPlusConfig(Checked, section="model"):
     """Hyperparameters; the defaults are those of OC20's S2EF models."""
 
     name: Literal["dimenet++"] = "dimenet++"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    hidden_channels: int = 192
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    hidden_channels: Positive = 192
     """Width of messages."""
-    out_emb_channels: int = 192
+    out_emb_channels: Positive = 192
     """Width of the atom features of each output block."""
-    n_blocks: int = 3
+    n_blocks: Positive = 3
     """Interaction blocks."""
-    int_emb_size: int = 64
+    int_emb_size: Positive = 64
     """Width of messages in the sum over triplets."""
-    basis_emb_size: int = 8
+    basis_emb_size: Positive = 8
     """Width between the two maps of each basis."""
-    n_spherical: int = 7
+    n_spherical: Positive = 7
     """Degrees of the angular basis."""
-    n_radial: int = 6
+    n_radial: Positive = 6
     """Functions of each radial basis."""
-    envelope_exponent: int = 5
+    envelope_exponent: Positive = 5
     """Exponent as the published code counts it: the polynomial envelope has p = exponent + 1."""
-    n_before_skip: int = 1
+    n_before_skip: Natural = 1
     """Residual layers of a block before its skip connection."""
-    n_after_skip: int = 2
+    n_after_skip: Natural = 2
     """Residual layers after it."""
-    n_output_layers: int = 3
+    n_output_layers: Natural = 3
     """Hidden layers of an output block."""
 
 
 @dataclass(frozen=True)
-class DimeNetConfig:
+class DimeNetConfig(Checked, section="model"):
     """Hyperparameters; the defaults are those of the paper, with the cutoff of OC20."""
 
     name: Literal["dimenet"] = "dimenet"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    hidden_channels: int = 128
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    hidden_channels: Positive = 128
     """Width of messages, and of the atom features of each output block."""
-    n_blocks: int = 6
+    n_blocks: Positive = 6
     """Interaction blocks."""
-    n_bilinear: int = 8
+    n_bilinear: Positive = 8
     """Width of the basis in the bilinear layer."""
-    n_spherical: int = 7
+    n_spherical: Positive = 7
     """Degrees of the angular basis."""
-    n_radial: int = 6
+    n_radial: Positive = 6
     """Functions of each radial basis."""
-    envelope_exponent: int = 5
+    envelope_exponent: Positive = 5
     """Exponent as the published code counts it: the polynomial envelope has p = exponent + 1."""
-    n_before_skip: int = 1
+    n_before_skip: Natural = 1
     """Residual layers of a block before its skip connection."""
-    n_after_skip: int = 2
+    n_after_skip: Natural = 2
     """Residual layers after it."""
-    n_output_layers: int = 3
+    n_output_layers: Natural = 3
     """Hidden layers of an output block."""
     angle_at: Literal["middle", "end"] = "middle"
     """middle: the angle of the paper and of OC20's code, between k → j and j → i; end: that of the original code and of

@@ -20,7 +20,7 @@ The variance of activations is kept by constant factors, fitted once, before tra
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ from equicat.networks.baselines.angles import AngularSums, reverse_edges
 from equicat.networks.baselines.gemnet_layers import ACTIVATION_GAIN, Dense, Residual, Scale, merge, mlp, orthogonal
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope, silu
+from equicat.options.values import Checked, Natural, Positive, PositiveNumber, Range
 
 Graph = tuple[Tensor, Tensor, Tensor]
 """edge_vec, edge_index, species: what a network is called with."""
@@ -40,40 +41,40 @@ UNFITTED_STEPS = 100
 
 
 @dataclass(frozen=True)
-class GemNetConfig:
+class GemNetConfig(Checked, section="model"):
     """Hyperparameters; the defaults are those of OC20's GemNet-dT, on which the published GemNet-T is modelled."""
 
     name: Literal["gemnet"] = "gemnet"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    n_blocks: int = 3
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    n_blocks: Positive = 3
     """Interaction blocks."""
-    atom_features: int = 512
+    atom_features: Positive = 512
     """Width of the embeddings of atoms."""
-    edge_features: int = 512
+    edge_features: Positive = 512
     """Width of the embeddings of edges."""
-    triplet_features: int = 64
+    triplet_features: Positive = 64
     """Width of edges in the sum over triplets."""
-    bilinear_features: int = 64
+    bilinear_features: Positive = 64
     """Width after it."""
-    rbf_features: int = 16
+    rbf_features: Positive = 16
     """Width to which the radial basis is mapped, the same for all blocks."""
-    cbf_features: int = 16
+    cbf_features: Positive = 16
     """Width to which the radial part of the circular basis is mapped, the same for all blocks."""
-    n_radial: int = 128
+    n_radial: Annotated[int, Range(at_least=2)] = 128
     """Gaussians of the radial basis."""
-    n_spherical: int = 7
+    n_spherical: Positive = 7
     """Degrees of the angular basis."""
-    envelope_p: int = 5
+    envelope_p: Annotated[int, Range(at_least=2)] = 5
     """Exponent of the polynomial envelope."""
-    n_before_skip: int = 1
+    n_before_skip: Natural = 1
     """Residual layers of an edge's update before its skip connection."""
-    n_after_skip: int = 2
+    n_after_skip: Natural = 2
     """Residual layers after it."""
-    n_concat: int = 1
+    n_concat: Natural = 1
     """Residual layers of the update of edges from atoms."""
-    n_atom: int = 3
+    n_atom: Natural = 3
     """Residual layers of the update of atoms, and of the output blocks."""
 
 

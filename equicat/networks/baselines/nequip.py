@@ -8,7 +8,7 @@ is an adapter: from pair vectors to the dictionary that those layers pass along,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,35 +20,36 @@ from equicat.extras import extra
 from equicat.kernels.harmonics import spherical_harmonics
 from equicat.networks.features import Features
 from equicat.networks.layers import BesselBasis, polynomial_envelope
+from equicat.options.values import Checked, Natural, Positive, PositiveNumber, Range
 
 
 @dataclass(frozen=True)
-class NequIPConfig:
+class NequIPConfig(Checked, section="model"):
     """Hyperparameters; the defaults are those of the package."""
 
     name: Literal["nequip"] = "nequip"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    n_layers: int = 4
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    n_layers: Positive = 4
     """Interaction layers."""
-    l_max: int = 1
+    l_max: Natural = 1
     """Highest degree of the spherical harmonics and features."""
     parity: bool = True
     """Features of both parities for each degree; otherwise only that of the harmonics."""
-    n_channels: int = 32
+    n_channels: Positive = 32
     """Channels of each kind of feature, and of the embedding of elements."""
-    n_bessel: int = 8
+    n_bessel: Positive = 8
     """Radial basis functions."""
     bessel_trainable: bool = False
     """Train the frequencies of the radial basis."""
-    envelope_p: int = 6
+    envelope_p: Annotated[int, Range(at_least=2)] = 6
     """Exponent of the polynomial envelope."""
-    radial_mlp_depth: int = 1
+    radial_mlp_depth: Natural = 1
     """Hidden layers of the radial MLPs."""
-    radial_mlp_width: int = 128
-    """Their width."""
-    avg_num_neighbors: float | None = None
+    radial_mlp_width: Positive = 128
+    """Width of the hidden layers of the radial MLPs."""
+    avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
 
 

@@ -9,7 +9,7 @@ constant that the original adds for each atom belongs to the reference energies 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,23 +18,24 @@ from torch import Tensor, nn
 from equicat.extras import extra
 from equicat.networks.baselines.angles import once_per_pair
 from equicat.networks.features import Features
+from equicat.options.values import Checked, Positive, PositiveNumber, Range
 
 
 @dataclass(frozen=True)
-class SchNetConfig:
+class SchNetConfig(Checked, section="model"):
     """Hyperparameters; the defaults are those of OC20's S2EF 200k model."""
 
     name: Literal["schnet"] = "schnet"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    hidden_channels: int = 1024
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    hidden_channels: Annotated[int, Range(at_least=2)] = 1024
     """Features of an atom."""
-    n_filters: int = 256
+    n_filters: Positive = 256
     """Width of the filters."""
-    n_interactions: int = 3
+    n_interactions: Positive = 3
     """Interaction blocks."""
-    n_gaussians: int = 200
+    n_gaussians: Annotated[int, Range(at_least=2)] = 200
     """Gaussians in which a distance is expanded."""
 
 

@@ -1,22 +1,23 @@
 """Options of an import."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from equicat.errors import InputError
+from equicat.options.values import Checked, Words
 from equicat.sources.dft.rules import Rules
 from equicat.sources.splits import SplitConfig
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportConfig(Checked):
     """How ``equicat data import`` makes a data set of files."""
 
-    files: tuple[str, ...] = ()
+    files: Annotated[tuple[str, ...], Words(positional=True)] = ()
     """Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz ..., also .gz and .xz) and directories with them."""
-    initial: tuple[str, ...] = ()
+    initial: Annotated[tuple[str, ...], Words()] = ()
     """Files of initial structures, each with its partner in relaxed: same systems, same order."""
-    relaxed: tuple[str, ...] = ()
+    relaxed: Annotated[tuple[str, ...], Words()] = ()
     """Files of relaxed structures."""
     sid_key: str = "sid"
     """Info key that says which system a frame belongs to, where a file has several; without it a file is one system."""
@@ -35,9 +36,9 @@ class ImportConfig:
     of clean slabs (slabs: {Cu16: -59.5}) by system id, by name or by formula."""
     slab_table: str | None = None
     """More clean slabs: CSV (name, energy) or YAML."""
-    slab_files: tuple[str, ...] = ()
+    slab_files: Annotated[tuple[str, ...], Words()] = ()
     """Files or directories of relaxed clean slabs; found by composition and lattice vectors in the surface."""
-    gas_files: tuple[str, ...] = ()
+    gas_files: Annotated[tuple[str, ...], Words()] = ()
     """Files or directories of relaxed gas molecules, beside or instead of the energies under gas in references."""
     clean_slabs: bool = True
     """Keep relaxed clean slabs as S2EF frames; as adsorption energies, of 0 eV."""
@@ -57,6 +58,7 @@ class ImportConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.files and not self.initial:
             raise InputError("nothing to import: name trajectories or directories, or give --initial and --relaxed")
         if self.adsorbate and self.adsorbate_key:

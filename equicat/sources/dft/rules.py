@@ -23,7 +23,7 @@ covalent radii plus 0.6 Å, times 1.5 as a cushion; CatBench, Moon et al., Cell 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from ase.data import covalent_radii
@@ -33,40 +33,44 @@ from numpy import ndarray
 from equicat.data.contacts import BONDED_RATIO, bonded_groups, contact_ratios, formula_of
 from equicat.data.images import minimum_image
 from equicat.data.structure import Structure
+from equicat.options.values import Checked, PositiveNumber, Range
 
 SAME_CELL = 1e-3
 """Å. Lattice vectors that change by more change the cell."""
 MIGRATION_REACH = 6.0
 """Å. Distances from an adsorbate atom that are longer, before and after, do not tell of migration."""
 
+Limit = Annotated[float, Range(above=0, infinite=True)]
+"""A number that is not exceeded; infinity is never exceeded."""
+
 
 @dataclass(frozen=True)
-class Rules:
+class Rules(Checked, section="rules"):
     """When a frame or a system is left out.
 
     error ends the import, drop leaves the system out, frames leaves it out of IS2RE and IS2RS but keeps its frames for
     S2EF (their energies and forces are right), keep keeps it.
     """
 
-    max_force: float = 30.0
+    max_force: Limit = 30.0
     """eV/Å. A frame with a larger force on a free atom has exploded and is dropped; .inf keeps all."""
-    max_energy_jump: float = 5.0
+    max_energy_jump: Limit = 5.0
     """eV. A frame this far above the frame kept before it, or below the last one kept, is dropped; .inf keeps all."""
-    fmax: float = 0.05
+    fmax: PositiveNumber = 0.05
     """eV/Å. Converged if no force on a free atom of the last frame is larger; along directions in which a constraint
     holds an atom, forces do not count."""
     unconverged: Literal["error", "drop", "frames", "keep"] = "frames"
     """Last frame not converged."""
-    desorbed_ratio: float = 1.5
+    desorbed_ratio: PositiveNumber = 1.5
     """A molecule is desorbed if it is further than this from every slab atom, in sums of covalent radii."""
     desorbed: Literal["error", "drop", "frames", "keep"] = "frames"
     """A part of the adsorbate has left the surface."""
-    dissociated_ratio: float = 1.5
+    dissociated_ratio: PositiveNumber = 1.5
     """Adsorbate atoms are apart if no chain of distances below this links them, in sums of covalent radii."""
     dissociated: Literal["error", "drop", "frames", "keep"] = "frames"
     """Adsorbate atoms bonded at the start (within 1.3 sums of covalent radii, or through others) are apart at the
     end."""
-    max_slab_move: float = 1.5
+    max_slab_move: Limit = 1.5
     """Å. A slab atom that has moved further has left its place."""
     reconstructed: Literal["error", "drop", "frames", "keep"] = "frames"
     """A slab atom has left its place."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from ase import Atoms
@@ -29,6 +29,7 @@ from equicat.data.info import DatasetInfo
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
 from equicat.files import replacing_directory
+from equicat.options.values import Checked, Length, Natural, NonNegativeNumber, Positive, PositiveNumber, Range
 from equicat.sources.dft.rules import Rules, fmax_of, judge
 from equicat.sources.emt.chemistry import (
     ADSORBATES,
@@ -53,40 +54,39 @@ MAX_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
-class EMTConfig:
+class EMTConfig(Checked):
     """Options of ``equicat data emt``."""
 
-    n_systems: int = 200
-    """Relaxed systems in the data set, all splits together: 60 % train, 10 % in each validation split. Clean slabs are
-    not counted."""
-    seed: int = 0
+    n_systems: Annotated[int, Range(at_least=2 * len(SPLITS))] = 200
+    """Relaxed systems in the data set, at least two a split: 60 % train, 10 % in each of four validation splits. Clean
+    slabs are not counted."""
+    seed: Natural = 0
     """The same seed gives the same bytes, with any number of workers."""
-    fmax: float = 0.05
+    fmax: PositiveNumber = 0.05
     """Relax until the largest force on a free atom is below this (eV/Å)."""
-    max_steps: int = 150
+    max_steps: Positive = 150
     """L-BFGS steps after which a system is dropped as not converged."""
-    frame_spacing: float = 0.1
+    frame_spacing: NonNegativeNumber = 0.1
     """Keep a frame of a relaxation once some atom has moved this far (Å) since the last one kept; the first and the
     last frame always stay. This thins out the nearly force-free end."""
-    max_frames: int = 12
+    max_frames: Annotated[int, Range(at_least=2)] = 12
     """Largest number of frames of one relaxation."""
-    rattle: float = 0.1
+    rattle: NonNegativeNumber = 0.1
     """Standard deviation (Å) of the random displacement of each free atom from its ideal place at the start, along each
     axis; 0.1 is about that of a surface atom at room temperature."""
-    max_tilt: float = 30.0
+    max_tilt: Annotated[float, Range(at_least=0, at_most=180)] = 30.0
     """Largest angle (degrees) between an adsorbate and its upright orientation at the start."""
-    metals: tuple[str, ...] = METALS
+    metals: Annotated[tuple[str, ...], Length(1)] = METALS
     """Elements of the catalysts."""
-    adsorbates: tuple[str, ...] = tuple(ADSORBATES)
+    adsorbates: Annotated[tuple[str, ...], Length(1)] = tuple(ADSORBATES)
     """Names of the adsorbates, held-out ones included."""
     clean_slabs: bool = True
     """Add the relaxed clean slab of each system to the S2EF frames, once, with an adsorption energy of 0 eV."""
-    workers: int | None = None
+    workers: Positive | None = None
     """Processes; one for each core if not given."""
 
     def __post_init__(self) -> None:
-        if self.n_systems < 2 * len(SPLITS):
-            raise InputError(f"n_systems is {self.n_systems}; the five splits need at least {2 * len(SPLITS)} systems")
+        super().__post_init__()
         for what, names, known in (("metal", self.metals, METALS), ("adsorbate", self.adsorbates, tuple(ADSORBATES))):
             for name in names:
                 if name not in known:
@@ -119,9 +119,15 @@ class Relaxation:
 
 
 def make_emt_dataset(out: str | Path, config: EMTConfig | None = None, overwrite: bool = False) -> dict[str, Any]:
-    """Write the data set: ``out/s2ef/<split>``, ``out/is2re/<split>`` and ``out/dataset.json``.
+    """Make a toy OC20 on ASE's EMT potential: relaxations of adsorbates on metal slabs.
 
-    All frames are in memory until they are written: about 20 kB for each system.
+    Writes ``out/s2ef/<split>``, ``out/is2re/<split>`` and ``out/dataset.json``. All frames are in memory until then:
+    about 20 kB for each system.
+
+    Args:
+        out: Data set directory to write.
+        config: What to make.
+        overwrite: Replace what is there.
 
     Returns:
         What ``dataset.json`` holds: description, energy reference, configuration, and for each split its numbers of

@@ -15,6 +15,7 @@ from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import writing_to
+from equicat.options.values import Checked, Positive, PositiveNumber
 from equicat.sources.oc20.catalogue import MAPPING, MIRROR, Split, splits_named
 from equicat.sources.oc20.download import download, require_space, unpack
 from equicat.sources.oc20.files import DATABASES, RAW, grouped, pieces_of
@@ -32,16 +33,17 @@ DOWNLOADS = "downloads"
 
 
 @dataclass(frozen=True)
-class OC20Config:
+class OC20Config(Checked):
     """Which part of OC20, and how it is kept."""
 
-    task: str = "s2ef"
+    task: Literal["s2ef", "is2re", "is2rs"] = "s2ef"
     """s2ef (structure to energy and forces), is2re or is2rs (initial structure to relaxed energy or structure)."""
     split: str = "200k"
     """s2ef: 200k, 2M, 20M, all, rattled, md; is2re: 10k, 100k, all; both: val_id, val_ood_ads, val_ood_cat,
     val_ood_both, test_id, ... Several with commas; val and test are four each."""
     source: str | None = None
-    """Directory that holds OC20 already; without it OC20 is downloaded. On the command line: --from."""
+    """Directory that holds OC20 already: raw files, LMDBs, ASE-LMDBs or ASE databases. Without it, OC20 is downloaded.
+    On the command line: --from."""
     mirror: str = MIRROR
     """Where to download from."""
     keep: bool = False
@@ -51,13 +53,13 @@ class OC20Config:
     ones. Of raw files, which have the reference too, total keeps the total energies."""
     mapping: str | None = None
     """oc20_data_mapping.pkl to join, or download. Default: the one in the directory, if there is one."""
-    precision: str = "source"
+    precision: Literal["source", "float32", "float64"] = "source"
     """Precision of positions, cells and forces: float64, float32 (half the size), or source, which loses nothing."""
-    edges_within: float | None = None
+    edges_within: PositiveNumber | None = None
     """Count the pairs nearer than this (Å) for batches of equal numbers of edges; takes longer."""
     strict: bool = False
     """Stop at the first bad structure; without it bad ones are left out, counted and listed."""
-    workers: int | None = None
+    workers: Positive | None = None
     """Processes. Default: one a processor."""
     progress: bool = True
     """Show progress."""

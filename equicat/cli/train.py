@@ -1,0 +1,74 @@
+"""`equicat train`: a configuration from a file and the command line becomes a run and its report."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+
+from equicat.errors import InputError
+from equicat.options.parser import Parser
+from equicat.options.text import read_yaml
+
+
+def train(*, print_config: bool = False, **options: Any) -> None:
+    """Train a model as CONFIG says: a YAML file, or the name of a built-in configuration.
+
+    Any option of CONFIG can be overridden, as in `--run.max_minutes 60`. `--data DATA` is short for training on the
+    `train` split of a data set directory and validating on its `val_id`; of a store or a file, a tenth validates.
+
+    Args:
+        print_config: Print the configuration with all its options, as a file to start from, and stop.
+    """
+    from equicat.apply.evaluate import as_text, evaluate_validation
+    from equicat.report.page import write_report
+    from equicat.training import train as training
+    from equicat.training.config import TrainConfig, as_yaml
+    from equicat.training.trainer import is_main_process
+
+    config = TrainConfig(**options)
+    if print_config:
+        print(as_yaml(config), end="")
+        return
+    result = training.train(config)
+    if not is_main_process():
+        return
+    if result.seconds:
+        print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
+    print(as_text(evaluate_validation(result.run, progress=config.run.progress)))
+    print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
+
+
+class TrainParser(Parser):
+    """Parser of `equicat train`: the configuration and the network, if named, decide which options there are."""
+
+    def __init__(self) -> None:
+        super().__init__(train, usage="equicat train CONFIG [--data DATA] [--OPTION VALUE ...]")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None, **settings: Any
+    ) -> Namespace:
+        """The values of all options: those of the configuration, overridden by those of the command line.
+
+        Raises:
+            InputError: for an unknown option, or a value that is not what the option may be.
+        """
+        from equicat.training.config import with_data
+        from equicat.training.presets import find_configuration, presets
+
+        words = list(args or ())
+        if not words:
+            raise InputError("train: name a configuration, a file or a built-in one such as small; see --help")
+        if not words[0].startswith("-"):
+            words.insert(0, "--config")
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.error = self.error  # type: ignore[method-assign]
+        for name in ("config", "data", "model.name"):
+            first.add_argument(f"--{name}")
+        given, rest = first.parse_known_args(words)
+        config, data, network = vars(given).values()
+        values = with_data({} if config is None else read_yaml(find_configuration(config)), data)
+        if network is not None:
+            values["model"] = {**(values.get("model") or {}), "name": network}
+        self.description = f"{self.description}\n\nBuilt-in configurations: {', '.join(sorted(presets()))}."
+        return super().parse_args(rest, self.read(values, config or ""), **settings)

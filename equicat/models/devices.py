@@ -1,0 +1,49 @@
+"""The devices that a model computes on, by the names that users give."""
+
+import os
+
+import torch
+
+from equicat.errors import InputError
+from equicat.options.values import Device, read_value
+
+
+def n_gpus() -> int:
+    """How many GPUs PyTorch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def torch_device(name: str | torch.device) -> torch.device:
+    """The device of that name; ``auto`` is a GPU if PyTorch can use one, else the processor.
+
+    Raises:
+        InputError: for another name than auto, cpu, cuda or cuda:N, or a GPU that is not there.
+    """
+    if isinstance(name, torch.device):
+        return name
+    name = read_value("device", name, Device)
+    if name == "auto":
+        name = "cuda" if n_gpus() else "cpu"
+    device = torch.device(name)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # each process that torchrun started has a GPU of its own
+        device = torch.device(name, int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda" and (device.index or 0) >= n_gpus():
+        raise InputError(f"device is {device}, but PyTorch can use {n_gpus()} GPUs here; take cpu, or auto")
+    return device
+
+
+def require_gpus(accelerator: str, devices: str | int) -> None:
+    """Make sure that the GPUs that a training asks for are there.
+
+    Args:
+        accelerator: auto, cpu or gpu, as in ``run.accelerator``.
+        devices: auto or a number, as in ``run.devices``.
+
+    Raises:
+        InputError: naming the option, if they are not.
+    """
+    gpus = n_gpus() or int(torch.backends.mps.is_available())
+    if accelerator == "gpu" and not gpus:
+        raise InputError("run.accelerator is gpu, but PyTorch can use no GPU here; take cpu, or auto")
+    if isinstance(devices, int) and accelerator != "cpu" and 0 < gpus < devices:
+        raise InputError(f"run.devices is {devices}, but PyTorch can use {gpus} GPUs here")
