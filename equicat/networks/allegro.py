@@ -79,61 +79,58 @@ class AllegroConfig(Checked, section="model"):
 
 
 @dataclass(frozen=True)
-class NequipAllegroConfig:
+class NequipAllegroConfig(Checked, section="model"):
     """Hyperparameters; the defaults are the nequip-allegro package's."""
 
     name: Literal["nequip-allegro"] = "nequip-allegro"
     """Which architecture."""
-    cutoff: float = 6.0
-    """Å."""
-    pair_cutoffs: tuple[float, ...] | None = None
+    cutoff: PositiveNumber = 6.0
+    """Distance (Å) up to which two atoms are neighbours."""
+    pair_cutoffs: tuple[PositiveNumber, ...] | None = None
     """Å, shorter cutoffs of ordered pairs of elements (centre, neighbour), row by row; null: ``cutoff`` for all."""
-    n_layers: int = 2
+    n_layers: Positive = 2
     """Tensor-product layers."""
-    l_max: int = 2
+    l_max: Natural = 2
     """Highest degree of the spherical harmonics and tensor features."""
     parity: Parity = "full"
     """full: tensor features of both parities for each degree; restricted: only that of the harmonics."""
-    n_scalars: int = 64
+    n_scalars: Positive = 64
     """Scalars that each layer adds."""
-    tensor_channels: int = 32
+    tensor_channels: Positive = 32
     """Channels of the tensor features."""
     coupling: Literal["channel", "path"] = "channel"
     """channel: each channel weights each tensor-product path; path: all channels share the weights."""
     radial: Literal["bessel", "spline"] = "bessel"
     """bessel: one basis times an embedding of the elements; spline: a radial function of its own for each pair."""
-    n_radial: int = 8
+    n_radial: Positive = 8
     """Radial basis functions."""
     bessel_trainable: bool = False
     """Train the frequencies of the radial basis (bessel)."""
-    envelope_p: int = 6
+    envelope_p: Annotated[int, Range(at_least=2)] = 6
     """Exponent of the polynomial envelope (bessel)."""
-    spline_span: int = 12
+    spline_span: Positive = 12
     """How many splines overlap (spline)."""
-    embedding_width: int | None = None
+    embedding_width: Positive | None = None
     """Width of the radial and chemical embedding; null takes n_scalars."""
-    two_body_hidden: tuple[int, ...] = (64,)
+    two_body_hidden: tuple[Positive, ...] = (64,)
     """Hidden widths of the two-body MLP."""
-    latent_hidden: tuple[int, ...] = (64,)
+    latent_hidden: Annotated[tuple[Positive, ...], Length(1)] = (64,)
     """Hidden widths of each layer's latent MLP, at least one."""
-    n_features: int = 32
+    n_features: Positive = 32
     """Width of the features that are made of the scalars of all layers."""
     features_silu: bool = True
     """Whether these come out of a SiLU (a hidden layer of the readout), or are linear."""
-    avg_num_neighbors: float | None = None
+    avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
-    neighbors_of_element: tuple[float, ...] | None = None
+    neighbors_of_element: tuple[PositiveNumber, ...] | None = None
     """Neighbours on average of the atoms of each element, where they differ; normalises environments."""
 
     def __post_init__(self) -> None:
-        if self.l_max < 0 or min(self.n_layers, self.tensor_channels, self.n_scalars) < 1 or self.cutoff <= 0:
-            raise InputError(
-                "model: n_layers, n_scalars, tensor_channels and cutoff must be positive, l_max at least 0"
-            )
-        if not self.latent_hidden:
-            raise InputError("model: latent_hidden needs at least one hidden width")
+        super().__post_init__()
         if self.radial == "bessel" and self.width % 2:
-            raise InputError(f"model: embedding_width {self.width} must be even: half of it is the centre's element")
+            raise InputError(
+                f"model.embedding_width is {self.width}; it must be even, since half of it is the centre's element"
+            )
 
     @property
     def width(self) -> int:
