@@ -307,14 +307,14 @@ def test_zbl_of_two_copper_atoms():
         (
             AllegroConfig,
             {"latent_mlp": (32,)},
-            r"two_body_mlp \[64, .* 512\] and latent_mlp \[32\] must be equal",
+            r"two_body_mlp \[64, .* 512\] and model.latent_mlp \[32\] must be equal",
         ),
-        (AllegroConfig, {"n_layers": 0}, "must be positive"),
-        (AllegroConfig, {"cutoff": -1.0}, "must be positive"),
-        (NequipAllegroConfig, {"n_layers": 0}, "must be positive"),
-        (NequipAllegroConfig, {"n_scalars": 0}, "must be positive"),
-        (NequipAllegroConfig, {"latent_hidden": ()}, "latent_hidden needs at least one hidden width"),
-        (NequipAllegroConfig, {"embedding_width": 5}, "embedding_width 5 must be even"),
+        (AllegroConfig, {"n_layers": 0}, "model.n_layers is 0; it must be a whole number of at least 1"),
+        (AllegroConfig, {"cutoff": -1.0}, "model.cutoff is -1.0; it must be a number above 0"),
+        (NequipAllegroConfig, {"n_layers": 0}, "model.n_layers is 0; it must be a whole number of at least 1"),
+        (NequipAllegroConfig, {"n_scalars": 0}, "model.n_scalars is 0; it must be a whole number of at least 1"),
+        (NequipAllegroConfig, {"latent_hidden": ()}, "model.latent_hidden is .* with at least 1 of them"),
+        (NequipAllegroConfig, {"embedding_width": 5}, "model.embedding_width is 5; it must be even"),
     ],
 )
 def test_bad_hyperparameters(config, options, message):
