@@ -56,7 +56,8 @@ class Examples:
                 "pred": displacements,
             }
             system = {name: values[here].cpu().numpy() for name, values in fields.items()}
-            self.kept.append((float(moved.mean()) if len(moved) else 0.0, batch.ids[k], system))
+            name = batch.ids[k] or batch.sources[k]
+            self.kept.append((float(moved.mean()) if len(moved) else 0.0, name, system))
         self.kept = sorted(self.kept, key=lambda entry: -entry[0])[: self.COUNT]
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -83,11 +84,11 @@ def evaluate_split(
     """
     info, task = model.info, task_of(model.info.outputs)
     check_energy_reference(info, dataset.info, dataset.path)
-    require_labels(dataset, task.labels)  # type: ignore[arg-type]
+    require_labels(dataset, task.labels)
     sums: dict[str, MetricSums] = {}
     kept: dict[str, list[Tensor]] = {}
     n_free, examples = 0, Examples()
-    for batch, prediction in predictions(model, dataset, batch_size, title, progress):
+    for batch, prediction in predictions(model, dataset, batch_size, title, progress, labels=task.labels):
         for row, guess in {info.network.name: prediction, **task.baselines(batch, info.statistics)}.items():
             sums.setdefault(row, MetricSums(task.metric_names)).add(task.metrics(guess, batch))
         arrays = {f"{name}_true": values for name, values in task.arrays(task.reference(batch), batch).items()}
@@ -106,6 +107,7 @@ def evaluate(
     data: str | Path,
     *,
     energy_key: str | None = None,
+    forces_key: str | None = None,
     energy_reference: str | None = None,
     batch_size: int = 16,
     device: str = "cpu",
@@ -117,12 +119,13 @@ def evaluate(
         What ``evaluation.json`` holds: metrics by split and row.
     """
     model = saved.load(run, device)
+    labels = task_of(model.info.outputs).labels
     results = {}
     for name, path in splits_of(data, model.info.task).items():
         if name == "train" and Path(data).is_dir() and Path(data) != path:
             continue  # evaluated when named
         reference = energy_reference or (None if path.is_dir() else model.info.energy_reference)
-        dataset = open_dataset(path, energy_key, reference)
+        dataset = open_dataset(path, energy_key, reference, forces_key=forces_key, labels=labels)
         results[name] = evaluate_split(model, dataset, batch_size=batch_size, title=name, progress=progress)
     return write_results(Path(run), model.info, str(data), results)
 

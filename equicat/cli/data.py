@@ -105,6 +105,9 @@ def _info_parser() -> ArgumentParser:
     parser = parser_for("data info", "Say what is in a data set.")
     parser.add_argument("path", help="Data set directory, store, structure file, or leaderboard file.")
     parser.add_argument("--verify", type=bool, default=False, help="Compare every file of a store with its checksum.")
+    parser.add_argument("--energy_key", type=str | None, default=None, help="Info key of the energies (files only).")
+    text = "Column of atoms with the forces (files only)."
+    parser.add_argument("--forces_key", type=str | None, default=None, help=text)
     return parser
 
 
@@ -116,7 +119,8 @@ def _info(options: Namespace) -> None:
 
         print(check_submission(Path(options.path)))
     else:
-        print(describe(options.path, options.verify, progress=True))
+        keys = {"energy_key": options.energy_key, "forces_key": options.forces_key}
+        print(describe(options.path, options.verify, progress=True, **keys))
 
 
 COMMANDS = {

@@ -97,6 +97,8 @@ def _evaluate_parser() -> ArgumentParser:
         help="Data set directory, store or structure file. Default: the validation data of the run.",
     )
     parser.add_argument("--energy_key", type=str | None, default=None, help="Info key of the energies (files only).")
+    text = "Column of atoms with the forces (files only)."
+    parser.add_argument("--forces_key", type=str | None, default=None, help=text)
     parser.add_argument(
         "--energy_reference",
         type=str | None,
@@ -126,7 +128,8 @@ def _evaluate(options: Namespace) -> None:
     if options.data is None:
         summary = evaluate_validation(options.run, **how)
     else:
-        which = {"energy_key": options.energy_key, "energy_reference": options.energy_reference}
+        names = ("energy_key", "forces_key", "energy_reference")
+        which = {name: getattr(options, name) for name in names}
         summary = evaluate(options.run, options.data, **which, **how)
     print(as_text(summary))
     write_json_file(options.json, summary)

@@ -91,7 +91,7 @@ class TrainingModule(pl.LightningModule):
         Raises:
             InputError: on all processes if the loss is not finite, before it can spoil the weights.
         """
-        terms, where = self._terms(batch, "train"), f"systems {', '.join(batch.ids[:4])}{' …' * (len(batch.ids) > 4)}"
+        terms, where = self._terms(batch, "train"), batch.named()
         losses = self._losses["train"][-1]
         clock = losses.new_tensor([[self.seconds(), 1.0]])
         *parts, (self.elapsed, _) = self._reduced(torch.cat([losses, clock]), "mean")
