@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import ase.db
 from ase import Atoms

@@ -132,7 +132,7 @@ class Pairs:
             near = (torch.linalg.vector_norm(vectors, dim=1) < self.cutoff).nonzero()[:, 0]
             edge_index, edge_shift = edge_index.index_select(1, near), edge_shift.index_select(0, near)
             vectors = vectors.index_select(0, near)
-        edges = {"edge_index": edge_index, "edge_shift": edge_shift, "vectors": vectors}
+        edges: dict[str, Any] = {"edge_index": edge_index, "edge_shift": edge_shift, "vectors": vectors}
         return PairBatch(positions, dtype=vectors.dtype, **edges, **self.still)
 
     def moved(self, positions: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
