@@ -57,7 +57,8 @@ class Examples:
                 "pred": displacements,
             }
             system = {name: values[here].cpu().numpy() for name, values in fields.items()}
-            self.kept.append((float(moved.mean()) if len(moved) else 0.0, batch.ids[k], system))
+            name = batch.ids[k] or batch.sources[k]
+            self.kept.append((float(moved.mean()) if len(moved) else 0.0, name, system))
         self.kept = sorted(self.kept, key=lambda entry: -entry[0])[: self.COUNT]
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -84,11 +85,11 @@ def evaluate_split(
     """
     info, task = model.info, task_of(model.info.outputs)
     check_energy_reference(info, dataset.info, dataset.path)
-    require_labels(dataset, task.labels)  # type: ignore[arg-type]
+    require_labels(dataset, task.labels)
     sums: dict[str, MetricSums] = {}
     kept: dict[str, list[Tensor]] = {}
     n_free, examples = 0, Examples()
-    for batch, prediction in predictions(model, dataset, batch_size, title, progress):
+    for batch, prediction in predictions(model, dataset, batch_size, title, progress, labels=task.labels):
         for row, guess in {info.network.name: prediction, **task.baselines(batch, info.statistics)}.items():
             sums.setdefault(row, MetricSums(task.metric_names)).add(task.metrics(guess, batch))
         arrays = {f"{name}_true": values for name, values in task.arrays(task.reference(batch), batch).items()}
@@ -107,6 +108,7 @@ def evaluate(
     data: str | Path | None = None,
     *,
     energy_key: str | None = None,
+    forces_key: str | None = None,
     energy_reference: Literal["adsorption", "total", "relative"] | None = None,
     batch_size: Positive = 16,
     device: Device = "auto",
@@ -118,6 +120,7 @@ def evaluate(
         run: Run directory that `equicat train` wrote.
         data: Data set directory, store or structure file. Default: the validation data of the run.
         energy_key: Info key of the energies (files only).
+        forces_key: Column of atoms with the forces (files only).
         energy_reference: What the energies of a file are. Default: what the model predicts.
         batch_size: Structures computed together.
         device: Where to compute; auto takes a GPU if there is one.
@@ -132,12 +135,13 @@ def evaluate(
     if data is None:
         return evaluate_validation(run, batch_size=batch_size, device=device, progress=progress)
     model = saved.load(run, device)
+    labels = task_of(model.info.outputs).labels
     results = {}
     for name, path in splits_of(data, model.info.task).items():
         if name == "train" and Path(data).is_dir() and Path(data) != path:
             continue  # evaluated when named
         reference = energy_reference or (None if path.is_dir() else model.info.energy_reference)
-        dataset = open_dataset(path, energy_key, reference)
+        dataset = open_dataset(path, energy_key, reference, forces_key=forces_key, labels=labels)
         results[name] = evaluate_split(model, dataset, batch_size=batch_size, title=name, progress=progress)
     return write_results(Path(run), model.info, str(data), results)
 

@@ -1,4 +1,4 @@
-"""`equicat predict`: what a model says about structures, as extxyz or as OC20's leaderboard file."""
+"""`equicat predict`: a model's predictions for structures, as extended XYZ or as OC20's leaderboard file."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from equicat.data.batch import Batch
 from equicat.data.batches import batches
-from equicat.data.datasets import Dataset, open_dataset
+from equicat.data.datasets import Dataset, open_dataset, require_elements
 from equicat.data.directory import splits_of
+from equicat.data.labels import LABELS
 from equicat.data.readers import write
 from equicat.data.structure import Structure
 from equicat.errors import InputError
@@ -27,11 +28,17 @@ from equicat.tasks.leaderboard import LEADERBOARD_SPLITS, is2re_arrays, is2rs_ar
 
 
 def predictions(
-    model: Potential | DirectModel, dataset: Sequence, batch_size: int, title: str = "", progress: bool = True
+    model: Potential | DirectModel,
+    dataset: Sequence,
+    batch_size: int,
+    title: str = "",
+    progress: bool = True,
+    *,
+    labels: tuple[str, ...] = (),
 ) -> Iterator[tuple[Batch, Prediction | RelaxedPrediction]]:
-    """Batches with the model's predictions (eV, Å), in the order of the data set."""
+    """Batches with the model's predictions (eV, Å), in the order of the data set; they hold the ``labels`` only."""
     device = model.scale.device
-    loader = batches(dataset, model.cutoff, batch_size, dtype=model.dtype)
+    loader = batches(dataset, model.cutoff, batch_size, dtype=model.dtype, labels=labels)
     for batch in tqdm(loader, desc=title, unit="batch", disable=not progress, leave=False):
         batch = batch.to(device)
         with torch.no_grad():
@@ -52,8 +59,9 @@ def predict(
     """Predict every structure of a file or store, or of the four splits of a data set.
 
     ``out`` ending in ``.npz`` gets the arrays of OC20's leaderboard for the model's task (:func:`leaderboard_arrays`);
-    any other name becomes extxyz: energies and forces of all atoms, or relaxed energies (``relaxed_energy``) and
-    relaxed positions (``relaxed_positions``).
+    any other name becomes extended XYZ: energies and forces of all atoms, or relaxed energies (``relaxed_energy``) and
+    relaxed structures, whose initial positions are the column ``initial_positions``. Labels of the structures
+    themselves are not looked at.
 
     Args:
         run: Run directory that `equicat train` wrote.
@@ -70,14 +78,15 @@ def predict(
         The number of structures.
 
     Raises:
-        InputError: for a missing file or split, an unknown element, or, for the leaderboard, missing or repeated ids.
+        InputError: for a missing file or split, an element that the model does not know (before anything is computed),
+            or, for the leaderboard, missing or repeated ids.
     """
     model, out = saved.load(run, device), Path(out)
     if out.suffix != ".npz":
         if submission is not None:
             raise InputError(f"{out}: a submission is an .npz file")
-        return write(out, _predicted(model, open_dataset(structures), batch_size, progress))
-    datasets = {name: open_dataset(path) for name, path in _parts(model, structures, submission).items()}
+        return write(out, map(_relaxed, _predicted(model, _opened(model, structures), batch_size, progress)))
+    datasets = {name: _opened(model, path) for name, path in _parts(model, structures, submission).items()}
     arrays = {
         name: leaderboard_arrays(
             list(_predicted(model, dataset, batch_size, progress)), model.info.outputs, forces_of=forces_of
@@ -88,8 +97,23 @@ def predict(
     return sum(map(len, datasets.values()))
 
 
+def _opened(model: Potential | DirectModel, path: str | Path) -> Dataset:
+    """Structures without labels, all of elements that the model knows."""
+    dataset = open_dataset(path, labels=())
+    require_elements(dataset, model.elements)
+    return dataset
+
+
+def _relaxed(structure: Structure) -> Structure:
+    """A structure with predicted relaxed positions at these; any other as it is."""
+    if structure.relaxed_positions is None:
+        return structure
+    relaxed, initial = structure.relaxed_positions, structure.positions
+    return dataclasses.replace(structure, positions=relaxed, initial_positions=initial, relaxed_positions=None)
+
+
 def _parts(model: Potential | DirectModel, structures: str | Path, submission: str | None) -> dict[str, Path]:
-    """What goes into a leaderboard file: parts by the name that their arrays begin with."""
+    """The data sets of a leaderboard file by the name that their arrays begin with."""
     if submission is None:
         return {"": Path(structures)}
     found = splits_of(structures, model.info.task)
@@ -116,9 +140,6 @@ def _predicted(
             info = {**s.info, "energy_reference": model.info.energy_reference}
             yield dataclasses.replace(s, **{**dict.fromkeys(LABELS), **labels}, info=info)
             at += 1
-
-
-LABELS = ("energy", "forces", "relaxed_energy", "relaxed_positions")
 
 
 def _labels(prediction: Prediction | RelaxedPrediction, ends: ndarray, n_systems: int) -> Iterator[dict[str, Any]]:

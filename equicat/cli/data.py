@@ -55,14 +55,19 @@ def subset(**options: Any) -> None:
     print(f"{write_subset(**options):,} structures: {options['out']}")
 
 
-def info(path: str, *, verify: bool = False) -> None:
+def info(path: str, *, verify: bool = False, energy_key: str | None = None, forces_key: str | None = None) -> None:
     """Say what is in a data set.
 
     Args:
         path: Data set directory, store, structure file, or leaderboard file.
         verify: Compare every file of a store with its checksum.
+        energy_key: Info key of the energies (files only).
+        forces_key: Column of atoms with the forces (files only).
     """
     from equicat.sources.describe import describe
     from equicat.tasks.leaderboard import check_submission
 
-    print(check_submission(Path(path)) if Path(path).suffix == ".npz" else describe(path, verify, progress=True))
+    if Path(path).suffix == ".npz":
+        print(check_submission(Path(path)))
+    else:
+        print(describe(path, verify, progress=True, energy_key=energy_key, forces_key=forces_key))

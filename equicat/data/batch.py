@@ -7,24 +7,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from numpy import ndarray
 from torch import Tensor
 
 from equicat.data.neighbors import neighbor_list
-from equicat.data.structure import Structure
+from equicat.data.structure import LABELS, Structure
 from equicat.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Frozen; names, shapes and units are those of docs/conventions.md. Energies are float64, the rest of one dtype.
+    """Frozen; names, shapes and units are those of docs/conventions.md.
 
-    Content is checked where it enters (:class:`~equicat.data.structure.Structure`), shapes once more here.
+    Positions and cells are float64, so that nothing depends on how far from the origin a structure is, or how many
+    lattice vectors away an atom. :meth:`edge_vec` rounds pair vectors, which are short, to ``dtype``. Energies are
+    float64 as well; labels that are vectors or tensors are ``dtype``.
+
+    For the same atoms elsewhere use ``dataclasses.replace(batch, positions=…)``: the list of edges stays, their vectors
+    follow. Content is checked where it enters (:class:`~equicat.data.structure.Structure`), shapes once more here.
     """
 
-    positions: Float[Tensor, "n_atoms 3"]
-    cell: Float[Tensor, "n_systems 3 3"]
+    positions: Float64[Tensor, "n_atoms 3"]
+    cell: Float64[Tensor, "n_systems 3 3"]
     pbc: Bool[Tensor, "n_systems 3"]
     numbers: Int[Tensor, "n_atoms"]
     system_idx: Int[Tensor, "n_atoms"]
@@ -32,17 +37,25 @@ class Batch:
     edge_shift: Int[Tensor, "n_edges 3"]
     fixed: Bool[Tensor, "n_atoms"]
     tags: Int[Tensor, "n_atoms"]
-    energy: Float[Tensor, "n_systems"] | None = None
+    energy: Float64[Tensor, "n_systems"] | None = None
     forces: Float[Tensor, "n_atoms 3"] | None = None
-    relaxed_energy: Float[Tensor, "n_systems"] | None = None
+    stress: Float[Tensor, "n_systems 3 3"] | None = None
+    """(dE/dε) / volume, eV/Å³."""
+    relaxed_energy: Float64[Tensor, "n_systems"] | None = None
     displacements: Float[Tensor, "n_atoms 3"] | None = None
     """r_relaxed − r_initial by the minimum image, Å."""
     ids: tuple[str, ...] = ()
+    """``sid`` or ``sid_fid`` of each system, empty where a file has none."""
+    sources: tuple[str, ...] = ()
+    """How messages name each system: file and frame."""
+    dtype: torch.dtype = torch.float32
+    """Of pair vectors, and so of what a network computes."""
 
     def __post_init__(self) -> None:
         n, s, e = len(self.positions), len(self.cell), self.edge_index.shape[1]
         per_atom = ("numbers", "system_idx", "fixed", "tags", "forces", "displacements")
-        expected = dict.fromkeys(per_atom, n) | {"pbc": s, "energy": s, "relaxed_energy": s, "edge_shift": e}
+        per_system = ("pbc", "energy", "stress", "relaxed_energy")
+        expected = dict.fromkeys(per_atom, n) | dict.fromkeys(per_system, s) | {"edge_shift": e}
         for name, length in expected.items():
             value = getattr(self, name)
             if value is not None and len(value) != length:
@@ -62,11 +75,28 @@ class Batch:
         return torch.bincount(self.system_idx, minlength=self.n_systems)
 
     def edge_vec(self, edges: slice = slice(None)) -> Float[Tensor, "n_edges 3"]:
-        """r_j + shift @ cell − r_i in Å, of all edges or some, differentiable in ``positions`` and ``cell``."""
+        """r_j + shift @ cell − r_i in Å, of all edges or some, differentiable by ``positions`` and ``cell``.
+
+        Formed in float64 and then rounded to ``dtype``.
+        """
         center, neighbor = self.edge_index[:, edges]
-        cell = self.cell.index_select(0, self.system_idx.index_select(0, center))
-        shift = torch.einsum("ek,ekx->ex", self.edge_shift[edges].to(cell.dtype), cell)
-        return self.positions.index_select(0, neighbor) - self.positions.index_select(0, center) + shift
+        shift = self.edge_shift[edges]
+        vectors = self.positions.index_select(0, neighbor) - self.positions.index_select(0, center)
+        # Most edges stay within the cell; a lattice vector for each would take longer than all the rest.
+        crossing = (shift[:, 0] | shift[:, 1] | shift[:, 2]).nonzero()[:, 0]
+        shift = shift.index_select(0, crossing).to(self.cell.dtype)
+        if self.n_systems == 1:
+            offsets = shift @ self.cell[0]
+        else:
+            system = self.system_idx.index_select(0, center.index_select(0, crossing))
+            a, b, c = (shift[:, k, None] * self.cell[:, k].index_select(0, system) for k in range(3))
+            offsets = a + b + c
+        return vectors.index_add(0, crossing, offsets).to(self.dtype)
+
+    def named(self, limit: int = 4) -> str:
+        """The systems as messages name them: file and frame of the first ``limit``, and how many more there are."""
+        more = f" and {self.n_systems - limit} more" if self.n_systems > limit else ""
+        return "; ".join(self.sources[:limit]) + more
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """A copy with ``function`` applied to every tensor."""
@@ -88,19 +118,20 @@ class Batch:
         *,
         dtype: torch.dtype = torch.float32,
         max_neighbors: int | None = None,
+        labels: Sequence[str] | None = None,
     ) -> "Batch":
         """Stack systems and build their neighbour lists.
-
-        Pair vectors are differences of positions in ``dtype``: keep systems near the origin in float32.
 
         Args:
             structures: at least one.
             cutoff: Å.
-            dtype: of positions, cells and forces; energies stay float64.
+            dtype: of pair vectors, forces, stress and displacements; positions, cells and energies are float64.
             max_neighbors: see :func:`~equicat.data.neighbors.neighbor_list`; breaks smoothness, off by default.
+            labels: the labels to take along, by their names in a structure; every structure must have them. None takes
+                those that all structures have.
 
         Raises:
-            InputError: for no structures, coincident atoms, or a label that only some of the structures have.
+            InputError: for no structures, coincident atoms, or a structure without one of ``labels``.
         """
         if not structures:
             raise InputError("cannot build a batch from no structures")
@@ -113,20 +144,9 @@ class Batch:
         def stacked(name: str, to: torch.dtype) -> Tensor:
             return torch.from_numpy(np.concatenate([getattr(s, name) for s in structures])).to(to)
 
-        def label(name: str) -> list | None:
-            values = [getattr(s, name) for s in structures]
-            missing = [s.where for s, v in zip(structures, values, strict=True) if v is None]
-            if missing and len(missing) < len(structures):
-                raise InputError(f"{missing[0]}: no {name}, while other structures of the batch have it")
-            return None if missing else values
-
-        energy, relaxed_energy = label("energy"), label("relaxed_energy")
-        forces, displacements = label("forces"), None
-        if label("relaxed_positions") is not None:
-            displacements = torch.from_numpy(np.concatenate([s.displacements for s in structures])).to(dtype)
         return cls(
-            positions=stacked("positions", dtype),
-            cell=torch.from_numpy(np.stack([s.cell for s in structures])).to(dtype),
+            positions=stacked("positions", torch.float64),
+            cell=torch.from_numpy(np.stack([s.cell for s in structures])).to(torch.float64),
             pbc=torch.from_numpy(np.stack([s.pbc for s in structures])),
             numbers=stacked("numbers", torch.int64),
             system_idx=torch.from_numpy(np.repeat(np.arange(len(structures)), n_atoms)),
@@ -134,12 +154,31 @@ class Batch:
             edge_shift=torch.from_numpy(_joined([shift for _, shift in graphs], axis=0)),
             fixed=stacked("fixed", torch.bool),
             tags=stacked("tags", torch.int64),
-            energy=None if energy is None else torch.tensor(energy, dtype=torch.float64),
-            forces=None if forces is None else stacked("forces", dtype),
-            relaxed_energy=None if relaxed_energy is None else torch.tensor(relaxed_energy, dtype=torch.float64),
-            displacements=displacements,
             ids=tuple(s.id for s in structures),
+            sources=tuple(s.where if s.source or s.sid else f"structure {i}" for i, s in enumerate(structures)),
+            dtype=dtype,
+            **_labels(structures, labels, dtype),
         )
+
+
+def _labels(structures: Sequence[Structure], labels: Sequence[str] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The labels of a batch by the names that they have there."""
+    if labels is None:
+        labels = [name for name in LABELS if all(getattr(s, name) is not None for s in structures)]
+    found = {}
+    for name in labels:
+        without = next((s for s in structures if getattr(s, name) is None), None)
+        if without is not None:
+            raise InputError(f"{without.where}: no {name}")
+        if name == "relaxed_positions":
+            values = np.concatenate([s.displacements for s in structures])
+            found["displacements"] = torch.from_numpy(values).to(dtype)
+        elif name == "forces":
+            found[name] = torch.from_numpy(np.concatenate([getattr(s, name) for s in structures])).to(dtype)
+        else:
+            values = np.array([getattr(s, name) for s in structures], dtype=np.float64)
+            found[name] = torch.from_numpy(values).to(dtype if name == "stress" else torch.float64)
+    return found
 
 
 def _joined(arrays: Sequence[ndarray], axis: int) -> ndarray:

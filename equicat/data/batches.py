@@ -41,7 +41,7 @@ class BatchSampler(Sampler[list[int]]):
         limit: largest number of structures of a batch, or largest sum of their ``costs``.
         costs: of each structure, such as its number of edges; None counts structures.
         shuffle: blocks of :data:`BLOCK` in random order, the structures of :data:`WINDOW` of them mixed; else in order.
-        seed: of the shuffling.
+        seed: of the order of an epoch.
         rank: number of this process and number of all; None asks ``torch.distributed``.
 
     Raises:
@@ -88,7 +88,7 @@ class BatchSampler(Sampler[list[int]]):
         if self.n < n_ranks:
             raise InputError(f"{self.n} structures cannot be shared by {n_ranks} processes; use fewer")
         if self.costs is None:
-            # The second: with fewer structures than places, some batches get one more instead of others none.
+            # With fewer structures than places there are fewer batches, some with one more, instead of empty ones.
             return n_ranks * min(-(-self.n // (self.limit * n_ranks)), self.n // n_ranks)
         # A batch reaches beyond its share of the line by less than one structure, and is never empty.
         n = n_ranks * -(-self.total // ((self.limit - self.largest) * n_ranks))
@@ -155,12 +155,16 @@ class BatchReader:
     cutoff: float
     """Å."""
     dtype: torch.dtype = torch.float32
+    """Type of pair vectors; see :class:`~equicat.data.batch.Batch`."""
+    labels: tuple[str, ...] | None = None
+    """Labels that batches hold; None: those that all structures of a batch have."""
 
     def __len__(self) -> int:
         return len(self.structures)
 
     def __getitem__(self, numbers: Sequence[int]) -> Batch:
-        return Batch.from_structures([self.structures[i] for i in numbers], self.cutoff, dtype=self.dtype)
+        structures = [self.structures[i] for i in numbers]
+        return Batch.from_structures(structures, self.cutoff, dtype=self.dtype, labels=self.labels)
 
 
 class ResumableLoader(DataLoader):
@@ -223,12 +227,12 @@ def batches(
     batch_size: int,
     *,
     dtype: torch.dtype = torch.float32,
-    shuffle: bool = False,
+    labels: tuple[str, ...] | None = None,
+    shuffle_seed: int | None = None,
     num_workers: int = 0,
     costs: Int[ndarray, "n"] | None = None,
-    seed: int = 0,
 ) -> ResumableLoader:
-    """Batches of all structures, with neighbour lists within ``cutoff`` (Å); positions and forces in ``dtype``.
+    """Batches of all structures, with neighbour lists within ``cutoff`` (Å).
 
     A process of a data-parallel training gets all of them, too: only training itself shares structures among ranks.
 
@@ -236,11 +240,13 @@ def batches(
         dataset: the structures.
         cutoff: Å.
         batch_size: largest number of structures of a batch, or with ``costs`` largest sum of them.
-        dtype: of positions, cells and forces.
-        shuffle: in another order each epoch.
+        dtype: of pair vectors, forces and displacements.
+        labels: what batches hold, by the names that labels have in a structure; None takes along what all structures
+            of a batch have.
+        shuffle_seed: take the structures in another order each epoch, drawn with this seed; None keeps their order.
         num_workers: processes; the order does not depend on them.
         costs: of each structure (:func:`~equicat.data.batches.edge_costs`).
-        seed: of the order.
     """
-    sampler = BatchSampler(len(dataset), batch_size, costs, shuffle=shuffle, seed=seed, rank=(0, 1))
-    return ResumableLoader(BatchReader(dataset, cutoff, dtype), sampler, num_workers)
+    shuffle = shuffle_seed is not None
+    sampler = BatchSampler(len(dataset), batch_size, costs, shuffle=shuffle, seed=shuffle_seed or 0, rank=(0, 1))
+    return ResumableLoader(BatchReader(dataset, cutoff, dtype, labels), sampler, num_workers)

@@ -1,4 +1,4 @@
-"""Adsorbates on surfaces: what touches what, which atoms hang together, and what to call them.
+"""Adsorbates on surfaces: which atoms touch, which form a molecule, and what it is called.
 
 Distances are in sums of covalent radii, so that one number says for all elements how close two atoms are.
 """
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ase.formula import Formula
-from ase.geometry import get_distances
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse.csgraph import connected_components
 
+from equicat.data.images import minimum_image
 from equicat.errors import InputError
 
 NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53})
@@ -35,8 +35,8 @@ def contact_ratios(
     chosen: Bool[ndarray, "n_atoms"],
 ) -> Float[ndarray, "n_chosen n_atoms"]:
     """Distance (nearest image) of each chosen atom to every atom, in sums of their covalent radii; zero to itself."""
-    # ASE may miss the nearest image where a vector that is not periodic leans; without it, ASE takes an upright one.
-    _, distance = get_distances(positions[chosen], positions, cell=cell * pbc[:, None], pbc=pbc)
+    vectors = (positions - positions[chosen][:, None]).reshape(-1, 3)
+    distance = np.linalg.norm(minimum_image(vectors, cell, pbc), axis=1).reshape(-1, len(positions))
     return distance / (covalent_radii[numbers[chosen]][:, None] + covalent_radii[numbers])
 
 

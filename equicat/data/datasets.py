@@ -1,17 +1,20 @@
 """Data sets: flat memory-mapped arrays on disk (a store), or structures of a file in memory, behind one interface."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from ase.data import chemical_symbols
 from jaxtyping import Int
 from numpy import ndarray
 
 from equicat.data.directory import require_store, splits_of
 from equicat.data.info import DatasetInfo
+from equicat.data.labels import LABELS
 from equicat.data.readers import read
-from equicat.data.shards import LABELS, PER_ATOM, labels_of
+from equicat.data.shards import OPTIONAL, PER_ATOM, labels_of
 from equicat.data.store import Store, checked_index, column_named, write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
@@ -22,6 +25,7 @@ __all__ = [
     "MemoryDataset",
     "Store",
     "open_dataset",
+    "require_elements",
     "require_labels",
     "splits_of",
     "write_store",
@@ -30,6 +34,9 @@ __all__ = [
 
 class MemoryDataset(Sequence[Structure]):
     """Structures in memory, with the attributes of :class:`Store`; ``fields`` are the labels that all of them have.
+
+    Attributes:
+        counts: how many structures have each label or id, those that none has left out.
 
     Raises:
         InputError: if there are no structures.
@@ -44,7 +51,9 @@ class MemoryDataset(Sequence[Structure]):
             raise InputError(f"{path or 'data set'}: no structures")
         self.n_atoms = np.array([len(s) for s in self._structures], dtype=np.int64)
         self.fields = ["positions", "numbers", "cell", "pbc", "fixed", "tags"]
-        self.fields += [name for name in LABELS if all(name in labels_of(s) for s in self._structures)]
+        counts = Counter(name for s in self._structures for name in labels_of(s))
+        self.counts = {name: counts[name] for name in OPTIONAL if counts[name]}
+        self.fields += [name for name, n in self.counts.items() if n == len(self)]
         self.elements: list[int] = np.unique(self.array("numbers")).tolist()
 
     def __len__(self) -> int:
@@ -73,25 +82,38 @@ class MemoryDataset(Sequence[Structure]):
 Dataset = Store | MemoryDataset
 
 
-def open_dataset(path: str | Path, energy_key: str | None = None, energy_reference: str | None = None) -> Dataset:
+def open_dataset(
+    path: str | Path,
+    energy_key: str | None = None,
+    energy_reference: str | None = None,
+    *,
+    forces_key: str | None = None,
+    labels: Collection[str] = LABELS,
+) -> Dataset:
     """A store directory, or any structure file (read into memory).
 
     Args:
         path: the store or file.
         energy_key: for a file: take the energy from this key of each frame.
         energy_reference: what the energies are; ``total`` for a file if not given. A store knows its own.
+        forces_key: for a file: take the forces from this column of atoms.
+        labels: for a file: the labels that are wanted; the others are not looked at, whatever they hold.
 
     Raises:
-        InputError: if ``path`` is neither, if a store is opened with an ``energy_key`` or with another
-            ``energy_reference`` than its own, or if the file cannot be read.
+        InputError: if ``path`` is neither, if a store is opened with a key or with another ``energy_reference`` than
+            its own, or if the file cannot be read.
     """
     path = Path(path)
     if not path.is_dir():
-        info = DatasetInfo(energy_reference or "total", provenance={"file": path.name, "energy_key": energy_key})
-        return MemoryDataset(read(path, energy_key), info, path)
+        provenance = {"file": path.name, "energy_key": energy_key, "forces_key": forces_key}
+        info = DatasetInfo(energy_reference or "total", provenance=provenance)
+        return MemoryDataset(read(path, energy_key, forces_key=forces_key, labels=labels), info, path)
     store = Store(require_store(path))
-    if energy_key is not None:
-        raise InputError(f"{path}: a store has its energies already; an energy key applies to structure files only")
+    if energy_key is not None or forces_key is not None:
+        raise InputError(
+            f"{path}: a store has its energies and forces already; an energy key or forces key applies to structure "
+            "files only"
+        )
     if energy_reference not in (None, store.info.energy_reference):
         raise InputError(
             f"{path}: its energies are {store.info.energy_reference!r}, not {energy_reference!r}; "
@@ -100,18 +122,54 @@ def open_dataset(path: str | Path, energy_key: str | None = None, energy_referen
     return store
 
 
-def require_labels(dataset: Dataset, names: Iterable[str]) -> None:
+def require_labels(dataset: "AnyDataset", names: Iterable[str]) -> None:
     """Make sure that every structure has the labels a task uses, so that none is silently left out.
 
     Raises:
-        InputError: naming the missing label, the first structure without it and the keys found there.
+        InputError: naming the missing label, the first structure without it, how many there are, and what is found
+            there.
     """
     for name in names:
-        if name not in dataset.fields:
-            first = next(s for s in dataset if name not in labels_of(s))
-            found = [*labels_of(first), *sorted(first.info)]
-            advice = "; if one of them is the energy, name it as the energy key" if name == "energy" else ""
-            raise InputError(f"{first.where}: no label {name!r}; found {', '.join(found) or 'no labels'}{advice}")
+        if name in dataset.fields:
+            continue
+        first = next(s for s in dataset if name not in labels_of(s))
+        is_store = isinstance(dataset.dataset if isinstance(dataset, Subset) else dataset, Store)  # then none has it
+        n_without = len(dataset) if is_store else sum(name not in labels_of(s) for s in dataset)
+        found = ", ".join([*labels_of(first), *sorted(first.info)]) or "no labels"
+        columns = f"; further columns of atoms: {', '.join(first.columns)}" if first.columns else ""
+        advice = ""
+        if name in ("energy", "forces") and (first.columns or first.info):
+            advice = f"; if one of them is the {name}, name it as the {name} key"
+        raise InputError(
+            f"{first.where}: no label {name!r}; found {found}{columns}{advice} "
+            f"({n_without:,} of {len(dataset):,} structures have none)"
+        )
+
+
+def require_elements(dataset: "AnyDataset", known: Collection[int]) -> None:
+    """Make sure that a model knows every element of a data set, before anything is computed.
+
+    Args:
+        dataset: the structures.
+        known: atomic numbers.
+
+    Raises:
+        InputError: naming the first structure with another element, and that element.
+    """
+    unknown = sorted(set(dataset.elements) - set(known))
+    if not unknown:
+        return
+    n_before = 0
+    for (numbers,) in dataset.chunks("numbers"):
+        hits = np.flatnonzero(np.isin(numbers, unknown))
+        if len(hits):
+            atom = n_before + int(hits[0])
+            structure = dataset[int(np.searchsorted(np.cumsum(dataset.n_atoms), atom, side="right"))]
+            raise InputError(
+                f"{structure.where}: element {chemical_symbols[int(numbers[hits[0]])]} was not in the training data; "
+                f"this model knows {', '.join(chemical_symbols[z] for z in sorted(known))}"
+            )
+        n_before += len(numbers)
 
 
 class Subset(Sequence[Structure]):
@@ -137,6 +195,10 @@ class Subset(Sequence[Structure]):
             return np.asarray(values)[self.indices]
         starts = np.concatenate([[0], np.cumsum(self.dataset.n_atoms)])
         return np.concatenate([values[starts[i] : starts[i + 1]] for i in self.indices])
+
+    def chunks(self, *names: str) -> Iterator[list[ndarray]]:
+        """The named fields of all structures, as :meth:`Store.chunks`; here in one piece."""
+        yield [self.array(name) for name in names]
 
 
 AnyDataset = Dataset | Subset

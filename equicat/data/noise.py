@@ -48,8 +48,9 @@ class Corrupted(Sequence[Structure]):
     def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
         # PyTorch's generator is seeded by run.seed, and differently in each worker.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        # The initial structure's own labels would be those of only some structures of a batch.
-        return corrupted(dataclasses.replace(self.dataset[i], energy=None, forces=None), self.config, rng)
+        # Energy, forces and stress belong to the positions that are left.
+        bare = dataclasses.replace(self.dataset[i], energy=None, forces=None, stress=None)
+        return corrupted(bare, self.config, rng)
 
 
 def corrupted(structure: Structure, config: NoiseConfig, rng: np.random.Generator) -> Structure:

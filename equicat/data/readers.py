@@ -3,21 +3,21 @@
 A file is never held in memory as a whole: frames are read one at a time, compressed or not.
 """
 
-import json
+import dataclasses
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
-from io import StringIO
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import ase.db
-import numpy as np
 from ase import Atoms
-from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, read_extxyz, write_extxyz
+from ase.io.extxyz import write_extxyz
 from ase.io.formats import UnknownFileTypeError, filetype, get_compression, get_ioformat, iread, open_with_compression
 
 from equicat.data import vasp
+from equicat.data.extxyz import advice_on, atoms_of_text, entries_to_write, value_to_write
+from equicat.data.labels import LABELS, LabelKeys
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
@@ -26,7 +26,14 @@ DATABASE_PAGE = 256
 """Rows fetched from an ASE database at a time; ASE itself would load every row of the query at once."""
 
 
-def read(path: str | Path, energy_key: str | None = None, index: int | slice | None = None) -> Iterator[Structure]:
+def read(
+    path: str | Path,
+    energy_key: str | None = None,
+    index: int | slice | None = None,
+    *,
+    forces_key: str | None = None,
+    labels: Collection[str] = LABELS,
+) -> Iterator[Structure]:
     """The structures of a file, one after the other, in the file's order.
 
     Reads every format of ASE (extended XYZ, ``.traj``, ``.db``, ``vasprun.xml``, ``OUTCAR`` ...), also compressed with
@@ -37,16 +44,18 @@ def read(path: str | Path, energy_key: str | None = None, index: int | slice | N
         path: the file.
         energy_key: take the energy (eV) from this key of each frame instead of the calculator's ``energy``.
         index: frame number from 0 (negative: from the end) or a slice with bounds from 0; all frames if None.
+        forces_key: take the forces (eV/Å) from this column of atoms instead of the calculator's ``forces``.
+        labels: those that are wanted; the others are not looked at, whatever they hold.
 
     Raises:
         InputError: if the path is missing, a directory or of unknown format, if a frame cannot be read or is not a
-            valid structure (the frame is named), if ``energy_key`` is absent, or if there is no frame to return.
+            valid structure (the frame is named), if a key is absent, or if there is no frame to return.
     """
-    path = Path(path)
-    return _select(_valid(_structures(path, _format_of(path), energy_key)), index, path)
+    path, keys = Path(path), LabelKeys(energy_key, forces_key, tuple(labels))
+    return _select(_valid(_structures(path, _format_of(path), keys)), index, path)
 
 
-def read_each(path: str | Path, energy_key: str | None = None) -> Iterator[Structure | InputError]:
+def read_each(path: str | Path, keys: LabelKeys) -> Iterator[Structure | InputError]:
     """As :func:`read`, but a frame that :func:`read` would refuse comes as its error, in its place.
 
     After an invalid structure reading goes on; where the file itself breaks off, the error is the last item.
@@ -55,7 +64,7 @@ def read_each(path: str | Path, energy_key: str | None = None) -> Iterator[Struc
         InputError: at the call, if the path is missing, a directory or of unknown format.
     """
     path = Path(path)
-    return _structures(path, _format_of(path), energy_key)
+    return _structures(path, _format_of(path), keys)
 
 
 def write(path: str | Path, structures: Iterable[Structure]) -> int:
@@ -64,18 +73,28 @@ def write(path: str | Path, structures: Iterable[Structure]) -> int:
     :func:`read` gives the structures back: labels, fixed atoms, tags, ids and scalar ``info``; per-atom numbers to
     1e-8 of their unit, which is what the format keeps. An existing file is replaced once the new one is complete.
 
+    Extended XYZ has plans of its own for some keys, such as ``stress`` and ``pbc``: an entry of ``info`` with such a
+    name is written as ``info_stress``. One that is neither text nor number is left out. A warning names both.
+
     Raises:
         InputError: if the name is not that of an extended XYZ file, its folder is missing, or there are no structures.
     """
     path = Path(path)
     check_extxyz_name(path)
-    n_frames = 0
+    n_frames, changes = 0, dict[str, None]()
     with replacing_file(path) as temporary, open_with_compression(str(temporary), "w") as file:
         for structure in structures:
-            write_extxyz(file, [_atoms_for_extxyz(structure)])
+            entries, changed = entries_to_write(structure.info)
+            atoms = dataclasses.replace(structure, info=entries).to_ase()
+            if structure.sid:
+                atoms.info["sid"] = value_to_write("sid", structure.sid)
+            write_extxyz(file, [atoms])
+            changes |= dict.fromkeys(changed)
             n_frames += 1
         if n_frames == 0:
             raise InputError(f"{path}: no structures to write")
+    if changes:
+        warnings.warn(f"{path}: {', '.join(changes)}", stacklevel=2)
     return n_frames
 
 
@@ -129,7 +148,7 @@ def _valid(structures: Iterator[Structure | InputError]) -> Iterator[Structure]:
         yield structure
 
 
-def _structures(path: Path, file_format: str, energy_key: str | None) -> Iterator[Structure | InputError]:
+def _structures(path: Path, file_format: str, keys: LabelKeys) -> Iterator[Structure | InputError]:
     frames = _frames(path, file_format)
     for i in count():
         try:
@@ -138,8 +157,7 @@ def _structures(path: Path, file_format: str, energy_key: str | None) -> Iterato
         except Exception as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             broken = InputError(
-                f"{path}, frame {i}: cannot be read as {file_format} ({reason}); is the file complete? "
-                "Repair it or cut it before this frame"
+                f"{path}, frame {i}: cannot be read as {file_format} ({reason}); {advice_on(error, file_format)}"
             )
             broken.__cause__ = error
             yield broken
@@ -148,12 +166,12 @@ def _structures(path: Path, file_format: str, energy_key: str | None) -> Iterato
             if i == 0:
                 yield InputError(f"{path}: no frames in the file; was the calculation that wrote it finished?")
             return
-        yield _structure(atoms, energy_key, f"{path}, frame {i}")
+        yield _structure(atoms, keys, f"{path}, frame {i}")
 
 
-def _structure(atoms: Atoms, energy_key: str | None, source: str) -> Structure | InputError:
+def _structure(atoms: Atoms, keys: LabelKeys, source: str) -> Structure | InputError:
     try:
-        return Structure.from_ase(atoms, energy_key, source=source)
+        return Structure.from_ase(atoms, keys.energy, source, forces_key=keys.forces, labels=keys.wanted)
     except InputError as error:
         return error
 
@@ -183,12 +201,12 @@ def _extxyz_frames(path: Path) -> Iterator[Atoms]:
             while header.startswith("VEC"):
                 body.append(header)
                 header = _next_line(lines)
-            yield from read_extxyz(StringIO("".join([f"{n_atoms}\n", *body])), index=slice(None))
+            yield atoms_of_text("".join([f"{n_atoms}\n", *body]))
 
 
 def _next_line(lines: Iterator[str]) -> str:
-    """The next line that is not blank, or an empty string at the end."""
-    return next((line.lstrip() for line in lines if line.strip()), "")
+    """The next line that is not blank, without the mark that some editors put before the first, or "" at the end."""
+    return next((line.lstrip("\ufeff").lstrip() for line in lines if line.strip("\ufeff \t\r\n")), "")
 
 
 def _database_rows(path: Path, file_format: str) -> Iterator[Atoms]:
@@ -221,23 +239,3 @@ def _select(structures: Iterator[Structure], index: int | slice | None, path: Pa
         n_chosen += 1
     if n_chosen == 0:
         raise InputError(f"{path}: no frame {index}; the file has fewer frames")
-
-
-def _atoms_for_extxyz(structure: Structure) -> Atoms:
-    atoms = structure.to_ase()
-    if structure.energy is not None:
-        atoms.info.pop("energy", None)  # the label itself is written under this name
-    atoms.info = {key: _extxyz_value(key, value) for key, value in atoms.info.items()}
-    return atoms
-
-
-def _extxyz_value(key: str, value: Any) -> Any:
-    """``value`` such that it reads back as it is: the texts ``F`` and ``007`` would become False and 7."""
-    if not isinstance(value, str):
-        return value.item() if isinstance(value, np.generic) else value
-    if value.isprintable() and not value.startswith("_JSON"):
-        back = key_val_str_to_dict(key_val_dict_to_str({key: value})).get(key)
-        if isinstance(back, str) and back == value:
-            return value
-    # ASE's writer escapes quotes only, its reader takes away one level of every backslash.
-    return "_JSON " + json.dumps(value).replace("\\", "\\\\")

@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from equicat.data.labels import LABELS
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 
-LABELS = ("energy", "forces", "relaxed_energy", "relaxed_positions", "sid", "fid")
-"""Fields a store holds only if every structure has them."""
+OPTIONAL = (*LABELS, "sid", "fid")
+"""Fields a store holds only if every structure has them: labels and ids."""
 BASIC = ("positions", "numbers", "cell", "pbc", "fixed", "tags")
 """Fields that every structure has."""
 PER_ATOM = {"positions", "numbers", "fixed", "tags", "forces", "relaxed_positions"}
@@ -91,8 +92,8 @@ class Schema:
 
 
 def labels_of(structure: Structure) -> list[str]:
-    """Names of the labels the structure has."""
-    values = {name: getattr(structure, name) for name in LABELS}
+    """Names of the labels and ids that the structure has."""
+    values = {name: getattr(structure, name) for name in OPTIONAL}
     return [name for name, value in values.items() if value is not None and not (name == "sid" and value == "")]
 
 

@@ -1,5 +1,6 @@
 """One atomic system as NumPy arrays: what files hold, before anything becomes a tensor."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,15 +8,32 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from equicat.data.constraints import as_constraints, held_atoms, other_constraints
 from equicat.data.images import minimum_image
+from equicat.data.labels import (
+    LABELS,
+    LabelKeys,
+    further_columns,
+    labels_of_atoms,
+    numbers_of_atoms,
+    scalar_info,
+    single,
+    whole_number,
+)
 from equicat.errors import InputError
 
 MIN_VOLUME = 1e-3
 """Å³ (Å² or Å for two or one periodic directions); a periodic cell smaller than this is a mistake in the file."""
+
+MAX_LENGTH = 1e8
+"""Å. Beyond that a double does not resolve a hundred-millionth of an Å, and no structure is a centimetre long."""
+
+OF_ATOMS = ("positions", "forces", "relaxed_positions", "initial_positions")
+LENGTHS = ("positions", "cell", "relaxed_positions", "initial_positions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +74,12 @@ class Structure:
     directions along the axes."""
     other_constraints: tuple[str, ...] = ()
     """Names of ASE constraints that neither ``fixed`` nor ``free_directions`` express; a relaxation refuses them."""
+    stress: Float[ndarray, "3 3"] | None = None
+    """(dE/dε) / volume in eV/Å³, symmetric: positive where the cell wants to shrink (ASE)."""
+    initial_positions: Float[ndarray, "n_atoms 3"] | None = None
+    """Where a relaxation began, if ``positions`` is where it ended."""
+    columns: tuple[str, ...] = ()
+    """Names of further columns of atoms in the source, whose values are not read."""
 
     def __post_init__(self) -> None:
         n = len(self.numbers)
@@ -65,25 +89,37 @@ class Structure:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        shapes = {"positions": (n, 3), "cell": (3, 3), "pbc": (3,), "fixed": (n,), "tags": (n,)}
-        shapes |= {"forces": (n, 3), "relaxed_positions": (n, 3), "free_directions": (n, 3, 3)}
+        shapes = {"positions": (n, 3), "cell": (3, 3), "pbc": (3,), "fixed": (n,), "tags": (n,), "stress": (3, 3)}
+        shapes |= dict.fromkeys(OF_ATOMS, (n, 3)) | {"free_directions": (n, 3, 3)}
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise InputError(f"{self.where}: {name} has shape {value.shape}, expected {shape}")
-        for name in ("positions", "cell", "forces", "relaxed_positions", "energy", "relaxed_energy"):
-            value = getattr(self, name)
-            if value is not None and not np.all(np.isfinite(value)):
-                raise InputError(f"{self.where}: {name} is not finite (NaN or infinity); drop or repair this frame")
+        for name in ("positions", "cell", *LABELS, "initial_positions"):
+            self._check_size(name)
         if self.numbers.min() < 1 or self.numbers.max() >= len(chemical_symbols):
             raise InputError(
                 f"{self.where}: atomic numbers must be 1 to 118, found {sorted(set(self.numbers.tolist()))}"
             )
         self._check_cell()
 
+    def _check_size(self, name: str) -> None:
+        """Refuse NaN, infinity and lengths that no structure has; names the first atom concerned."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        good = np.asarray(np.abs(value) < (MAX_LENGTH if name in LENGTHS else np.inf))
+        if good.all():
+            return
+        atom = f" at atom {np.flatnonzero(~good.all(axis=1))[0]}" if name in OF_ATOMS else ""
+        finite = np.isfinite(value).all()
+        what = f"{np.abs(value).max():.1e} Å, too far to compute with" if finite else "not finite (NaN or infinity)"
+        raise InputError(f"{self.where}: {name} is {what}{atom}; drop or repair this frame")
+
     def _check_cell(self) -> None:
         periodic = self.cell[self.pbc]
-        volume = np.sqrt(max(np.linalg.det(periodic @ periodic.T), 0.0)) if len(periodic) else 1.0
+        # Its triangular factor has the volume on the diagonal; a determinant would lose it in large differences.
+        volume = abs(np.prod(np.diag(np.linalg.qr(periodic.T, mode="r"))))
         if volume < MIN_VOLUME:
             raise InputError(
                 f"{self.where}: periodic along {self.pbc.tolist()} but the lattice vectors {periodic.tolist()} span no "
@@ -122,37 +158,35 @@ class Structure:
         return len(self.numbers)
 
     @classmethod
-    def from_ase(cls, atoms: Atoms, energy_key: str | None = None, source: str = "") -> "Structure":
-        """Everything an ASE ``Atoms`` carries.
+    def from_ase(
+        cls,
+        atoms: Atoms,
+        energy_key: str | None = None,
+        source: str = "",
+        *,
+        forces_key: str | None = None,
+        labels: Collection[str] = LABELS,
+    ) -> "Structure":
+        """Everything an ASE ``Atoms`` carries; where each label is looked for says :mod:`equicat.data.labels`.
 
-        Labels come from its calculator, with the forces of fixed atoms as they were written (ASE itself zeroes them).
+        Forces of fixed atoms are taken as they were written (ASE itself zeroes them).
 
         Args:
             atoms: may carry ``FixAtoms``, tags, a calculator with results and ``info`` entries.
             energy_key: take the energy (eV) from this ``info`` key instead of from the calculator.
             source: file and frame for messages.
+            forces_key: take the forces (eV/Å) from this column of atoms.
+            labels: those that are wanted; the others are not looked at, whatever they hold.
 
         Raises:
-            InputError: if ``energy_key`` is absent (the keys found are listed), or if the structure is invalid.
+            InputError: if a key is absent (the keys found are listed), a wanted label or an id is of the wrong kind, or
+                the structure is invalid.
         """
-        results = {} if atoms.calc is None else atoms.calc.results
-        info = {k: v for k, v in atoms.info.items() if isinstance(v, str | bool | int | float | np.generic)}
-        forces = results.get("forces", atoms.arrays.get("forces"))
-        if energy_key is None:
-            energy = results.get("energy")
-        elif energy_key in info:
-            energy = info[energy_key]
-        elif energy_key in results:
-            energy = results[energy_key]
-        else:
-            raise InputError(
-                f"{source or 'structure'}: no energy key {energy_key!r}; found {sorted({*info, *results})}"
-            )
-        fixed, free_directions = held_atoms(atoms, source or "structure")
-        relaxed = atoms.arrays.get("relaxed_positions")
-        relaxed_energy = info.pop("relaxed_energy", None)
-        sid = info.pop("sid", "")
-        fid = info.pop("fid", info.get("frame"))
+        where = source or "structure"
+        info = scalar_info(atoms)
+        fixed, free_directions = held_atoms(atoms, where)
+        for name in ("sid", "fid", "relaxed_energy"):
+            info.pop(name, None)
         return cls(
             numbers=atoms.numbers.astype(np.int64),
             positions=atoms.positions.astype(np.float64),
@@ -161,15 +195,14 @@ class Structure:
             fixed=fixed,
             free_directions=free_directions,
             other_constraints=other_constraints(atoms),
-            tags=atoms.get_tags().astype(np.int64),
-            energy=_number(float, energy, energy_key or "energy", source),
-            forces=None if forces is None else np.asarray(forces, dtype=np.float64),
-            relaxed_energy=_number(float, relaxed_energy, "relaxed_energy", source),
-            relaxed_positions=None if relaxed is None else np.asarray(relaxed, dtype=np.float64),
-            sid=str(sid),
-            fid=_number(int, fid, "fid", source),
+            tags=_tags(atoms, where),
+            sid=_sid(atoms, where),
+            fid=_fid(atoms, where),
             source=source,
             info=info,
+            initial_positions=_initial_positions(atoms),
+            columns=further_columns(atoms),
+            **labels_of_atoms(atoms, LabelKeys(energy_key, forces_key, tuple(labels)), where),
         )
 
     def to_ase(self) -> Atoms:
@@ -184,20 +217,50 @@ class Structure:
             atoms.info["fid"] = self.fid
         if self.relaxed_energy is not None:
             atoms.info["relaxed_energy"] = self.relaxed_energy
-        if self.relaxed_positions is not None:
-            atoms.arrays["relaxed_positions"] = self.relaxed_positions.copy()
-        if self.energy is not None or self.forces is not None:
-            atoms.calc = SinglePointCalculator(atoms, energy=self.energy, forces=self.forces)
+        for name in ("relaxed_positions", "initial_positions"):
+            if getattr(self, name) is not None:
+                atoms.arrays[name] = getattr(self, name).copy()
+        if self.energy is not None or self.forces is not None or self.stress is not None:
+            stress = None if self.stress is None else full_3x3_to_voigt_6_stress(self.stress)
+            atoms.calc = SinglePointCalculator(atoms, energy=self.energy, forces=self.forces, stress=stress)
         return atoms
 
 
-_UNLABELLED = dict.fromkeys(("energy", "forces", "relaxed_energy", "relaxed_positions", "fid", "free_directions"))
-_UNLABELLED |= {"sid": ""}
+_UNLABELLED = dict.fromkeys((*LABELS, "fid", "free_directions", "initial_positions")) | {"sid": "", "columns": ()}
 
 
-def _number(kind: type, value: Any, name: str, source: str) -> Any:
-    """``value`` as ``kind``, None staying None; the message of a key that holds something else names it."""
-    try:
-        return None if value is None else kind(value)
-    except ValueError as error:
-        raise InputError(f"{source or 'structure'}: {name} is {value!r}, expected a number") from error
+def _tags(atoms: Atoms, where: str) -> Int[ndarray, "n_atoms"]:
+    tags = numbers_of_atoms(atoms.get_tags(), "tags", where)
+    assert tags is not None
+    if not np.array_equal(tags, np.rint(tags)):
+        raise InputError(f"{where}: tags holds {tags.tolist()[:4]} ..., expected whole numbers; rename that column")
+    return tags.astype(np.int64)
+
+
+def _sid(atoms: Atoms, where: str) -> str:
+    sid = single(atoms.info.get("sid", ""))
+    if not isinstance(sid, str | int | float):
+        raise InputError(f"{where}: sid is {sid!r}, expected one text or number: it says which system a frame is of")
+    return str(sid)
+
+
+def _fid(atoms: Atoms, where: str) -> int | None:
+    """The number under ``fid``, or under ``frame`` if that is a whole number; any other ``frame`` is the user's."""
+    if atoms.info.get("fid") is None:
+        return whole_number(atoms.info.get("frame"))
+    fid = whole_number(atoms.info["fid"])
+    if fid is None:
+        raise InputError(
+            f"{where}: fid is {atoms.info['fid']!r}, expected a whole number: it is the number of a frame within its "
+            "relaxation; rename the key if you mean something else"
+        )
+    return fid
+
+
+def _initial_positions(atoms: Atoms) -> Float[ndarray, "n_atoms 3"] | None:
+    """The column of that name where it holds positions; nothing depends on it, so anything else is left."""
+    column = atoms.arrays.get("initial_positions")
+    is_positions = column is not None and column.shape == (len(atoms), 3) and column.dtype.kind in "iuf"
+    if column is None or not is_positions or not (np.abs(column) <= MAX_LENGTH).all():
+        return None
+    return column.astype(np.float64)

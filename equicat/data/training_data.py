@@ -1,4 +1,4 @@
-"""From what a configuration names to batches."""
+"""The training and validation data that a configuration names."""
 
 import glob
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,21 +25,24 @@ class DataConfig(Checked, section="data"):
     train: tuple[str, ...] = ()
     """Stores, data set directories (their train split), or structure files."""
     val: tuple[str, ...] = ()
-    """The same for validation (val_id split). Empty: n_val structures are drawn from the training data."""
+    """Stores, data set directories (their val_id split), or structure files to validate on. Empty: n_val structures are
+    drawn from the training data."""
     train_where: dict[str, str] = field(default_factory=dict)
-    """Of structure files, use only frames with these info values, such as {split: train}."""
+    """Train only on frames of structure files that have these info values, such as {split: train}."""
     val_where: dict[str, str] = field(default_factory=dict)
-    """The same for validation."""
+    """Validate only on frames of structure files that have these info values."""
     n_train: Positive | None = None
     """Use so many training structures, drawn at random; null uses all."""
     n_val: Positive | None = None
     """Use so many validation structures, drawn at random; null uses all."""
     energy_key: str | None = None
     """Take energies (eV) from this info key of structure files."""
+    forces_key: str | None = None
+    """Take forces (eV/Å) from this column of atoms of structure files."""
     energy_reference: Literal["adsorption", "total", "relative"] | None = None
     """What the energies of structure files are; stores know."""
     split_seed: Natural = 0
-    """Decides the draws above."""
+    """Seed of these draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,16 +63,22 @@ def data_options(path: str) -> dict[str, list[str]]:
 def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple[AnyDataset, AnyDataset]:
     """Training and validation data of a task, as configured.
 
+    Args:
+        config: what to read.
+        task: ``s2ef``, ``is2re`` or ``is2rs``; says which part of a data set directory is meant.
+        labels: what is trained on. Of structure files nothing else is looked at.
+
     Raises:
         InputError: if something is missing, empty, lacks a label that the task trains on, or mixes energy references.
     """
     if not config.train:
         raise InputError("data.train is empty; name a data set, a store or a structure file")
-    everything = _open(config.train, config.train_where, "train", task, config)
+    source = _Source(config, task, tuple(labels))
+    everything = source.open(config.train, config.train_where, "train")
     rng = np.random.default_rng(config.split_seed)
     if config.val:
         train = _draw(everything, config.n_train, rng, "data.n_train")
-        val = _draw(_open(config.val, config.val_where, "val_id", task, config), config.n_val, rng, "data.n_val")
+        val = _draw(source.open(config.val, config.val_where, "val_id"), config.n_val, rng, "data.n_val")
     else:
         train, val = _split(everything, config, rng)
     for dataset in (train, val):
@@ -96,26 +105,36 @@ def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tu
     return Subset(dataset, order[:n_train]), Subset(dataset, order[n_train : n_train + n_val])
 
 
-def _open(paths: Sequence[str], where: Mapping[str, str], split: str, task: str, config: DataConfig) -> Dataset:
-    files = list(chain.from_iterable(sorted(glob.glob(p)) or [p] for p in paths))
-    if len(files) == 1 and Path(files[0]).is_dir():
-        found = splits_of(files[0], task)
-        if len(found) > 1 and split not in found:
-            raise InputError(f"{files[0]}: has no split {split!r}, only {', '.join(found)}; name one of them")
-        path = found[split] if split in found else next(iter(found.values()))
-        return open_dataset(path, config.energy_key, config.energy_reference)
-    for file in files:
-        if Path(file).is_dir():
-            raise InputError(f"{file}: a directory among several paths; give one data set, or structure files only")
-    info = DatasetInfo(config.energy_reference or "total", provenance={"files": [Path(f).name for f in files]})
-    return MemoryDataset(_frames(files, where, config.energy_key), info, ", ".join(paths))
+@dataclass(frozen=True)
+class _Source:
+    """How paths of a configuration are read."""
 
+    config: DataConfig
+    task: str
+    labels: tuple[str, ...]
 
-def _frames(files: Sequence[str], where: Mapping[str, str], energy_key: str | None) -> Iterator[Structure]:
-    for file in files:
-        for structure in read(file, energy_key):
-            if all(str(structure.info.get(k)) == str(v) for k, v in where.items()):
-                yield structure
+    def open(self, paths: Sequence[str], where: Mapping[str, str], split: str) -> Dataset:
+        """A store, the named split of a data set directory, or the chosen frames of structure files."""
+        config = self.config
+        files = list(chain.from_iterable(sorted(glob.glob(p)) or [p] for p in paths))
+        if len(files) == 1 and Path(files[0]).is_dir():
+            found = splits_of(files[0], self.task)
+            if len(found) > 1 and split not in found:
+                raise InputError(f"{files[0]}: has no split {split!r}, only {', '.join(found)}; name one of them")
+            path = found[split] if split in found else next(iter(found.values()))
+            return open_dataset(path, config.energy_key, config.energy_reference, forces_key=config.forces_key)
+        for file in files:
+            if Path(file).is_dir():
+                raise InputError(f"{file}: a directory among several paths; give one data set, or structure files only")
+        info = DatasetInfo(config.energy_reference or "total", provenance={"files": [Path(f).name for f in files]})
+        return MemoryDataset(self._frames(files, where), info, ", ".join(paths))
+
+    def _frames(self, files: Sequence[str], where: Mapping[str, str]) -> Iterator[Structure]:
+        config = self.config
+        for file in files:
+            for structure in read(file, config.energy_key, forces_key=config.forces_key, labels=self.labels):
+                if all(str(structure.info.get(k)) == str(v) for k, v in where.items()):
+                    yield structure
 
 
 def _draw(dataset: Dataset, n: int | None, rng: np.random.Generator, option: str) -> AnyDataset:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
@@ -57,9 +58,14 @@ class Calculator(AseCalculator):
         """Fills ``results``; see ASE."""
         super().calculate(atoms, properties or ["energy"], system_changes)
         assert self.atoms is not None
-        bare = self.atoms.copy()
-        bare.info = {}
-        structure = Structure.from_ase(bare, source="atoms")
+        # Only what the model sees: columns, tags and constraints of the atoms may be as they like.
+        structure = Structure(
+            numbers=self.atoms.numbers.astype(np.int64),
+            positions=self.atoms.positions.astype(np.float64),
+            cell=self.atoms.cell.array.astype(np.float64),
+            pbc=self.atoms.pbc,
+            source="atoms",
+        )
         batch = Batch.from_structures([structure], self.potential.cutoff, dtype=self.potential.dtype)
         batch = batch.to(self.potential.scale.device)
         with_stress = bool(self.atoms.pbc.all()) and self.potential.direct_forces is None

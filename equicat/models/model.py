@@ -160,9 +160,10 @@ class AtomisticModel(nn.Module):
         species = self.species_of_number[batch.numbers]
         if (species < 0).any():
             atom = int((species < 0).nonzero()[0])
-            system = batch.ids[int(batch.system_idx[atom])] if batch.ids else int(batch.system_idx[atom])
+            system = int(batch.system_idx[atom])
+            where = batch.sources[system] if batch.sources else f"system {system}"
             raise InputError(
-                f"system {system}: element {chemical_symbols[int(batch.numbers[atom])]} was not in the training data; "
+                f"{where}: element {chemical_symbols[int(batch.numbers[atom])]} was not in the training data; "
                 f"this model knows {', '.join(chemical_symbols[z] for z in self.elements)}"
             )
         return species

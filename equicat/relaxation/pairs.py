@@ -24,21 +24,19 @@ from equicat.relaxation.layout import Layout
 
 @dataclass(frozen=True, eq=False)
 class PairBatch(Batch):
-    """A batch that brings its pair vectors, formed from float64 positions."""
+    """A batch that brings its pair vectors, because what picks its edges has formed them already."""
 
     vectors: Float[Tensor, "n_edges 3"] | None = None
-    """Å."""
+    """Å, float64."""
 
     def edge_vec(self, edges: slice = slice(None)) -> Float[Tensor, "n_edges 3"]:
-        """The pair vectors (Å) of all edges or some; they carry no derivatives by positions or cell."""
+        """The pair vectors (Å) of all edges or some, in ``dtype``; no derivatives by positions or cell."""
         assert self.vectors is not None
-        return self.vectors[edges]
+        return self.vectors[edges].to(self.dtype)
 
     def in_dtype(self, dtype: torch.dtype) -> "PairBatch":
-        """A copy with positions, cells and pair vectors in ``dtype``."""
-        fields = {name: getattr(self, name) for name in ("positions", "cell", "vectors")}
-        converted: dict[str, Any] = {name: values.to(dtype) for name, values in fields.items()}
-        return dataclasses.replace(self, **converted)
+        """A copy whose pair vectors are ``dtype``."""
+        return dataclasses.replace(self, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +111,7 @@ class Pairs:
         layout = Layout.of(on_device(n_atoms))
         still: dict[str, Any] = {name: stacked(name) for name in ("numbers", "fixed", "tags")}
         still |= {name: on_device(np.stack([getattr(s, name) for s in structures])) for name in ("cell", "pbc")}
-        still |= {"ids": tuple(ids), "system_idx": layout.system_idx}
+        still |= {"ids": tuple(ids), "sources": tuple(s.where for s in structures), "system_idx": layout.system_idx}
         return cls(
             layout,
             cutoff,
@@ -134,7 +132,8 @@ class Pairs:
             near = (torch.linalg.vector_norm(vectors, dim=1) < self.cutoff).nonzero()[:, 0]
             edge_index, edge_shift = edge_index.index_select(1, near), edge_shift.index_select(0, near)
             vectors = vectors.index_select(0, near)
-        return PairBatch(positions, edge_index=edge_index, edge_shift=edge_shift, vectors=vectors, **self.still)
+        edges: dict[str, Any] = {"edge_index": edge_index, "edge_shift": edge_shift, "vectors": vectors}
+        return PairBatch(positions, dtype=vectors.dtype, **edges, **self.still)
 
     def moved(self, positions: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
         """How far (Å) the atom that moved most is from where it was when its system's list was made."""

@@ -8,12 +8,12 @@ from ase.data import chemical_symbols
 from numpy import ndarray
 from tqdm import tqdm
 
-from equicat.data.datasets import Dataset, open_dataset
+from equicat.data.datasets import Dataset, MemoryDataset, open_dataset
 from equicat.data.directory import is_store, read_description, stores_in
 from equicat.data.fitted import evenly_spread
 from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import stem_of
-from equicat.data.shards import LABELS
+from equicat.data.shards import OPTIONAL
 from equicat.data.store import Store
 from equicat.errors import InputError
 
@@ -24,20 +24,33 @@ NEIGHBOR_CUTOFF = 6.0
 """Å; that of OC20's models."""
 
 
-def describe(path: str | Path, verify: bool = False, progress: bool = False) -> str:
+def describe(
+    path: str | Path,
+    verify: bool = False,
+    progress: bool = False,
+    *,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+) -> str:
     """What is in a data set, as text: counts, elements, ranges, energy reference, labels, sizes, neighbours of splits.
 
     Args:
         path: the root of a data set, a directory of splits, one split, or a structure file.
         verify: compare every file of the stores with its checksum.
         progress: show a progress bar of that.
+        energy_key: of a structure file, the key of the energies.
+        forces_key: of a structure file, the column of the forces.
 
     Raises:
-        InputError: if there is no data set at ``path``, or a file of it has changed.
+        InputError: if there is no data set at ``path``, a file of it has changed, or a key is absent or given for
+            something else than a structure file.
     """
     path = Path(path)
     if not path.is_dir() or is_store(path):
-        return _describe_split(stem_of(path), open_dataset(path), verify, progress)
+        dataset = open_dataset(path, energy_key, forces_key=forces_key)
+        return _describe_split(stem_of(path), dataset, verify, progress)
+    if energy_key is not None or forces_key is not None:
+        raise InputError(f"{path}: an energy key or forces key applies to structure files only")
     stores = stores_in(path)
     head = [f"{path}", *(f"  {line}" for line in read_description(path).get("description", "").splitlines())]
     parts = [_describe_split(store.relative_to(path).as_posix(), Store(store), verify, progress) for store in stores]
@@ -46,24 +59,26 @@ def describe(path: str | Path, verify: bool = False, progress: bool = False) -> 
 
 def _describe_split(name: str, dataset: Dataset, verify: bool, progress: bool) -> str:
     checked = _verified(dataset, progress) if verify and isinstance(dataset, Store) else {}
-    n_atoms, labels = dataset.n_atoms, [label for label in LABELS if label in dataset.fields]
+    n_atoms, labels = dataset.n_atoms, [label for label in OPTIONAL if label in dataset.fields]
     systems = f"{_n_systems(dataset):,} systems, " if "sid" in labels else ""
     references = ", ".join(f"{key} {value:.4f}" for key, value in dataset.info.reference_energies.items())
     lines = {
         "elements": " ".join(chemical_symbols[z] for z in dataset.elements),
-        "labels": " ".join(labels) or "none",
+        "labels": " ".join(_counted_labels(dataset)) or "none",
         "energies are": dataset.info.energy_reference + (f"; references (eV): {references}" if references else ""),
     }
     lines |= {label: _range(dataset, label) for label in ("energy", "relaxed_energy") if label in labels}
     if "forces" in labels:
         rms, largest = _free_force_statistics(dataset)
         lines["forces"] = f"of free atoms: RMS component {rms:.3f}, largest {largest:.3f} eV/Å"
+    if "stress" in labels:
+        largest = max(float(np.abs(stress).max()) for (stress,) in dataset.chunks("stress"))
+        lines["stress"] = f"largest component {largest:.4f} eV/Å³"
     n_clean = _n_clean_slabs(dataset)
     if 0 < n_clean < len(dataset):
         lines["clean slabs"] = f"{n_clean:,} structures have no adsorbate (tag 2)"
     lines["fixed atoms"] = f"{sum(int(fixed.sum()) for (fixed,) in dataset.chunks('fixed')) / n_atoms.sum():.0%}"
-    if isinstance(dataset, Store):
-        lines |= _of_store(dataset) | checked
+    lines |= _of_store(dataset) | checked if isinstance(dataset, Store) else _of_file(dataset)
     lines["atoms a structure"] = f"{n_atoms.min()} to {n_atoms.max()}, mean {n_atoms.mean():.1f}"
     text = [f"{name}: {systems}{len(dataset):,} structures, {n_atoms.sum(dtype=np.int64):,} atoms"]
     text += [f"  {key:<18} {value}" for key, value in lines.items()]
@@ -73,6 +88,21 @@ def _describe_split(name: str, dataset: Dataset, verify: bool, progress: bool) -
 def _verified(store: Store, progress: bool) -> dict[str, str]:
     files = tqdm(store.verify(), total=len(store.shards) + 1, unit=" files", disable=not progress, leave=False)
     return {"checksums": f"all {sum(1 for _ in files):,} files are as they were written"}
+
+
+def _counted_labels(dataset: Dataset) -> list[str]:
+    """Labels and ids; those that only some structures have with their number, as ``forces (3 of 10)``."""
+    counts = dataset.counts if isinstance(dataset, MemoryDataset) else {}
+    names = [name for name in OPTIONAL if name in dataset.fields or name in counts]
+    return [name if name in dataset.fields else f"{name} ({counts[name]:,} of {len(dataset):,})" for name in names]
+
+
+def _of_file(dataset: MemoryDataset) -> dict[str, str]:
+    """Names that may hold labels: further entries of frames, and columns of their atoms."""
+    entries = sorted({key for structure in dataset for key in structure.info})
+    columns = sorted({name for structure in dataset for name in structure.columns})
+    found = {"entries": " ".join(entries), "columns of atoms": " ".join(columns)}
+    return {title: names for title, names in found.items() if names}
 
 
 def _of_store(store: Store) -> dict[str, str]:

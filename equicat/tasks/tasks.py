@@ -120,7 +120,7 @@ def task_of(outputs: tuple[str, ...]) -> Task:
             TASK_METRICS["s2ef"],
             s2ef_loss_terms,
             s2ef_metrics,
-            lambda batch: Prediction(_known(batch.energy), torch.zeros_like(batch.positions[:, 0]), batch.forces),
+            lambda batch: Prediction(_known(batch.energy), torch.zeros_like(_known(batch.forces)[:, 0]), batch.forces),
             s2ef_baselines,
             lambda p, batch: {"energy": p.energy, "forces": p.forces[~batch.fixed]},
         )
@@ -199,7 +199,8 @@ def s2ef_metrics(prediction: Prediction, batch: Batch) -> dict[str, Mean]:
 
 def s2ef_baselines(batch: Batch, statistics: Statistics) -> dict[str, Prediction]:
     """Energies of the training set's mean or linear fit, zero forces."""
-    forces, atoms = torch.zeros_like(batch.positions), torch.zeros_like(batch.positions[:, 0])
+    forces = torch.zeros_like(_known(batch.forces))
+    atoms = forces[:, 0]
     names = ("mean energy, F = 0", "linear reference, F = 0")
     guesses = zip(names, _guessed_energies(batch, statistics), strict=True)
     return {name: Prediction(energy, atoms, forces) for name, energy in guesses}
@@ -231,7 +232,8 @@ def direct_metrics(prediction: RelaxedPrediction, batch: Batch) -> dict[str, Mea
         metrics |= energy_metrics(prediction.relaxed_energy.detach(), _known(batch.relaxed_energy), batch.n_atoms)
     if prediction.displacements is not None:
         pair = (prediction.displacements.detach(), _known(batch.displacements))
-        metrics |= positions_metrics(*pair, batch.fixed, batch.tags, batch.system_idx, batch.cell, batch.pbc)
+        cell = batch.cell.to(prediction.displacements.dtype)
+        metrics |= positions_metrics(*pair, batch.fixed, batch.tags, batch.system_idx, cell, batch.pbc)
     return metrics
 
 
@@ -239,7 +241,7 @@ def direct_baselines(
     batch: Batch, statistics: Statistics, energy: bool, displacements: bool
 ) -> dict[str, RelaxedPrediction]:
     """Energies of the training set's mean or linear fit, and no displacement."""
-    still = torch.zeros_like(batch.positions) if displacements else None
+    still = torch.zeros_like(_known(batch.displacements)) if displacements else None
     if not energy:
         return {"no displacement": RelaxedPrediction(None, still)}
     names = ("mean energy", "linear reference")

@@ -71,7 +71,9 @@ def _prepare_network(model: AtomisticModel, data: AnyDataset, options: RunConfig
     """Fit what an architecture wants fitted before training (GemNet: scale factors) to batches of the training data."""
     prepare = architecture(model.config.name).prepare
     if prepare is not None:
-        loader = batches(data, model.cutoff, options.batch_size, dtype=model.dtype, shuffle=True, seed=options.seed)
+        loader = batches(
+            data, model.cutoff, options.batch_size, dtype=model.dtype, labels=(), shuffle_seed=options.seed
+        )
         graphs = ((b.edge_vec(), b.edge_index, model.species(b)) for b in islice(loader, PREPARING_BATCHES))
         prepare(model.network, graphs)
 
@@ -215,7 +217,7 @@ def _energy_errors(
     dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
     sample = Subset(dataset, indices[evenly_spread(len(data), REFERENCE_SAMPLE)])
     counts, errors = [], []
-    for batch in batches(sample, model.cutoff, batch_size=4, dtype=model.dtype):
+    for batch in batches(sample, model.cutoff, batch_size=4, dtype=model.dtype, labels=(label,)):
         with torch.no_grad():
             found = model(batch, forces=False) if isinstance(model, Potential) else model(batch)
         energy = found.relaxed_energy if isinstance(found, RelaxedPrediction) else found.energy

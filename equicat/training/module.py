@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -91,7 +91,7 @@ class TrainingModule(pl.LightningModule):
         Raises:
             InputError: on all processes if the loss is not finite, before it can spoil the weights.
         """
-        terms, where = self._terms(batch, "train"), _named(batch.ids)
+        terms, where = self._terms(batch, "train"), batch.named()
         losses = self._losses["train"][-1]
         clock = losses.new_tensor([[self.seconds(), 1.0]])
         *parts, (self.elapsed, _) = self._reduced(torch.cat([losses, clock]), "mean")
@@ -156,9 +156,3 @@ class TrainingModule(pl.LightningModule):
         # The share of the run that is over: of its epochs or of its minutes, whichever is further.
         progress = min(1.0, max(step / self.trainer.estimated_stepping_batches, timed))
         return rate_factor(self.config.optimizer, step, progress, self.val_losses)
-
-
-def _named(ids: Sequence[str]) -> str:
-    """Some systems for a message; structures of files may have no names."""
-    known = [name for name in ids if name]
-    return f"systems {', '.join(known[:4])}{' …' if len(ids) > 4 else ''}" if known else f"{len(ids)} systems"

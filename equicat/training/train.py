@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, edge_costs
-from equicat.data.datasets import AnyDataset
+from equicat.data.datasets import AnyDataset, require_elements
 from equicat.data.noise import Corrupted
 from equicat.data.structure import Structure
 from equicat.data.training_data import training_data
@@ -81,10 +81,11 @@ def train(config: TrainConfig) -> TrainResult:
         model, config = fine_tuned_model(config, task, train_set, config.run.init_from)
     else:
         model, config = new_model(config, task, train_set)
+    require_elements(val_set, model.elements)
     module = TrainingModule(model, task, config, summaries)
     if earlier is not None:
         module.val_losses, module.elapsed = earlier.val_losses, earlier.seconds
-    return _fit(module, _loaders(config, train_set, val_set), earlier, message)
+    return _fit(module, _loaders(config, task.labels, train_set, val_set), earlier, message)
 
 
 def _fit(
@@ -125,15 +126,17 @@ def _directory(options: RunConfig) -> AbstractContextManager[NewRun]:
     return nullcontext(existing)
 
 
-def _loaders(config: TrainConfig, train_set: AnyDataset, val_set: AnyDataset) -> tuple[ResumableLoader, ...]:
-    """Batches for training and validation, each shared among the processes that train."""
+def _loaders(
+    config: TrainConfig, labels: tuple[str, ...], train_set: AnyDataset, val_set: AnyDataset
+) -> tuple[ResumableLoader, ...]:
+    """Batches with these labels for training and validation, each shared among the processes that train."""
     options, cutoff, dtype = config.run, config.model.cutoff, getattr(torch, config.run.dtype)
 
     def loader(data: Sequence[Structure], clean: AnyDataset, n_structures: int, shuffle: bool) -> ResumableLoader:
         costs = edge_costs(clean, cutoff) if options.edge_budget else None
         limit = options.edge_budget or n_structures
         sampler = BatchSampler(len(data), limit, costs, shuffle=shuffle, seed=options.seed)
-        return ResumableLoader(BatchReader(data, cutoff, dtype), sampler, options.num_workers)
+        return ResumableLoader(BatchReader(data, cutoff, dtype, labels), sampler, options.num_workers)
 
     noisy = Corrupted(train_set, config.noise) if config.noise.share else train_set
     return (

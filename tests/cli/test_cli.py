@@ -270,12 +270,11 @@ def frame(**changes) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"energy": "nan"}, "a.extxyz, frame 1: energy is not finite"),
         ({"lattice": "9 0 0 0 9 0 0 0 0"}, "a.extxyz, frame 1: periodic along .* span no volume"),
         ({"symbol": "Au"}, "element Au was not in the training data; this model knows O, Cu"),
         ({"x": "0.0001"}, "a.extxyz, frame 1: atoms 0 and 1 are 0.0001 Å apart, at the same place"),
     ],
-    ids=["nan", "volume", "element", "coincident"],
+    ids=["volume", "element", "coincident"],
 )
 def test_bad_structures(capsys, run, tmp_path, changes, message):
     (tmp_path / "a.extxyz").write_text(frame() + frame(**changes))
@@ -284,6 +283,26 @@ def test_bad_structures(capsys, run, tmp_path, changes, message):
     assert re.search(message, error), error
     assert not (tmp_path / "out.extxyz").exists(), "nothing half-written"
     assert [p.name for p in tmp_path.iterdir()] == ["a.extxyz"]
+
+
+@pytest.mark.parametrize("energy", ["nan", "none", "T", "-3,0"])
+def test_bad_labels(capsys, run, tmp_path, energy):
+    file = tmp_path / "a.extxyz"
+    file.write_text(frame() + frame(energy=energy))
+    for command in (("evaluate", run, "--data", file, "--progress", "false"), ("data", "info", file)):
+        assert re.search("a.extxyz, frame 1: energy is ", fail(capsys, *command))
+    assert main(["predict", str(run), str(file), "--out", str(tmp_path / "o.extxyz"), "--progress", "false"]) == 0
+
+
+def test_labels_under_other_names(capsys, run, tmp_path):
+    file = tmp_path / "a.extxyz"
+    file.write_text(frame().replace("energy=", "REF_energy=").replace("forces", "REF_forces"))
+    message = fail(capsys, "evaluate", run, "--data", file, "--energy_key", "REF_energy", "--progress", "false")
+    assert "frame 0: no label 'forces'; found energy, REF_energy; further columns of atoms: REF_forces" in message
+    keys = ["--energy_key", "REF_energy", "--forces_key", "REF_forces"]
+    assert main(["evaluate", str(run), "--data", str(file), *keys, "--progress", "false"]) == 0
+    assert main(["data", "info", str(file), *keys]) == 0
+    assert re.search(r"labels +energy forces\n", capsys.readouterr().out)
 
 
 def test_empty_data_set(capsys, run, tmp_path):

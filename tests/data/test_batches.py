@@ -107,7 +107,7 @@ class TestOrder:
     @pytest.mark.parametrize("n_workers", [0, 1, 2])
     def test_does_not_depend_on_workers(self, n_workers):
         structures = [named(i) for i in range(20)]
-        loader = batches(structures, 3.0, 6, shuffle=True, num_workers=n_workers, seed=4)
+        loader = batches(structures, 3.0, 6, shuffle_seed=4, num_workers=n_workers)
         ids = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
@@ -128,15 +128,15 @@ def named(i: int) -> Structure:
 class TestResume:
     def test_in_the_middle_of_an_epoch(self):
         structures = [named(i) for i in range(23)]
-        whole = batches(structures, 3.0, 4, shuffle=True)
+        whole = batches(structures, 3.0, 4, shuffle_seed=0)
         whole.sampler.set_epoch(3)
         expected = [batch.ids for batch in whole]
-        first = batches(structures, 3.0, 4, shuffle=True)
+        first = batches(structures, 3.0, 4, shuffle_seed=0)
         first.sampler.set_epoch(3)
         given = iter(first)
         head = [next(given).ids for _ in range(2)]
         state = first.state_dict()
-        second = batches(structures, 3.0, 4, shuffle=True)
+        second = batches(structures, 3.0, 4, shuffle_seed=0)
         second.load_state_dict(state)
         second.sampler.set_epoch(3)
         assert len(second) == len(expected)
@@ -196,7 +196,7 @@ class TestResume:
                 max_epochs=3, accelerator="cpu", use_distributed_sampler=False, callbacks=[save, *callbacks], **quiet
             )
             with suppress(SystemExit):  # what Lightning makes of the interrupt
-                trainer.fit(model, batches(structures, 3.0, 4, shuffle=True, seed=2), ckpt_path=checkpoint)
+                trainer.fit(model, batches(structures, 3.0, 4, shuffle_seed=2), ckpt_path=checkpoint)
             return model.seen
 
         expected = fit(tmp_path / "a")
@@ -233,7 +233,7 @@ class TestEdgeCosts:
         memory = MemoryDataset(self.STRUCTURES)
         counts = np.array([neighbor_list(s, 4.0)[0].shape[1] for s in self.STRUCTURES])
         budget = int(3 * counts.max())
-        loader = batches(memory, 4.0, budget, costs=counts, shuffle=True)
+        loader = batches(memory, 4.0, budget, costs=counts, shuffle_seed=0)
         n_edges = [batch.n_edges for batch in loader]
         assert max(n_edges) <= budget
         assert sum(n_edges) == counts.sum()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from equicat.data.datasets import MemoryDataset, open_dataset, require_labels
+from equicat.data.datasets import MemoryDataset, Subset, open_dataset, require_elements, require_labels
 from equicat.data.directory import splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import write
@@ -53,8 +53,10 @@ def store(tmp_path) -> Store:
 def assert_same(a: Structure, b: Structure, atol: float = 0.0) -> None:
     for name in ("numbers", "pbc", "fixed", "tags", "sid", "fid", "energy", "relaxed_energy"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
-    for name in ("positions", "cell", "forces", "relaxed_positions"):
-        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=atol, err_msg=name)
+    for name in ("positions", "cell", "forces", "stress", "relaxed_positions"):
+        assert (getattr(a, name) is None) == (getattr(b, name) is None), name
+        if getattr(a, name) is not None:
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=atol, err_msg=name)
 
 
 class TestStore:
@@ -75,6 +77,22 @@ class TestStore:
         assert store[2].positions.dtype == np.float64
         for written, back in zip(STRUCTURES, store, strict=True):
             assert_same(written, back, atol=1e-6)
+
+    @pytest.mark.parametrize("precision", ["float64", "float32"])
+    def test_keeps_a_stress(self, tmp_path, precision):
+        rng = np.random.default_rng(0)
+        structures = [structure(2, seed=k, stress=rng.normal(size=(3, 3))) for k in range(3)]
+        write_store(tmp_path / "s", structures, INFO, precision=precision)
+        store = Store(tmp_path / "s")
+        assert "stress" in store.fields
+        assert store.array("stress").shape == (3, 3, 3)
+        assert MemoryDataset(structures).array("stress").shape == (3, 3, 3)
+        for written, back in zip(structures, store, strict=True):
+            assert_same(written, back, atol=1e-6 if precision == "float32" else 0)
+
+    def test_without_stress_has_the_fields_that_earlier_versions_wrote(self, store):
+        assert store.fields[-6:] == ["energy", "forces", "relaxed_energy", "relaxed_positions", "sid", "fid"]
+        assert store[0].stress is None
 
     def test_arrays_are_mapped_not_loaded(self, store):
         forces = store.array("forces")
@@ -323,14 +341,86 @@ class TestRequireLabels:
         without = structure(2, energy=None, source="b.extxyz, frame 4", info={"energy_ads": 1.0})
         dataset = MemoryDataset([STRUCTURES[0], without])
         with pytest.raises(
-            InputError, match=r"b.extxyz, frame 4: no label 'energy'; found forces.*energy_ads.*energy key"
+            InputError,
+            match=r"b.extxyz, frame 4: no label 'energy'; found forces.*energy_ads.*energy key \(1 of 2 structures",
         ):
             require_labels(dataset, ["forces", "energy"])
+
+    def test_names_the_columns_that_may_hold_the_forces(self):
+        without = structure(2, forces=None, source="b.extxyz, frame 4", columns=("REF_forces",))
+        dataset = MemoryDataset([structure(3), without])
+        message = r"b.extxyz, frame 4: no label 'forces'; found .*; further columns of atoms: REF_forces; .* forces key"
+        with pytest.raises(InputError, match=message):
+            require_labels(dataset, ["forces"])
+        with pytest.raises(InputError, match=r"1 of 1 structures"):
+            require_labels(Subset(dataset, np.array([1])), ["forces"])
 
     def test_store_without_forces(self, tmp_path):
         write_store(tmp_path / "s", [structure(2, forces=None)], INFO)
         with pytest.raises(InputError, match=r"structure 0: no label 'forces'; found energy"):
             require_labels(Store(tmp_path / "s"), ["forces"])
+
+
+class TestRequireElements:
+    @pytest.fixture
+    def structures(self):
+        numbers = ([29, 8], [29, 29], [29, 8, 7], [7])
+        return [structure(len(z), seed=k, numbers=np.array(z), source=f"a, frame {k}") for k, z in enumerate(numbers)]
+
+    def test_names_the_first_structure_with_an_unknown_one(self, structures, tmp_path, monkeypatch):
+        monkeypatch.setattr("equicat.data.store.SHARD_SIZE", 2)
+        write_store(tmp_path / "s", structures, INFO)
+        memory = MemoryDataset(structures)
+        for dataset, where in (
+            (memory, "a, frame 2"),
+            (Subset(memory, np.array([1, 3])), "a, frame 3"),
+            (Store(tmp_path / "s"), ".*s, structure 2"),
+        ):
+            require_elements(dataset, [7, 8, 29, 79])
+            with pytest.raises(InputError, match=rf"^{where}: element N was not in .*; this model knows O, Cu$"):
+                require_elements(dataset, [29, 8])
+
+
+class TestLabelsOfFiles:
+    @pytest.fixture
+    def file(self, tmp_path):
+        """Three frames: forces under another name, an energy that only two have, and one that is none."""
+        frames = [
+            (
+                f'2\nLattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy=-{k} {more}\n'
+                f"Cu 0 0 0 0 0 {k}\nO 2 0 0 0 0 -{k}\n"
+            )
+            for k, more in enumerate(("energy=1.0", "energy=2.0", "relaxed_energy=none"))
+        ]
+        (tmp_path / "a.extxyz").write_text("".join(frames))
+        return tmp_path / "a.extxyz"
+
+    def test_under_keys(self, file):
+        dataset = open_dataset(file, "REF_energy", forces_key="REF_forces", labels=("energy", "forces"))
+        require_labels(dataset, ["energy", "forces"])
+        assert dataset.array("energy").tolist() == [0.0, -1.0, -2.0]
+        assert dataset.array("forces")[-1].tolist() == [0.0, 0.0, -2.0]
+        with pytest.raises(InputError, match=r"a.extxyz, frame 0: no forces key 'f'; .* columns of atoms REF_forces"):
+            open_dataset(file, forces_key="f")
+        with pytest.raises(InputError, match=r"a.extxyz, frame 2: relaxed_energy is 'none', expected a number"):
+            open_dataset(file)
+
+    def test_a_store_has_no_keys(self, store):
+        with pytest.raises(InputError, match="forces key applies to structure files only"):
+            open_dataset(store.path, forces_key="f")
+
+    def test_what_data_info_says(self, file):
+        file.write_text(file.read_text().replace("relaxed_energy=none", "stress=None"))
+        text = describe(file)
+        assert re.search(r"labels +energy \(2 of 3\)\n", text)
+        assert re.search(r"entries +REF_energy stress\n", text)
+        assert re.search(r"columns of atoms +REF_forces\n", text)
+        text = describe(file, energy_key="REF_energy", forces_key="REF_forces")
+        assert re.search(r"labels +energy forces\n", text)
+        assert "-2.000 to 0.000 eV" in text
+        assert "largest 2.000 eV/Å" in text
+        with pytest.raises(InputError, match="structure files only"):
+            describe(file.parent, energy_key="REF_energy")
 
 
 class TestDescribe:

@@ -163,7 +163,7 @@ def test_large_reference_energies_keep_their_digits_in_float32():
 
 def test_unknown_element_is_named():
     gold = Structure(np.array([79, 1]), np.array([[0, 0, 0], [2.0, 0, 0]]), sid="random7")
-    with pytest.raises(InputError, match=r"system random7: element Au was not in the training data; .*H, O, Cu"):
+    with pytest.raises(InputError, match=r"structure random7: element Au was not in the training data; .*H, O, Cu"):
         potential()(Batch.from_structures([gold], 4.0))
 
 
@@ -195,5 +195,5 @@ def test_all_atoms_fixed_is_an_error():
     model = potential()
     batch = Batch.from_structures([frozen], SMALL.cutoff)
     terms = s2ef_loss_terms(model(batch), batch, model, LossConfig(energy_weight=1.0))
-    with pytest.raises(InputError, match="s0_0: every atom is fixed"):
-        total_loss(terms, batch.ids[0])
+    with pytest.raises(InputError, match="structure s0: every atom is fixed"):
+        total_loss(terms, batch.named())

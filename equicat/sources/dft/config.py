@@ -27,6 +27,8 @@ class ImportConfig(Checked):
     energy_key: str | None = None
     """Info key of the energies (eV), if not the calculator's energy; of VASP's files this is energy(sigma->0), and
     free_energy takes TOTEN."""
+    forces_key: str | None = None
+    """Column of atoms with the forces (eV/Å), if not the calculator's forces."""
     energy_reference: Literal["adsorption", "total", "relative"] | None = None
     """adsorption: formed with references (given ones, clean slabs and gas molecules among the files) or, without any,
     what energy_key holds; total: as in the files; relative: each system's first kept frame is zero. Default: adsorption

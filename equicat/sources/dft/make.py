@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from equicat.data.directory import subset_path, write_description, write_split
 from equicat.data.info import DatasetInfo
+from equicat.data.labels import LabelKeys
 from equicat.data.store import Store, write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
@@ -52,7 +53,7 @@ def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = F
     """
     slab_files, gas_files = find_files(config.slab_files), find_files(config.gas_files)
     files = ReferenceFiles(config.references, config.slab_table, slab_files.files, gas_files.files)
-    given = load_references(files, config.energy_key)
+    given = load_references(files, _keys(config))
     check_wishes(config, given)
     found = find_files(config.files)
     with replacing_directory(Path(out), overwrite) as temporary:
@@ -113,12 +114,18 @@ class Kept:
                 yield replace(record.initial, relaxed_energy=record.relaxed_energy)
 
 
+def _keys(config: ImportConfig) -> LabelKeys:
+    """The labels that an import uses, and where they stand in the files."""
+    return LabelKeys(config.energy_key, config.forces_key, ("energy", "forces"))
+
+
 def _read(scratch: Path, config: ImportConfig, found: Found, progress: bool) -> Kept:
     """Read all files; frames that are kept go to a store at ``scratch``."""
     records: list[Record] = []
+    keys = _keys(config)
     relaxations = chain(
-        trajectories(found.files, config.energy_key, config.sid_key, config.join),
-        pairs(config.initial, config.relaxed, config.energy_key, config.sid_key),
+        trajectories(found.files, keys, config.sid_key, config.join),
+        pairs(config.initial, config.relaxed, keys, config.sid_key),
     )
 
     def kept_frames() -> Iterator[Structure]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from equicat.data.contacts import composition, formula_of
+from equicat.data.labels import USUAL_KEYS, LabelKeys
 from equicat.data.readers import read
 from equicat.data.structure import Structure
 from equicat.errors import InputError
@@ -242,12 +243,12 @@ class ReferenceFiles:
     """Structure files of relaxed molecules; the last frame of each molecule counts."""
 
 
-def load_references(files: ReferenceFiles, energy_key: str | None = None) -> References:
+def load_references(files: ReferenceFiles, keys: LabelKeys = USUAL_KEYS) -> References:
     """References from all files.
 
     Args:
         files: that hold them.
-        energy_key: where the energies of the structure files are, if not in the calculator.
+        keys: the labels of the structure files that are wanted, and where they stand; of gas molecules the energy.
 
     Raises:
         InputError: if a file is missing or not as it should be, or a slab or molecule has two different energies.
@@ -257,24 +258,24 @@ def load_references(files: ReferenceFiles, energy_key: str | None = None) -> Ref
     if files.slab_table is not None:
         slabs += energy_table(files.slab_table)
     for file in files.gas_files:
-        for last in _relaxed(file, energy_key, "gas molecule"):
+        for last in _relaxed(file, replace(keys, wanted=("energy",)), "gas molecule"):
             gas.append((formula_of(last.numbers.tolist()), Energy(last.energy or 0.0, last.where)))
     clean = []
     for file, name in file_sids(files.slab_files).items():
-        found = list(_relaxed(file, energy_key, "clean slab"))
+        found = list(_relaxed(file, keys, "clean slab"))
         for i, last in enumerate(found):
             number = f"-{i}" if len(found) > 1 else ""
             clean.append(CleanSlab.of(replace(last, sid=f"slab-{last.sid or f'{name}{number}'}")))
     return References(once(gas, "gas molecule"), once(slabs, "clean slab"), clean)
 
 
-def _relaxed(file: Path, energy_key: str | None, what: str) -> Iterator[Structure]:
+def _relaxed(file: Path, keys: LabelKeys, what: str) -> Iterator[Structure]:
     """The last of consecutive frames with the same atoms and cell, each with an energy."""
 
     def key(structure: Structure) -> tuple[str, bytes, bytes]:
         return structure.sid, structure.numbers.tobytes(), structure.cell.round(2).tobytes()
 
-    for _, frames in groupby(read(file, energy_key), key):
+    for _, frames in groupby(read(file, keys.energy, forces_key=keys.forces, labels=keys.wanted), key):
         *_, last = frames
         if last.energy is None:
             raise InputError(f"{last.where}: a {what} without energy; found {', '.join(last.info) or 'no labels'}")

@@ -9,6 +9,7 @@ from itertools import groupby, zip_longest
 from os.path import commonpath
 from pathlib import Path
 
+from equicat.data.labels import LabelKeys
 from equicat.data.readers import read_each, stem_of
 from equicat.data.structure import Structure
 from equicat.data.vasp import progress_of
@@ -144,7 +145,7 @@ def _without_suffix(file: Path) -> Path:
 
 
 def trajectories(
-    files: Sequence[Path], energy_key: str | None = None, sid_key: str = "sid", join: bool = False
+    files: Sequence[Path], keys: LabelKeys, sid_key: str = "sid", join: bool = False
 ) -> Iterator[Trajectory]:
     """The relaxations in the files, one at a time, in the files' order.
 
@@ -152,13 +153,13 @@ def trajectories(
 
     Args:
         files: that :func:`find_files` found.
-        energy_key: info key of the energies, if not the calculator's.
+        keys: the labels that are wanted, and where they stand.
         sid_key: info key that says to which system a frame belongs.
         join: files with the same system id go on where the one before ended (a restarted calculation).
 
     """
     sids, folders = file_sids(files), file_folders(files)
-    items = (item for file in files for item in _items(file, sids[file], energy_key, sid_key))
+    items = (item for file in files for item in _items(file, sids[file], keys, sid_key))
     for key, group in groupby(items, lambda item: item[0] if join else item[:2]):
         trajectory = _gather(key if isinstance(key, str) else key[0], group)
         yield replace(trajectory, folder=folders[Path(trajectory.files[0])])
@@ -186,10 +187,10 @@ Item = tuple[str, str, Structure | InputError]
 """System id, file, and the frame or what is wrong with it."""
 
 
-def _items(file: Path, file_sid: str, energy_key: str | None, sid_key: str) -> Iterator[Item]:
+def _items(file: Path, file_sid: str, keys: LabelKeys, sid_key: str) -> Iterator[Item]:
     sid = file_sid
     try:
-        for frame in read_each(file, energy_key):
+        for frame in read_each(file, keys):
             if isinstance(frame, Structure):
                 sid = _sid_of(frame, sid_key) or file_sid
             yield sid, str(file), frame
@@ -223,7 +224,7 @@ def _numbered(sid: str, frames: list[Structure]) -> list[Structure]:
 
 
 def pairs(
-    initial: Sequence[str], relaxed: Sequence[str], energy_key: str | None = None, sid_key: str = "sid"
+    initial: Sequence[str], relaxed: Sequence[str], keys: LabelKeys, sid_key: str = "sid"
 ) -> Iterator[Trajectory]:
     """Relaxations of two frames, from files of initial and files of relaxed structures in the same order.
 
@@ -237,7 +238,7 @@ def pairs(
     for first, last in zip(initial, relaxed, strict=True):
         # Both files are often called initial.extxyz; then the folder says which is which.
         name = stem_of(Path(first)) if sids[stem_of(Path(first))] == 1 else Path(first).absolute().parent.name
-        for i, (a, b) in enumerate(zip_longest(read_each(first, energy_key), read_each(last, energy_key))):
+        for i, (a, b) in enumerate(zip_longest(read_each(first, keys), read_each(last, keys))):
             if a is None or b is None:
                 short, long = (first, last) if a is None else (last, first)
                 raise InputError(

@@ -22,6 +22,7 @@ from equicat.cli import main as cli
 from equicat.cli.main import main
 from equicat.data.datasets import require_labels
 from equicat.data.directory import splits_of
+from equicat.data.labels import LabelKeys
 from equicat.data.readers import read, write
 from equicat.data.store import Store
 from equicat.data.structure import Structure
@@ -607,7 +608,7 @@ class TestFiles:
 
     def test_one_trajectory_at_a_time(self, folder):
         """The second file is not opened before the second trajectory is asked for."""
-        found = trajectories([folder / "Cu-O.traj", folder / "gone.traj"])
+        found = trajectories([folder / "Cu-O.traj", folder / "gone.traj"], LabelKeys())
         assert len(next(found).frames) == 6
         assert next(found).unreadable[0].startswith(f"{folder / 'gone.traj'}: no such file")
 
