@@ -27,7 +27,7 @@ def test_labels_are_not_looked_at(run, structures, tmp_path, spoilt):
     bare = [dataclasses.replace(s, energy=None, forces=None) for s in structures]
     first = text_of(bare[:1], tmp_path).replace(" pbc=", f" {spoilt} pbc=", 1)
     (tmp_path / "a.extxyz").write_text(first + text_of([*bare[1:], structures[0]], tmp_path))
-    assert predict(run, tmp_path / "a.extxyz", tmp_path / "out.extxyz", batch_size=3, progress=False) == 6
+    assert predict(run, tmp_path / "a.extxyz", out=tmp_path / "out.extxyz", batch_size=3, progress=False) == 6
     found = list(equicat.read(tmp_path / "out.extxyz"))
     calculator = equicat.Calculator(run)
     atoms = structures[0].to_ase()
@@ -45,7 +45,7 @@ def test_an_unknown_element_is_found_before_anything_is_computed(run, structures
     monkeypatch.setattr("equicat.apply.predict.predictions", lambda *_: pytest.fail("computed"))
     for out in ("out.extxyz", "out.npz"):
         with pytest.raises(InputError, match=r"a.extxyz, frame 3: element N was not in the training data"):
-            predict(run, tmp_path / "a.extxyz", tmp_path / out, batch_size=1, progress=False)
+            predict(run, tmp_path / "a.extxyz", out=tmp_path / out, batch_size=1, progress=False)
         assert not (tmp_path / out).exists()
 
 
@@ -58,7 +58,7 @@ def test_entries_of_any_name_come_back(run, structures, tmp_path):
 
     write_ase(tmp_path / "a.traj", atoms)
     with pytest.warns(UserWarning, match="is written as 'info_stress'"):
-        predict(run, tmp_path / "a.traj", tmp_path / "out.extxyz", progress=False)
+        predict(run, tmp_path / "a.traj", out=tmp_path / "out.extxyz", progress=False)
     (back,) = equicat.read(tmp_path / "out.extxyz")
     values = {value for value in back.info.values() if isinstance(value, float)}
     assert values == {1.5 + k for k in range(len(keys))}

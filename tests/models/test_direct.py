@@ -237,7 +237,7 @@ def test_noisy_nodes_keep_fixed_atoms_and_the_relaxed_structure():
     share = (between.positions - start.positions)[~start.fixed] / start.displacements[~start.fixed]
     np.testing.assert_allclose(share, share[0, 0], rtol=1e-6)
     assert corrupted(start, NoiseConfig(0.0), rng) is start
-    with pytest.raises(InputError, match=r"noise: share is 2\.0"):
+    with pytest.raises(InputError, match=r"noise.share is 2\.0"):
         NoiseConfig(2.0)
 
 

@@ -84,11 +84,11 @@ def test_two_processes_do_what_one_does(data, run, tmp_path):
     ("environment", "devices", "expected"),
     [
         ({}, "auto", ("auto", 1)),
-        ({}, "2", (2, 1)),
+        ({}, 2, (2, 1)),
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "auto", (2, 1)),
         ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}, "auto", (4, 2)),
-        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}, "4", (4, 2)),
-        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "2", (2, 1)),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}, 4, (4, 2)),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2, (2, 1)),
         ({"WORLD_SIZE": "2"}, "auto", ("auto", 1)),
         ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "auto", ("auto", 1)),
         ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}, "auto", (4, 2)),
@@ -109,6 +109,4 @@ def test_another_number_of_devices_than_processes_is_refused(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"run.devices is 4, but 2 processes were started on this machine"):
-        devices_and_nodes(RunConfig(devices="4"))
-    with pytest.raises(InputError, match="give a number, or auto"):
-        devices_and_nodes(RunConfig(devices="two"))
+        devices_and_nodes(RunConfig(devices=4))
