@@ -1,7 +1,9 @@
 """Clean slabs in a data set: which there are, and which split each is in."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 
 from equicat.data.structure import Structure
 from equicat.sources.dft.record import IN_S2EF, Record
@@ -30,6 +32,21 @@ def from_slab_files(records: Sequence[Record], given: References) -> list[tuple[
         record.fmax, record.zero, record.slab_reference = fmax_of(slab), clean.energy.value, clean.energy.where
         found.append((record, replace(slab, fid=0, tags=slab_only(slab, slab.fixed), info={})))
     return found
+
+
+def repeats(records: Sequence[Record], share: float) -> dict[str, int]:
+    """How often the frames of each clean slab are written, so that they are a share of those measured against it.
+
+    Args:
+        records: of one split.
+        share: of the frames of a slab among them and those of the systems that use it; at least once is written.
+    """
+    frames: Counter[str] = Counter()
+    for record in records:
+        frames[record.clean_slab] += record.n_s2ef
+    slabs = [record for record in records if record.role == "clean slab" and record.n_s2ef]
+    wanted = {slab.sid: share / (1 - share) * frames[slab.sid] / slab.n_s2ef for slab in slabs}
+    return {sid: max(1, ceil(n)) for sid, n in wanted.items()}
 
 
 def is_used_by(slab: Record, systems: Iterable[Record]) -> bool:

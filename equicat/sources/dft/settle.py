@@ -86,8 +86,8 @@ def settle(records: Sequence[Record], config: ImportConfig, given: References) -
         if settled.formed and record.role in ("gas molecule", "bulk") and record.n_s2ef:
             why = "its energy is a reference" if record.role == "gas molecule" else "no surface, no adsorption energy"
             record.leave_out(record.role.replace(" ", "_"), "left out", why)
-        if record.role == "clean slab" and not config.clean_slabs and record.n_s2ef:
-            record.leave_out("clean_slab", "left out", "clean_slabs is false")
+        if record.role == "clean slab" and config.clean_slab_share == 0 and record.n_s2ef:
+            record.leave_out("clean_slab", "left out", "clean_slab_share is 0")
     return settled
 
 
