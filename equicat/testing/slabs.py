@@ -32,7 +32,7 @@ class SlabEnergies:
 
     @property
     def difference(self) -> tuple[float, ...]:
-        """Energies with the adsorbate minus those of the clean slabs, eV: an adsorption energy of any model."""
+        """Energies with the adsorbate minus those of the clean slabs, eV; the same for all sizes that are large."""
         return tuple(a - c for a, c in zip(self.adsorbed, self.clean, strict=True)) if self.adsorbed else ()
 
     def __str__(self) -> str:
@@ -89,8 +89,8 @@ def check_clean_slab_is_zero(
     largest = max(found.clean, key=abs)
     if not abs(largest) <= tolerance:  # also when NaN
         raise AssertionError(
-            f"clean slab, {slab.where}: its adsorption energy is {largest:.3f} eV; allowed {tolerance:g} eV. Subtract "
-            f"the model's energy of the clean slab, or train with clean slabs\n{found}"
+            f"clean slab, {slab.where}: its adsorption energy is {largest:.3f} eV; allowed {tolerance:g} eV. Train "
+            f"with clean slabs, or use slabs of the size trained on\n{found}"
         )
     return found
 
