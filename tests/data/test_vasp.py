@@ -123,6 +123,11 @@ class TestFilesThatBreakOff:
         assert "frame 3: cannot be read as vasp-xml (EOFError: the file breaks off, as it does when a job is" in str(
             last
         )
+        middle = int(0.6 * len(text))
+        (tmp_path / "vasprun.xml").write_text(text[:middle] + "<&" + text[middle:])
+        *good, last = read_each(tmp_path / "vasprun.xml")
+        assert len(good) == 3
+        assert "the file is damaged here; it has 6 frames" in str(last)
         (tmp_path / "vasprun.xml").write_text(text)
         assert len(list(read_each(tmp_path / "vasprun.xml"))) == 6
 

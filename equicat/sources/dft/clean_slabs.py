@@ -62,7 +62,7 @@ def place(
     """Put clean slabs, and whatever else has no adsorbate, into a split.
 
     A clean slab goes where the first system is that uses it, training systems first: one whose catalyst is held out
-    stays out of training. One that nobody uses goes where its catalyst is.
+    stays out of training.
 
     Args:
         others: without adsorbate; their ``split`` is set.
@@ -72,10 +72,7 @@ def place(
     """
     order = [*SPLITS, *(name for name in assignment.splits if name not in SPLITS)]
     for record in others:
-        near = [system for system in systems if is_used_by(record, [system])] or [
-            system for system in systems if record.role == "clean slab" and system.catalyst == record.catalyst
-        ]
-        known = sorted((system.split for system in near), key=order.index)
+        known = sorted((s.split for s in systems if is_used_by(record, [s])), key=order.index)
         held_out = ["val_ood_cat"] if record.catalyst in assignment.held_out_catalysts else []
         record.split = given.get(record.sid, "") or [*known, *held_out, *assignment.splits, "train"][0]
         assignment.splits.setdefault(record.split, []).append(record.sid)

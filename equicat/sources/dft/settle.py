@@ -143,9 +143,13 @@ def _with_references(
     for record in systems:
         if record.sid in missing:
             record.leave_out("no_reference", config.rules.no_reference, missing[record.sid])
-    for record in records:
-        if record.role == "clean slab" and record.n_s2ef:
-            _refer_clean_slab(record, references)
+    used = {record.clean_slab for record in systems}
+    for record in (record for record in records if record.role == "clean slab" and record.n_s2ef):
+        if record.last is None or record.last.energy is None or record.sid not in used:
+            # Nobody says that it is clean but its elements: an adsorbed metal atom looks like it.
+            record.leave_out("clean_slab", "left out", "no system is measured against it")
+        else:
+            record.zero, record.slab_reference = record.last.energy, record.last.where
     return Settled("adsorption", True, references)
 
 
@@ -168,17 +172,3 @@ def _refer(record: Record, references: References) -> str:
     record.clean_slab = clean.structure.sid if clean is not None else ""
     record.zero = gas.energy + energy.value
     return ""
-
-
-def _refer_clean_slab(record: Record, references: References) -> None:
-    """A clean slab is measured against itself; one that is not relaxed, against the same slab where it is."""
-    assert record.slab is not None
-    if record.last is not None and record.last.energy is not None:
-        record.zero, record.slab_reference = record.last.energy, record.last.where
-        return
-    try:
-        energy, _ = references.slab_energy([record.sid], record.slab)
-    except InputError as error:
-        record.leave_out("no_reference", "left out", f"a clean slab that is not relaxed, and {error}")
-    else:
-        record.zero, record.slab_reference = energy.value, energy.where

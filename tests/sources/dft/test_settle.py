@@ -223,6 +223,14 @@ class TestCleanSlabs:
         assert slabs[0].tags.tolist() == [0] * 4 + [1] * 8
         assert report.counts()["clean_slabs"] == 1
 
+    def test_a_slab_that_nobody_uses_is_left_out(self, project, calculations):
+        """It may be an adsorbed metal atom, for all that its elements tell."""
+        for name in ("O", "OH"):
+            (project / "Pd111" / name / "OUTCAR").unlink()
+        report = run(project, split=SplitConfig(val_share=0.0))
+        assert {s.sid for s in s2ef(project)} == {"Cu111/O", "Cu111/OH", "Cu111/clean"}
+        assert "Pd111/clean: clean slab (left out): no system is measured against it" in report.as_text()
+
     def test_left_out(self, project, calculations, tmp_path):
         report = run(project, clean_slab_share=0.0, split=SplitConfig(val_share=0.0))
         assert all(s.tags.max() == 2 for s in s2ef(project))
