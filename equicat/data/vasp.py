@@ -34,7 +34,7 @@ def is_vasp(path: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a calculation has written a file."""
+    """The frames that a calculation has written to a file."""
 
     n_frames: int
     """Frames that are there as a whole."""

@@ -1,4 +1,4 @@
-"""What happened to a system that does not belong to a plain relaxation: one call to the rules of all data sources."""
+"""Flags of relaxed systems, for what does not belong to a plain relaxation, by the rules of all data sources."""
 
 import dataclasses
 

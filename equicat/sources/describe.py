@@ -25,7 +25,7 @@ NEIGHBOR_CUTOFF = 6.0
 
 
 def describe(path: str | Path, verify: bool = False, progress: bool = False) -> str:
-    """What is in a data set, as text: counts, elements, ranges, energy reference, labels, sizes, neighbours of splits.
+    """Describe a data set as text: counts, elements, ranges, energy reference, labels, sizes, neighbours of splits.
 
     Args:
         path: the root of a data set, a directory of splits, one split, or a structure file.

@@ -1,4 +1,4 @@
-"""How the energies of a clean slab and of one adsorbate on it depend on the size of the slab.
+"""Dependence of the energies of a clean slab, and of one adsorbate on it, on the size of the slab.
 
 Adsorption energies should not: a clean slab has none, and one molecule on a large slab binds as on a small one on which
 its periodic images are far. A model learns this only if its training data say so; see docs/import.md.
@@ -22,7 +22,7 @@ class SlabEnergies:
     """A model's energies of slabs of growing size; as text a table."""
 
     repeats: tuple[int, ...]
-    """How often the slab is repeated along both lattice vectors in its surface."""
+    """Repetitions of the slab along both lattice vectors in its surface."""
     n_atoms: tuple[int, ...]
     """Atoms of the clean slabs."""
     clean: tuple[float, ...]

@@ -35,7 +35,7 @@ def from_slab_files(records: Sequence[Record], given: References) -> list[tuple[
 
 
 def repeats(records: Sequence[Record], share: float) -> dict[str, int]:
-    """How often the frames of each clean slab are written, so that they are a share of those measured against it.
+    """Number of times that the frames of each clean slab are written, to be a share of those measured against it.
 
     Args:
         records: of one split.

@@ -11,7 +11,7 @@ from equicat.sources.splits import SplitConfig
 
 @dataclass(frozen=True)
 class ImportConfig(Checked):
-    """How ``equicat data import`` makes a data set of files."""
+    """Options of ``equicat data import``."""
 
     files: Annotated[tuple[str, ...], Words(positional=True)] = ()
     """Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz ..., also .gz and .xz) and directories with them."""

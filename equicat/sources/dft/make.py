@@ -178,7 +178,7 @@ def _systems(sids: Sequence[str]) -> str:
 
 
 def _notes(records: list[Record]) -> list[str]:
-    """What a task lacks."""
+    """Notes on tasks that get no data."""
     notes = []
     if not any(record.n_s2ef for record in records):
         notes.append("no S2EF data: no frame has both an energy and forces")

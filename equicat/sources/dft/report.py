@@ -31,7 +31,7 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     """Files that were found but not read, and why."""
     energy_key: str | None = None
-    """Where the energies were read."""
+    """Info key that the energies were read from; None for the calculator's energy."""
 
     def __post_init__(self) -> None:
         fates = Counter(fate for record in self.records for fate in record.fates)
@@ -147,7 +147,7 @@ class Report:
         return "\n".join(lines + (self._listed("files", files, None) if max_lines is None else []))
 
     def _energies_read(self) -> list[str]:
-        """Which of VASP's energies were read, if there are files of VASP."""
+        """A line on which of VASP's energies were read, if there are files of VASP."""
         if not any(is_vasp(file) for record in self.records for file in record.files):
             return []
         same = "gas and slab energies must be of the same kind"
@@ -156,7 +156,7 @@ class Report:
         return [f"read from VASP: TOTEN; {same}"] if self.energy_key == "free_energy" else []
 
     def _slab_notes(self) -> list[str]:
-        """How often frames of clean slabs are repeated, and how many clean slabs have an energy but no frame."""
+        """Lines on repeated frames of clean slabs, and on clean slabs that have an energy but no frame."""
         if not self.settled.formed:
             return []
         notes = [

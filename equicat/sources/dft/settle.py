@@ -1,4 +1,4 @@
-"""What the energies of a data set are, once all its files are read: which references there are, and what is subtracted.
+"""The energies of a data set, settled when all files are read: which references there are, and what is subtracted.
 
 Clean slabs and gas molecules among the files are references like those that are given. A clean slab has an adsorption
 energy of zero: it stays in the S2EF data, so that a model learns that it does (see docs/import.md).
@@ -23,12 +23,12 @@ DESCRIPTIONS = {
     ("total", False): "total: as the files have them.",
     ("relative", False): "relative: the first frame kept of each system is zero.",
 }
-"""What energies are in words, by kind and by whether references were subtracted."""
+"""Energies in words, by kind and by whether references were subtracted."""
 
 
 @dataclass
 class Settled:
-    """What the energies of a data set are."""
+    """Kind of the energies of a data set, and the references that they are measured against."""
 
     kind: str
     """``adsorption``, ``total`` or ``relative``."""
@@ -39,7 +39,7 @@ class Settled:
 
     @property
     def text(self) -> str:
-        """The same in words."""
+        """The energies in words."""
         return DESCRIPTIONS[self.kind, self.formed]
 
 

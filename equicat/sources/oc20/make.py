@@ -36,7 +36,7 @@ DOWNLOADS = "downloads"
 
 @dataclass(frozen=True)
 class OC20Config(Checked):
-    """Which part of OC20, and how it is kept."""
+    """Options of ``equicat data oc20``: the part of OC20, and how it is kept."""
 
     task: Literal["s2ef", "is2re", "is2rs"] = "s2ef"
     """s2ef (structure to energy and forces), is2re or is2rs (initial structure to relaxed energy or structure)."""
@@ -51,7 +51,7 @@ class OC20Config(Checked):
     keep: bool = False
     """Keep the downloaded archives."""
     energy_reference: Literal["adsorption", "total", "relative"] = "adsorption"
-    """What the energies are: adsorption in all of OC20; an LMDB or database of your own data may hold total or relative
+    """Kind of the energies: adsorption in all of OC20; an LMDB or database of your own data may hold total or relative
     ones. Of raw files, which have the reference too, total keeps the total energies."""
     mapping: str | None = None
     """oc20_data_mapping.pkl to join, or download. Default: the one in the directory, if there is one."""
