@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from equicat.errors import InputError
-from equicat.options.values import Checked, Words
+from equicat.options.values import Checked, Range, Words
 from equicat.sources.dft.rules import Rules
 from equicat.sources.splits import SplitConfig
 
@@ -40,7 +40,7 @@ class ImportConfig(Checked):
     """Files or directories of relaxed clean slabs; found by composition and lattice vectors in the surface."""
     gas_files: Annotated[tuple[str, ...], Words()] = ()
     """Files or directories of relaxed gas molecules, beside or instead of the energies under gas in references."""
-    clean_slab_share: float = 0.1
+    clean_slab_share: Annotated[float, Range(at_least=0, below=1)] = 0.1
     """Clean slabs are S2EF frames too, relaxed ones of 0 eV adsorption energy. In training data the frames of each are
     repeated until they are this share of the frames measured against it, or a model hardly learns it; 0 leaves them
     out."""
@@ -63,7 +63,5 @@ class ImportConfig(Checked):
         super().__post_init__()
         if not self.files and not self.initial:
             raise InputError("nothing to import: name trajectories or directories, or give --initial and --relaxed")
-        if not 0 <= self.clean_slab_share < 1:
-            raise InputError(f"clean_slab_share is {self.clean_slab_share}; it must be 0 to 1, 1 left out")
         if self.adsorbate and self.adsorbate_key:
             raise InputError("give the adsorbate's formula or the key that holds it, not both")

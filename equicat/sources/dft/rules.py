@@ -76,7 +76,7 @@ class Rules(Checked, section="rules"):
     """A slab atom has left its place."""
     intercalated: Literal["error", "drop", "frames", "keep"] = "keep"
     """An adsorbate atom is bonded (within 1.3 sums of covalent radii) to a subsurface atom (tag 0) at the end."""
-    migrated_share: float = 0.2
+    migrated_share: PositiveNumber = 0.2
     """An adsorbate has migrated if its distance to an atom within 6 Å changes by a larger share. Import does not ask:
     an initial structure is no reference; compare a model's relaxed structure with that of DFT."""
     held_in_part: Literal["error", "drop", "frames", "keep"] = "keep"

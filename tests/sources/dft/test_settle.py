@@ -210,7 +210,7 @@ class TestCleanSlabs:
             assert n_slab % n_own == 0
             assert max(wanted, n_own) <= n_slab < max(wanted + n_own, n_own + 1)
             assert report.splits[name]["repeated_frames"] == n_slab - n_own
-        with pytest.raises(InputError, match=r"clean_slab_share is 1.0; it must be 0 to 1"):
+        with pytest.raises(InputError, match=r"clean_slab_share is 1.0; it must be a number of at least 0"):
             ImportConfig(files=("a",), clean_slab_share=1.0)
 
     def test_from_slab_files_the_relaxed_frame(self, project, calculations, tmp_path):
