@@ -145,12 +145,18 @@ def data_fields(structure: Structure, style: str) -> dict[str, object]:
     return fields
 
 
-def write_lmdb(path: Path, structures: Sequence[Structure], style: str = "new", length: bool = True) -> Path:
-    """Pickled ``Data`` objects under the keys 0, 1, ..."""
+def write_lmdb(
+    path: Path,
+    structures: Sequence[Structure],
+    style: str = "new",
+    length: bool = True,
+    change: dict[str, object] | None = None,
+) -> Path:
+    """Pickled ``Data`` objects under the keys 0, 1, ...; ``change`` replaces fields of all of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     protocol = 4 if style == "old" else 5
     with torch_geometric(style) as make:
-        values = [pickle.dumps(make(**data_fields(s, style)), protocol) for s in structures]
+        values = [pickle.dumps(make(**(data_fields(s, style) | (change or {}))), protocol) for s in structures]
     entries = {str(i).encode(): value for i, value in enumerate(values)}
     if length:
         entries[b"length"] = pickle.dumps(len(structures), protocol)

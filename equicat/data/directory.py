@@ -155,7 +155,7 @@ def write_description(root: Path, info: DatasetInfo, splits: Mapping[str, Any]) 
 
 
 def read_description(root: Path) -> dict[str, Any]:
-    """What ``dataset.json`` holds; nothing if there is none.
+    """The content of ``dataset.json``; an empty dictionary if there is none.
 
     Raises:
         InputError: if it is damaged.

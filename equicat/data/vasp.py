@@ -34,7 +34,7 @@ def is_vasp(path: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a calculation has written a file."""
+    """The frames that a calculation has written to a file."""
 
     n_frames: int
     """Frames that are there as a whole."""
@@ -68,14 +68,20 @@ def vasp_frames(path: Path, file_format: str) -> Iterator[Atoms]:
     """The frames of an OUTCAR (``vasp-out``) or a vasprun.xml (``vasp-xml``), compressed or not.
 
     Raises:
-        EOFError: after the last whole frame, if a vasprun.xml breaks off: ASE would not say so.
+        EOFError: after the last whole frame, if a vasprun.xml breaks off or is damaged: ASE would not say so.
         InputError: if no file beside an OUTCAR says which of its atoms are held, but one claims to.
     """
     if file_format == "vasp-xml":
         # ASE would take "@" in a name for an index.
-        yield from iread(str(path), index=":", format=file_format, do_not_split_by_at_sign=True)
-        if progress_of(path).breaks_off:
+        n_read = 0
+        for atoms in iread(str(path), index=":", format=file_format, do_not_split_by_at_sign=True):
+            yield atoms
+            n_read += 1
+        written = progress_of(path)
+        if written.breaks_off:
             raise EOFError("the file breaks off, as it does when a job is killed")
+        if n_read < written.n_frames:
+            raise EOFError(f"the file is damaged here; it has {written.n_frames} frames")
         return
     with open_with_compression(str(path)) as file:
         lines: Any = _Named(file, path)

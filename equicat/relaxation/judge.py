@@ -1,4 +1,4 @@
-"""What happened to a system that does not belong to a plain relaxation: one call to the rules of all data sources."""
+"""Flags of relaxed systems, for what does not belong to a plain relaxation, by the rules of all data sources."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from equicat.sources.dft.rules import judge
 
 NAMES = {"reconstructed": "surface_changed"}
 """Flags that have another name than the rule that raises them."""
-NO_FLAGS = ("unconverged", "cell_changed", "migrated")
-"""Rules that are not asked: ``converged`` has its own column, the cell is never changed, and an initial structure is no
-reference that an adsorbate migrates from."""
+NO_FLAGS = ("exploded", "unconverged", "cell_changed", "migrated")
+"""Rules that are not asked: the loop itself says what exploded, ``converged`` has its own column, the cell is never
+changed, and an initial structure is no reference that an adsorbate migrates from."""
 
 
 def flags_of(outcome: Outcome) -> tuple[str, ...]:
@@ -25,8 +25,8 @@ def flags_of(outcome: Outcome) -> tuple[str, ...]:
     initial = outcome.initial
     assert initial.tags is not None
     if outcome.last is not None and (initial.tags == 2).any():
-        found += [NAMES.get(rule, rule) for rule in judge(initial, _relaxed(outcome))]
-    return tuple(flag for flag in dict.fromkeys(found) if flag not in NO_FLAGS)
+        found += [NAMES.get(rule, rule) for rule in judge(initial, _relaxed(outcome)) if rule not in NO_FLAGS]
+    return tuple(found)
 
 
 def _relaxed(outcome: Outcome) -> Structure:

@@ -32,7 +32,7 @@ def describe(
     energy_key: str | None = None,
     forces_key: str | None = None,
 ) -> str:
-    """What is in a data set, as text: counts, elements, ranges, energy reference, labels, sizes, neighbours of splits.
+    """Describe a data set as text: counts, elements, ranges, energy reference, labels, sizes, neighbours of splits.
 
     Args:
         path: the root of a data set, a directory of splits, one split, or a structure file.

@@ -1,4 +1,4 @@
-"""From files to a store: in parallel, resumable after a kill, the same bytes whatever happened on the way.
+"""Packing of files into a store: in parallel, resumable after a kill, the same bytes whatever happened on the way.
 
 Every shard is made from fixed pieces of the input by itself. Beside the store-to-be lies a directory with the plan,
 the finished shards and a note on each; a run finds there what earlier ones left, does the rest, and gives the store its
@@ -76,7 +76,7 @@ class Table(ABC):
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How structures are kept, and what happens to bad ones."""
+    """Options of packing: how structures are kept, and what happens to bad ones."""
 
     precision: str = "float64"
     """Precision of positions, cells and forces: float64 or float32."""
@@ -94,7 +94,7 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class Packed:
-    """How much of the input was written."""
+    """Numbers of structures that were written and left out."""
 
     n_structures: int
     refused: list[str]
@@ -151,7 +151,7 @@ class _Job:
     mapping: Table | None
 
     def completed(self, structure: Structure) -> Structure:
-        """With the columns that are not in the file."""
+        """The structure with the columns that are not in the file."""
         added: dict[str, Any] = {} if self.mapping is None else self.mapping.row(structure.sid)
         if self.options.edges_within is not None:
             added["n_edges"] = neighbor_list(structure, self.options.edges_within)[0].shape[1]

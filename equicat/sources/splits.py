@@ -24,7 +24,7 @@ MIN_SUBSET = 10
 
 @dataclass(frozen=True)
 class SplitConfig(Checked, section="split"):
-    """Who trains and who validates. All frames of a system are in one split."""
+    """Options of the division into splits. All frames of a system are in one split."""
 
     name: str | None = None
     """One split of this name for everything."""
@@ -38,7 +38,7 @@ class SplitConfig(Checked, section="split"):
     held_out_catalysts: tuple[str, ...] = ()
     """Catalysts that training does not see, such as [Cu3Pd,Au]. Default: drawn, if there are enough."""
     catalysts: str = "composition"
-    """What makes two catalysts the same: composition (reduced formula of the slab), elements (which occur in it),
+    """Property that systems of one catalyst share: composition (reduced formula of the slab), elements (of the slab),
     folder (the first folder below the one that all files share, such as Cu211), or an info key of the frames."""
     val_share: Annotated[float, Range(at_least=0, below=1)] = 0.1
     """Share of the systems that goes to val_id."""
@@ -58,7 +58,7 @@ class SplitConfig(Checked, section="split"):
 
 @dataclass(frozen=True)
 class Kind:
-    """What decides which split a system goes to."""
+    """Properties of a system that decide which split it goes to."""
 
     sid: str
     adsorbate: str
@@ -68,7 +68,7 @@ class Kind:
 
 @dataclass
 class Assignment:
-    """Which system goes where, and what should be said about it."""
+    """Systems of each split, and what should be said about them."""
 
     splits: dict[str, list[str]]
     """System ids of each split, in the order of :data:`SPLITS`; the training systems are in the order of the subsets:
@@ -137,7 +137,7 @@ def _draw(systems: Sequence[Kind], config: SplitConfig, rng: np.random.Generator
 
 
 def _named(names: Iterable[str], known: set[str], what: str) -> list[str]:
-    """Those of the known names that are meant: the same ones, or else those of the same composition.
+    """Known names that are meant by some names: the same ones, or else those of the same composition.
 
     Raises:
         InputError: if there is none.

@@ -7,6 +7,9 @@ allowed. Deviations are relative: forces to the largest force component, energie
 
 The list follows what Allegro promises (Musaelian et al., Nat. Commun. 14, 579 (2023)): invariance under E(3),
 permutation and translation, forces that are −dE/dr, energies that are smooth, extensive and strictly local.
+
+One more check is about a trained model of adsorption energies, and not part of ``check_all``:
+``check_clean_slab_is_zero(potential, slab)``.
 """
 
 from equicat.testing.layers import check_equivariance
@@ -27,13 +30,16 @@ from equicat.testing.potentials import (
     check_supercell,
     check_translation,
 )
+from equicat.testing.slabs import SlabEnergies, check_clean_slab_is_zero, slab_energies
 from equicat.testing.structures import example_structures, random_rotation
 
 __all__ = [
     "PotentialModule",
+    "SlabEnergies",
     "check_additivity",
     "check_all",
     "check_batch_independence",
+    "check_clean_slab_is_zero",
     "check_cross_system_gradient",
     "check_equivariance",
     "check_finite_difference_forces",
@@ -48,4 +54,5 @@ __all__ = [
     "check_translation",
     "example_structures",
     "random_rotation",
+    "slab_energies",
 ]

@@ -35,7 +35,7 @@ MIN_FORCE = 1e-12
 
 @runtime_checkable
 class PotentialModule(Protocol):
-    """What a check asks of a potential; a ``torch.nn.Module`` has the last two."""
+    """Interface of a potential that is checked; every ``torch.nn.Module`` has the last two methods."""
 
     @property
     def cutoff(self) -> float: ...
@@ -134,7 +134,7 @@ def check_rotation(
 def check_reflection(
     potential: PotentialModule, structures: Sequence[Structure] | None = None, tolerance: float = SYMMETRY
 ) -> None:
-    """The same under inversion and under a mirror plane: mirror images have one energy."""
+    """Energies do not change, and forces are reflected, under inversion and in a mirror plane."""
     normal = random_rotation(1)[0]
     _check_orthogonal("inversion", potential, structures, -np.eye(3), tolerance)
     _check_orthogonal("mirror", potential, structures, np.eye(3) - 2 * np.outer(normal, normal), tolerance)

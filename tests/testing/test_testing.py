@@ -13,7 +13,7 @@ from equicat.data.batch import Batch
 from equicat.models.model import Prediction
 
 CHECKS = [name for name in testing.__all__ if name.startswith("check_")]
-CHECKS = sorted(set(CHECKS) - {"check_all", "check_equivariance"})
+CHECKS = sorted(set(CHECKS) - {"check_all", "check_equivariance", "check_clean_slab_is_zero"})
 
 
 class Pair(nn.Module):

@@ -1,7 +1,9 @@
 """Clean slabs in a data set: which there are, and which split each is in."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 
 from equicat.data.structure import Structure
 from equicat.sources.dft.record import IN_S2EF, Record
@@ -32,6 +34,21 @@ def from_slab_files(records: Sequence[Record], given: References) -> list[tuple[
     return found
 
 
+def repeats(records: Sequence[Record], share: float) -> dict[str, int]:
+    """Number of times that the frames of each clean slab are written, to be a share of those measured against it.
+
+    Args:
+        records: of one split.
+        share: of the frames of a slab among them and those of the systems that use it; at least once is written.
+    """
+    frames: Counter[str] = Counter()
+    for record in records:
+        frames[record.clean_slab] += record.n_s2ef
+    slabs = [record for record in records if record.role == "clean slab" and record.n_s2ef]
+    wanted = {slab.sid: share / (1 - share) * frames[slab.sid] / slab.n_s2ef for slab in slabs}
+    return {sid: max(1, ceil(n)) for sid, n in wanted.items()}
+
+
 def is_used_by(slab: Record, systems: Iterable[Record]) -> bool:
     """Whether one of the systems is measured against a clean slab, or, where none is measured, has its catalyst."""
     if slab.role != "clean slab":
@@ -45,7 +62,7 @@ def place(
     """Put clean slabs, and whatever else has no adsorbate, into a split.
 
     A clean slab goes where the first system is that uses it, training systems first: one whose catalyst is held out
-    stays out of training. One that nobody uses goes where its catalyst is.
+    stays out of training.
 
     Args:
         others: without adsorbate; their ``split`` is set.
@@ -55,10 +72,7 @@ def place(
     """
     order = [*SPLITS, *(name for name in assignment.splits if name not in SPLITS)]
     for record in others:
-        near = [system for system in systems if is_used_by(record, [system])] or [
-            system for system in systems if record.role == "clean slab" and system.catalyst == record.catalyst
-        ]
-        known = sorted((system.split for system in near), key=order.index)
+        known = sorted((s.split for s in systems if is_used_by(record, [s])), key=order.index)
         held_out = ["val_ood_cat"] if record.catalyst in assignment.held_out_catalysts else []
         record.split = given.get(record.sid, "") or [*known, *held_out, *assignment.splits, "train"][0]
         assignment.splits.setdefault(record.split, []).append(record.sid)

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from equicat.errors import InputError
-from equicat.options.values import Checked, Words
+from equicat.options.values import Checked, Range, Words
 from equicat.sources.dft.rules import Rules
 from equicat.sources.splits import SplitConfig
 
 
 @dataclass(frozen=True)
 class ImportConfig(Checked):
-    """How ``equicat data import`` makes a data set of files."""
+    """Options of ``equicat data import``."""
 
     files: Annotated[tuple[str, ...], Words(positional=True)] = ()
     """Trajectories (.traj, vasprun.xml, OUTCAR, .extxyz ..., also .gz and .xz) and directories with them."""
@@ -42,8 +42,10 @@ class ImportConfig(Checked):
     """Files or directories of relaxed clean slabs; found by composition and lattice vectors in the surface."""
     gas_files: Annotated[tuple[str, ...], Words()] = ()
     """Files or directories of relaxed gas molecules, beside or instead of the energies under gas in references."""
-    clean_slabs: bool = True
-    """Keep relaxed clean slabs as S2EF frames; as adsorption energies, of 0 eV."""
+    clean_slab_share: Annotated[float, Range(at_least=0, below=1)] = 0.1
+    """Clean slabs are S2EF frames too, relaxed ones of 0 eV adsorption energy. In training data the frames of each are
+    repeated until they are this share of the frames measured against it, or a model hardly learns it; 0 leaves them
+    out."""
     slab_key: str | None = None
     """Info key with the name under which a system's clean slab is in the table."""
     adsorbate: str = ""

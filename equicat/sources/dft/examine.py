@@ -21,7 +21,7 @@ from equicat.sources.dft.vacuum import NoVacuum, UnclearAdsorbate
 
 
 def examine(trajectory: Trajectory, config: ImportConfig) -> tuple[Record, list[Structure]]:
-    """What becomes of a relaxation, and its frames for S2EF, with total energies.
+    """Clean and judge a relaxation: the record of it, and its frames for S2EF, with total energies.
 
     Args:
         trajectory: as it was read.
@@ -179,7 +179,7 @@ def _part(structure: Structure, chosen: ndarray) -> Structure:
 
 
 def catalyst_of(structure: Structure, slab: ndarray, what: str, folder: str) -> str:
-    """What the catalyst of a system is called.
+    """Name of the catalyst of a system.
 
     Args:
         structure: the system.
@@ -277,7 +277,7 @@ def _judged(
 
 
 def _anomalies(frames: list[Structure], dropped_by: Sequence[str], rules: Rules) -> list[tuple[str, str]]:
-    """What is wrong with the system as a relaxation: rule and words."""
+    """Anomalies of the system as a relaxation: rule, and what was found in words."""
     if len(frames) == 1:
         return [("single_frame", "one frame only, so there is no relaxation")]
     found = judge(frames[0], frames[-1], rules)

@@ -9,7 +9,7 @@ describes. ``report`` says what became of every frame.
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from equicat.data.store import Store, write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_directory, write_json
-from equicat.sources.dft.clean_slabs import from_slab_files, is_used_by, place
+from equicat.sources.dft.clean_slabs import from_slab_files, is_used_by, place, repeats
 from equicat.sources.dft.config import ImportConfig
 from equicat.sources.dft.examine import examine
 from equicat.sources.dft.record import Record
@@ -60,12 +60,12 @@ def import_dataset(out: str | Path, config: ImportConfig, *, overwrite: bool = F
         kept = _read(temporary / "scratch", config, found, progress)
         settled = settle(kept.records, config, given)
         _refuse(kept.records)
-        if settled.formed and config.clean_slabs:
+        if settled.formed and config.clean_slab_share:
             kept.add(from_slab_files(kept.records, given))
         notes = [*found.notes, *slab_files.notes, *gas_files.notes, *settled.notes, *_notes(kept.records)]
         assignment = _assign(kept.records, config.split)
         info = _info(config, settled, kept.records)
-        splits, subsets = _write(temporary, kept, assignment, info)
+        splits, subsets = _write(temporary, kept, assignment, info, config.clean_slab_share if settled.formed else 0.0)
         shutil.rmtree(temporary / "scratch", ignore_errors=True)
         notes += assignment.notes
         report = Report(kept.records, settled, splits, subsets, notes, found.skipped, config.energy_key)
@@ -91,15 +91,19 @@ class Kept:
             self.records.append(record)
             self.added[record.sid] = frame
 
-    def frames(self, records: Iterable[Record]) -> Iterator[Structure]:
-        """The S2EF frames of some systems, with the energies that the data set has."""
-        for record in records:
-            if not record.n_s2ef:
-                continue
-            own = [self.added[record.sid]] if record.sid in self.added else (self.stored(row) for row in record.rows)
-            for frame in own:
-                assert frame.energy is not None
-                yield replace(frame, energy=frame.energy - record.zero)
+    def frames(self, records: Iterable[Record], repeats: Mapping[str, int]) -> Iterator[Structure]:
+        """The S2EF frames of some systems, with the energies that the data set has.
+
+        Args:
+            records: of the systems.
+            repeats: how often the frames of a system come, by system id; once where it is not given.
+        """
+        for record in (record for record in records if record.n_s2ef):
+            for _ in range(repeats.get(record.sid, 1)):
+                own = [self.added[record.sid]] if record.sid in self.added else map(self.stored, record.rows)
+                for frame in own:
+                    assert frame.energy is not None
+                    yield replace(frame, energy=frame.energy - record.zero)
 
     def stored(self, row: int) -> Structure:
         """One of the frames of the files."""
@@ -181,7 +185,7 @@ def _systems(sids: Sequence[str]) -> str:
 
 
 def _notes(records: list[Record]) -> list[str]:
-    """What a task lacks."""
+    """Notes on tasks that get no data."""
     notes = []
     if not any(record.n_s2ef for record in records):
         notes.append("no S2EF data: no frame has both an energy and forces")
@@ -253,14 +257,17 @@ def _info(config: ImportConfig, settled: Settled, records: Sequence[Record]) -> 
 
 
 def _write(
-    root: Path, kept: Kept, assignment: Assignment, info: DatasetInfo
+    root: Path, kept: Kept, assignment: Assignment, info: DatasetInfo, clean_slab_share: float
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
     """Splits and subsets, and their numbers of systems and frames."""
     by_sid = {record.sid: record for record in kept.records}
 
     def written(folder: Path, name: str, records: Sequence[Record]) -> dict[str, int]:
-        counts = write_split(folder, name, kept.frames(records), kept.initial(records), info)
-        return counts | {"clean_slabs": sum(record.role == "clean slab" for record in records)}
+        again = repeats(records, clean_slab_share) if name == "train" else {}
+        counts = write_split(folder, name, kept.frames(records, again), kept.initial(records), info)
+        counts["clean_slabs"] = sum(record.role == "clean slab" for record in records)
+        counts["repeated_frames"] = sum((again.get(record.sid, 1) - 1) * record.n_s2ef for record in records)
+        return counts
 
     members = {name: [by_sid[sid] for sid in sids] for name, sids in assignment.splits.items()}
     splits = {name: written(root, name, records) for name, records in members.items()}

@@ -29,7 +29,7 @@ def reordered(initial: Structure, frame: Structure) -> Structure:
 
 
 def atoms_differ(frames: Sequence[Structure]) -> str:
-    """What is wrong if the frames do not have the same atoms in the same order, or an empty string."""
+    """A message if the frames do not have the same atoms in the same order, else an empty string."""
     first = frames[0]
     for frame in frames[1:]:
         if sorted(frame.numbers.tolist()) != sorted(first.numbers.tolist()):
@@ -47,7 +47,7 @@ def atoms_differ(frames: Sequence[Structure]) -> str:
 
 
 def order_differs(initial: Structure, relaxed: Structure) -> str:
-    """What is wrong if atoms of one element seem to have changed places, or an empty string.
+    """A message if atoms of one element seem to have changed places, else an empty string.
 
     That is so if some atom moves far and, with the atoms in another order, none moves half as far.
     """

@@ -1,4 +1,4 @@
-"""What is known of each system that is imported, and what became of every frame."""
+"""The record of a system that is imported: everything that is known of it, and the fate of every frame."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ ONLY_IN_IS2RE = "is2re only"
 """Fates of frames that are kept: an initial or relaxed frame may be in the IS2RE data alone."""
 
 Role = Literal["system", "clean slab", "gas molecule", "bulk"]
-"""What a relaxation is of: an adsorbate on a surface (or nobody knows), or something without an adsorbate."""
+"""Kinds of things that are relaxed; a system has an adsorbate on a surface, or nobody knows."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that does not look right, by the rule that says so, and what was done."""
+    """One thing that does not look right, the rule that says so, and what was done about it."""
 
     rule: str
     action: str
@@ -25,7 +25,7 @@ class Finding:
 
 @dataclass
 class Record:
-    """What is known about a system, and what became of it. Energies in eV."""
+    """All that is known about a system. Energies are in eV."""
 
     sid: str
     files: tuple[str, ...]
@@ -33,7 +33,7 @@ class Record:
     fids: list[int | None] = field(default_factory=list)
     """Number of each frame; None for those that could not be read, which come last."""
     fates: list[str] = field(default_factory=list)
-    """What became of each frame: :data:`IN_S2EF`, :data:`ONLY_IN_IS2RE`, or the rule that dropped it."""
+    """Fate of each frame: :data:`IN_S2EF`, :data:`ONLY_IN_IS2RE`, or the rule that dropped it."""
     findings: list[Finding] = field(default_factory=list)
     role: Role = "system"
     adsorbate: str = ""
@@ -62,14 +62,14 @@ class Record:
     """The gas molecules that stand for the adsorbate, such as ``H2O - ½ H2``."""
     slab_energy: float = 0.0
     slab_reference: str = ""
-    """Where the energy of the clean slab comes from."""
+    """File and line or frame that the energy of the clean slab comes from."""
     clean_slab: str = ""
     """System id of the clean slab, if its structure is known."""
     split: str = ""
     rows: range = range(0)
-    """Where its frames are among all that were kept when they were read."""
+    """Numbers of its frames among all that were kept when they were read."""
     initial: Structure | None = None
-    """With the relaxed total energy and positions; None if the system is not for IS2RE and IS2RS."""
+    """Initial structure with the relaxed total energy and positions; None if the system is not for IS2RE and IS2RS."""
 
     @property
     def n_s2ef(self) -> int:

@@ -188,7 +188,7 @@ def _atoms(formula: str) -> list[int]:
 
 
 def _rank(formulas: Iterable[str]) -> int:
-    """How many of the molecules are no combination of the others."""
+    """Number of molecules that are no combination of the others."""
     counts = [Counter(_atoms(formula)) for formula in formulas]
     elements = sorted(set().union(*counts))
     return int(np.linalg.matrix_rank([[c[z] for z in elements] for c in counts])) if counts else 0

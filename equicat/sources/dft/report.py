@@ -31,7 +31,7 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     """Files that were found but not read, and why."""
     energy_key: str | None = None
-    """Where the energies were read."""
+    """Info key that the energies were read from; None for the calculator's energy."""
 
     def __post_init__(self) -> None:
         fates = Counter(fate for record in self.records for fate in record.fates)
@@ -39,7 +39,7 @@ class Report:
             assert len(record.fates) == len(record.fids) == record.n_frames, record.sid
         assert fates.total() == sum(record.n_frames for record in self.records)
         # What was written is what the records say was kept.
-        assert sum(n["frames"] for n in self.splits.values()) == fates[IN_S2EF]
+        assert sum(n["frames"] - n["repeated_frames"] for n in self.splits.values()) == fates[IN_S2EF]
         assert sum(n["systems"] for n in self.splits.values()) == len(self._relaxed())
 
     def _relaxed(self) -> list[Record]:
@@ -147,7 +147,7 @@ class Report:
         return "\n".join(lines + (self._listed("files", files, None) if max_lines is None else []))
 
     def _energies_read(self) -> list[str]:
-        """Which of VASP's energies were read, if there are files of VASP."""
+        """A line on which of VASP's energies were read, if there are files of VASP."""
         if not any(is_vasp(file) for record in self.records for file in record.files):
             return []
         same = "gas and slab energies must be of the same kind"
@@ -156,17 +156,23 @@ class Report:
         return [f"read from VASP: TOTEN; {same}"] if self.energy_key == "free_energy" else []
 
     def _slab_notes(self) -> list[str]:
-        """Systems whose clean slab has an energy, but no frame in the data."""
+        """Lines on repeated frames of clean slabs, and on clean slabs that have an energy but no frame."""
         if not self.settled.formed:
             return []
+        notes = [
+            f"{name}: {n['repeated_frames']:,} frames repeat clean slabs, so that a model learns that these have "
+            "0 eV (--clean_slab_share)"
+            for name, n in self.splits.items()
+            if n["repeated_frames"]
+        ]
         kept = {record.sid for record in self.records if record.role == "clean slab" and record.n_s2ef}
         missing = {r.slab_reference for r in self._relaxed() if r.clean_slab not in kept}
-        if not missing:
-            return []
-        return [
-            f"{len(missing)} clean slabs are not among the S2EF frames (no structure with forces, or left out), so a "
-            "model trained on these data need not give them 0 eV; docs/import.md says what to do"
-        ]
+        if missing:
+            notes.append(
+                f"{len(missing)} clean slabs are not among the S2EF frames (no structure with forces, or left out), so "
+                "a model trained on these data need not give them 0 eV; docs/import.md says what to do"
+            )
+        return notes
 
     def _adsorption_energies(self) -> list[str]:
         """A title, and for each relaxed system its adsorption energy and what that is measured against."""

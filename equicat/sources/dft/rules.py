@@ -1,4 +1,4 @@
-"""What does not look right in a relaxation, and what is done with it: stated rules, nothing else.
+"""Rules that say what does not look right in a relaxation, and what is done with it.
 
 :func:`judge` is the one judge of relaxations: of those that are imported, of the toy data, and of those that a model
 makes. Its words and those of the field:
@@ -76,7 +76,7 @@ class Rules(Checked, section="rules"):
     """A slab atom has left its place."""
     intercalated: Literal["error", "drop", "frames", "keep"] = "keep"
     """An adsorbate atom is bonded (within 1.3 sums of covalent radii) to a subsurface atom (tag 0) at the end."""
-    migrated_share: float = 0.2
+    migrated_share: PositiveNumber = 0.2
     """An adsorbate has migrated if its distance to an atom within 6 Å changes by a larger share. Import does not ask:
     an initial structure is no reference; compare a model's relaxed structure with that of DFT."""
     held_in_part: Literal["error", "drop", "frames", "keep"] = "keep"
@@ -139,7 +139,7 @@ def judge_frames(frames: Sequence[Structure], rules: Rules) -> list[str]:
 
 
 def judge(initial: Structure, relaxed: Structure, rules: Rules | None = None) -> dict[str, str]:
-    """What is wrong with a relaxed structure: rule, and what was found in words.
+    """Find what is wrong with a relaxed structure: rule, and what was found in words.
 
     Args:
         initial: where the relaxation started, tagged (adsorbate 2, subsurface 0); or, to ask whether an adsorbate has

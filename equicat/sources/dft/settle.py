@@ -1,4 +1,4 @@
-"""What the energies of a data set are, once all its files are read: which references there are, and what is subtracted.
+"""The energies of a data set, settled when all files are read: which references there are, and what is subtracted.
 
 Clean slabs and gas molecules among the files are references like those that are given. A clean slab has an adsorption
 energy of zero: it stays in the S2EF data, so that a model learns that it does (see docs/import.md).
@@ -23,12 +23,12 @@ DESCRIPTIONS = {
     ("total", False): "total: as the files have them.",
     ("relative", False): "relative: the first frame kept of each system is zero.",
 }
-"""What energies are in words, by kind and by whether references were subtracted."""
+"""Energies in words, by kind and by whether references were subtracted."""
 
 
 @dataclass
 class Settled:
-    """What the energies of a data set are."""
+    """Kind of the energies of a data set, and the references that they are measured against."""
 
     kind: str
     """``adsorption``, ``total`` or ``relative``."""
@@ -39,7 +39,7 @@ class Settled:
 
     @property
     def text(self) -> str:
-        """The same in words."""
+        """The energies in words."""
         return DESCRIPTIONS[self.kind, self.formed]
 
 
@@ -86,8 +86,8 @@ def settle(records: Sequence[Record], config: ImportConfig, given: References) -
         if settled.formed and record.role in ("gas molecule", "bulk") and record.n_s2ef:
             why = "its energy is a reference" if record.role == "gas molecule" else "no surface, no adsorption energy"
             record.leave_out(record.role.replace(" ", "_"), "left out", why)
-        if record.role == "clean slab" and not config.clean_slabs and record.n_s2ef:
-            record.leave_out("clean_slab", "left out", "clean_slabs is false")
+        if record.role == "clean slab" and config.clean_slab_share == 0 and record.n_s2ef:
+            record.leave_out("clean_slab", "left out", "clean_slab_share is 0")
     return settled
 
 
@@ -143,9 +143,13 @@ def _with_references(
     for record in systems:
         if record.sid in missing:
             record.leave_out("no_reference", config.rules.no_reference, missing[record.sid])
-    for record in records:
-        if record.role == "clean slab" and record.n_s2ef:
-            _refer_clean_slab(record, references)
+    used = {record.clean_slab for record in systems}
+    for record in (record for record in records if record.role == "clean slab" and record.n_s2ef):
+        if record.last is None or record.last.energy is None or record.sid not in used:
+            # Nobody says that it is clean but its elements: an adsorbed metal atom looks like it.
+            record.leave_out("clean_slab", "left out", "no system is measured against it")
+        else:
+            record.zero, record.slab_reference = record.last.energy, record.last.where
     return Settled("adsorption", True, references)
 
 
@@ -168,17 +172,3 @@ def _refer(record: Record, references: References) -> str:
     record.clean_slab = clean.structure.sid if clean is not None else ""
     record.zero = gas.energy + energy.value
     return ""
-
-
-def _refer_clean_slab(record: Record, references: References) -> None:
-    """A clean slab is measured against itself; one that is not relaxed, against the same slab where it is."""
-    assert record.slab is not None
-    if record.last is not None and record.last.energy is not None:
-        record.zero, record.slab_reference = record.last.energy, record.last.where
-        return
-    try:
-        energy, _ = references.slab_energy([record.sid], record.slab)
-    except InputError as error:
-        record.leave_out("no_reference", "left out", f"a clean slab that is not relaxed, and {error}")
-    else:
-        record.zero, record.slab_reference = energy.value, energy.where

@@ -13,7 +13,7 @@ from equicat.errors import InputError, nearest
 SAME_ENERGY = 1e-4
 """eV. Energies closer than this are the same."""
 TITLES = ("energy", "e", "energy_ev", "energy [ev]", "energy (ev)")
-"""What the second column of a CSV table is called in its first row, if it has a title."""
+"""Titles of the second column of a CSV table, in its first row."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which atoms are fixed, which belong to the adsorbate, and which to the surface; and how that was found."""
+"""Tags of atoms: fixed ones, those of the adsorbate, those of the surface; and how they were found."""
 
 from collections import Counter
 from dataclasses import dataclass

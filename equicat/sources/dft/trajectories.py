@@ -1,4 +1,4 @@
-"""From the files of a group to relaxations, one at a time."""
+"""Relaxations from the files of a group, one at a time."""
 
 import glob
 import re
@@ -29,7 +29,7 @@ class Trajectory:
     files: tuple[str, ...]
     frames: list[Structure]
     unreadable: list[str] = field(default_factory=list)
-    """What was wrong with each frame that could not be read."""
+    """A message for each frame that could not be read."""
     is_pair: bool = False
     """Whether it is an initial and a relaxed structure from two files."""
     folder: str = ""
@@ -44,7 +44,7 @@ class Found:
     skipped: dict[str, str] = field(default_factory=dict)
     """Files that are not read although they hold relaxations, with the reason."""
     notes: list[str] = field(default_factory=list)
-    """What is unusual about the choice between two files."""
+    """Unusual choices between two files of one calculation."""
 
 
 def find_files(paths: Sequence[str]) -> Found:
@@ -82,13 +82,13 @@ def find_files(paths: Sequence[str]) -> Found:
 
 
 def _calculation(file: Path) -> tuple[Path, str]:
-    """What OUTCAR and vasprun.xml of one calculation share: the folder, and what else is in their names."""
+    """Folder and rest of the name, which OUTCAR and vasprun.xml of one calculation share, as ``.1`` of ``OUTCAR.1``."""
     name = re.sub(r"(?i)\.(gz|xz|bz2)$", "", file.name)
     return file.parent, re.sub(r"(?i)outcar|vasprun|xml|[._-]", "", name)
 
 
 def _other_of(outcar: Path, xml: Path, result: Found) -> Path:
-    """Of an OUTCAR and a vasprun.xml of one calculation the one not to read; why is noted in ``result``."""
+    """Choose between OUTCAR and vasprun.xml of one calculation: the one not to read; ``result`` gets the reason."""
     in_outcar, in_xml = progress_of(outcar), progress_of(xml)
     # With as many frames, one that breaks off after them tells nothing that the OUTCAR does not.
     takes_outcar = in_outcar.n_frames > in_xml.n_frames or (in_xml.breaks_off and in_outcar.n_frames == in_xml.n_frames)

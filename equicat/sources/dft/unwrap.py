@@ -27,7 +27,7 @@ class Unwrapped:
     before: float
     """Largest distance (Å) of an atom from its place in the first frame, as the positions were."""
     after: float
-    """The same without jumps."""
+    """Largest distance (Å) of an atom from its place in the first frame, without jumps."""
 
 
 def unwrap(

@@ -1,4 +1,4 @@
-"""What the toy data set is made of: fcc metals and ordered alloys, their surfaces, and small adsorbates.
+"""Ingredients of the toy data set: fcc metals and ordered alloys, their surfaces, and small adsorbates.
 
 Everything is as the effective-medium theory (EMT) of ASE has it: lattice constants are EMT's, and so are the gas-phase
 energies. EMT describes the seven metals well; its H, C, N and O are caricatures, which is enough for a toy.
@@ -43,7 +43,7 @@ ADSORBATES: dict[str, list[tuple[str, float, float, float]]] = {
 """Symbol and position (Å) of each atom; the first one binds to the surface, which is below. Chosen for surviving on
 EMT's metals, which pull most molecules apart."""
 HELD_OUT_ADSORBATES = ("CH", "O2", "CCO", "CO2")
-"""What training never sees; made of elements that it does see."""
+"""Adsorbates that training never sees; made of elements that it does see."""
 
 
 @dataclass(frozen=True)

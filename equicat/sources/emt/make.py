@@ -61,7 +61,7 @@ class EMTConfig(Checked):
     """Relaxed systems in the data set, at least two a split: 60 % train, 10 % in each of four validation splits. Clean
     slabs are not counted."""
     seed: Natural = 0
-    """The same seed gives the same bytes, with any number of workers."""
+    """Random numbers; one seed gives the same bytes with any number of workers."""
     fmax: PositiveNumber = 0.05
     """Relax until the largest force on a free atom is below this (eV/Å)."""
     max_steps: Positive = 150

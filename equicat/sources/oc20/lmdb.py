@@ -107,7 +107,7 @@ def _from_data(record: Mapping[str, Any], source: str) -> Structure:
         positions=_vectors(record["pos"]),
         cell=_vectors(record["cell"]).reshape(3, 3),
         pbc=np.ones(3, bool),
-        fixed=None if fixed is None else np.asarray(fixed).reshape(-1) != 0,
+        fixed=None if fixed is None else _flags(fixed, np.size(record["atomic_numbers"])),
         tags=None if tags is None else _integers(tags, "tags"),
         energy=None if energy is None else float(_scalar(energy)),
         forces=_optional_vectors(record.get("forces", record.get("force"))),
@@ -220,6 +220,14 @@ def _scalar(value: Any) -> Any:
     if len(flat) != 1:
         raise ValueError(f"{len(flat)} values where one is expected")
     return flat[0].item()
+
+
+def _flags(value: Any, n_atoms: int) -> ndarray:
+    """A flag for each atom; old files hold floats."""
+    flags = np.asarray(value).reshape(-1)
+    if len(flags) != n_atoms:
+        raise ValueError(f"fixed has {len(flags)} values for {n_atoms} atoms; it must hold a flag for each")
+    return flags != 0
 
 
 def _integers(value: Any, name: str) -> ndarray:

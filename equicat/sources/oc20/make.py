@@ -28,13 +28,15 @@ BYTES_PER_STRUCTURE = {"float64": 4000.0, "float32": 2300.0}
 """Size of a structure in a store, at OC20's 73 atoms, by precision; tells whether a store will fit."""
 ATTRIBUTION = "Open Catalyst 2020 (OC20), Chanussot et al., ACS Catal. 11, 6059 (2021), CC-BY 4.0"
 NO_CLEAN_SLABS = "OC20's S2EF data have no clean slabs: nothing tells a model that their energy is 0 eV (docs/oc20.md)"
+MAX_ADSORPTION_ENERGY = 50.0
+"""eV. An energy further from zero is hardly an adsorption energy."""
 DOWNLOADS = "downloads"
 """Directory of the data set in which archives are until they are converted."""
 
 
 @dataclass(frozen=True)
 class OC20Config(Checked):
-    """Which part of OC20, and how it is kept."""
+    """Options of ``equicat data oc20``: the part of OC20, and how it is kept."""
 
     task: Literal["s2ef", "is2re", "is2rs"] = "s2ef"
     """s2ef (structure to energy and forces), is2re or is2rs (initial structure to relaxed energy or structure)."""
@@ -49,7 +51,7 @@ class OC20Config(Checked):
     keep: bool = False
     """Keep the downloaded archives."""
     energy_reference: Literal["adsorption", "total", "relative"] = "adsorption"
-    """What the energies are: adsorption in all of OC20; an LMDB or database of your own data may hold total or relative
+    """Kind of the energies: adsorption in all of OC20; an LMDB or database of your own data may hold total or relative
     ones. Of raw files, which have the reference too, total keeps the total energies."""
     mapping: str | None = None
     """oc20_data_mapping.pkl to join, or download. Default: the one in the directory, if there is one."""
@@ -202,9 +204,9 @@ def _require_space(out: Path, splits: list[Split], config: OC20Config) -> None:
 
 def _converted(out: Path, split: Split, place: Path, config: OC20Config, mapping: MappingTable | None) -> str:
     pieces = pieces_of(place, SHARD_SIZE, config.energy_reference == "total")
+    first = first_good(pieces, str(place))
     if pieces[0].log_path is not None and config.energy_reference == "relative":
         raise InputError(f"{place}: raw files have adsorption energies, or total ones; not relative")
-    first = first_good(pieces, str(place))
     _require_labels(first, split)
     precision = config.precision
     if precision == "source":
@@ -227,7 +229,15 @@ def _converted(out: Path, split: Split, place: Path, config: OC20Config, mapping
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     result = pack(path, grouped(pieces, SHARD_SIZE), info, options, mapping)
-    return _summary(path, result, split, config.source is None)
+    return _summary(path, result, split, config.source is None) + _doubt(first, config)
+
+
+def _doubt(first: Structure, config: OC20Config) -> str:
+    """A line that asks whether energies are adsorption energies, if the first one is too large for that."""
+    energy = next((e for e in (first.energy, first.relaxed_energy) if e is not None), 0.0)
+    if config.energy_reference != "adsorption" or abs(energy) < MAX_ADSORPTION_ENERGY:
+        return ""
+    return f"\n  the first energy is {energy:.1f} eV: if these are no adsorption energies, say --energy_reference total"
 
 
 def _require_labels(first: Structure, split: Split) -> None:

@@ -54,7 +54,7 @@ class TestFrames:
 
 
 def found(initial: Structure, relaxed: Structure, rules: Rules | None = None) -> dict[str, str]:
-    """What the judge says, but for the migration of adsorbates, which has its own tests."""
+    """Findings of the judge, but for the migration of adsorbates, which has its own tests."""
     return {rule: text for rule, text in judge(initial, relaxed, rules).items() if rule != "migrated"}
 
 

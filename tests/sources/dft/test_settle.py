@@ -184,35 +184,58 @@ def rattled(frame: Atoms) -> Atoms:
 class TestCleanSlabs:
     """In a data set of adsorption energies, a clean slab has none."""
 
-    def test_relaxed_clean_slabs_are_frames_of_zero(self, project, calculations):
+    def test_clean_slabs_are_frames_relaxed_ones_of_zero(self, project, calculations):
         run(project, split=SplitConfig(val_share=0.0))
         slabs = [s for s in s2ef(project) if s.tags.max() < 2]
         assert {s.sid for s in slabs} == {"Cu111/clean", "Pd111/clean"}
         for s in slabs:
             frames = calculations[s.sid]
-            assert s.energy == pytest.approx(
-                frames[s.fid].calc.results["energy"] - energy(calculations, s.sid), abs=1e-6
-            )
+            e = frames[s.fid].calc.results["energy"] - energy(calculations, s.sid)
+            assert s.energy == pytest.approx(e, abs=1e-6)
             assert s.fixed.tolist() == [True] * 4 + [False] * 8
         relaxed = [s for s in slabs if s.fid == len(calculations[s.sid]) - 1]
-        assert [s.energy for s in relaxed] == [0.0, 0.0]
+        assert {s.sid for s in relaxed} == {"Cu111/clean", "Pd111/clean"}
+        assert {s.energy for s in relaxed} == {0.0}
         assert all(s.tags.max() == 2 for s in Store(splits_of(project.parent / "data", "is2re")["train"]))
+
+    @pytest.mark.parametrize("share", [0.1, 0.3, 1e-9])
+    def test_they_are_a_share_of_the_training_frames(self, project, calculations, share):
+        split = SplitConfig(held_out_catalysts=("Pd",), val_share=0.0)
+        report = run(project, split=split, clean_slab_share=share)
+        for metal, name in (("Cu", "train"), ("Pd", "val_ood_cat")):
+            n_slab = sum(s.tags.max() < 2 for s in s2ef(project, name))
+            n_own = len(calculations[f"{metal}111/clean"])
+            n_others = len(s2ef(project, name)) - n_slab
+            wanted = share * n_others / (1 - share) if name == "train" else 0.0
+            assert n_slab % n_own == 0
+            assert max(wanted, n_own) <= n_slab < max(wanted + n_own, n_own + 1)
+            assert report.splits[name]["repeated_frames"] == n_slab - n_own
+        with pytest.raises(InputError, match=r"clean_slab_share is 1.0; it must be a number of at least 0"):
+            ImportConfig(files=("a",), clean_slab_share=1.0)
 
     def test_from_slab_files_the_relaxed_frame(self, project, calculations, tmp_path):
         options = {"slab_files": (str(project / "*" / "clean"),), "gas_files": (str(project / "gas"),)}
         config = ImportConfig(files=(str(project / "Cu111" / "O*"),), **options)
         report = import_dataset(tmp_path / "data", config)
         slabs = [s for s in s2ef(project) if s.tags.max() < 2]
-        assert [(s.sid, s.energy) for s in slabs] == [("slab-Cu111/clean", 0.0)], "that of Pd is not used"
+        assert {(s.sid, s.energy) for s in slabs} == {("slab-Cu111/clean", 0.0)}, "that of Pd is not used"
         np.testing.assert_allclose(slabs[0].forces, calculations["Cu111/clean"][-1].calc.results["forces"], atol=1e-6)
         assert slabs[0].tags.tolist() == [0] * 4 + [1] * 8
         assert report.counts()["clean_slabs"] == 1
 
+    def test_a_slab_that_nobody_uses_is_left_out(self, project, calculations):
+        """It may be an adsorbed metal atom, for all that its elements tell."""
+        for name in ("O", "OH"):
+            (project / "Pd111" / name / "OUTCAR").unlink()
+        report = run(project, split=SplitConfig(val_share=0.0))
+        assert {s.sid for s in s2ef(project)} == {"Cu111/O", "Cu111/OH", "Cu111/clean"}
+        assert "Pd111/clean: clean slab (left out): no system is measured against it" in report.as_text()
+
     def test_left_out(self, project, calculations, tmp_path):
-        report = run(project, clean_slabs=False, split=SplitConfig(val_share=0.0))
+        report = run(project, clean_slab_share=0.0, split=SplitConfig(val_share=0.0))
         assert all(s.tags.max() == 2 for s in s2ef(project))
         assert "2 clean slabs are not among the S2EF frames" in report.as_text()
-        run(project, "total", clean_slabs=False, energy_reference="total", split=SplitConfig(val_share=0.0))
+        run(project, "total", clean_slab_share=0.0, energy_reference="total", split=SplitConfig(val_share=0.0))
         assert not any("clean" in s.sid for s in s2ef(project, name="total"))
 
     def test_known_by_their_energy_only(self, project, calculations, tmp_path):

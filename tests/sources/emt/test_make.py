@@ -195,7 +195,7 @@ class TestWhyDropped:
 
     @staticmethod
     def verdict(slab: Atoms, heights: list[float], force: float = 0.0, moved: float = 0.0) -> str:
-        """Of a relaxation that starts with CO on top of an atom and ends with O atoms at these heights (Å) above it."""
+        """Why a relaxation is dropped that ends with O atoms at these heights (Å) above an atom of the slab."""
         top = slab.positions[-1]
         ends = []
         for places in ([1.8, 3.0, 4.2][: len(heights)], heights):
@@ -238,7 +238,7 @@ class TestWhyDropped:
 
 
 class TestCleanSlabs:
-    """So that the adsorption energy of a slab with nothing on it is zero, whatever its size."""
+    """Frames of clean slabs, which tell a model that a slab with nothing on it has no adsorption energy."""
 
     def test_each_once_without_adsorbate_and_without_energy(self, data):
         everywhere = [s for split in SPLITS for s in Store(data / "s2ef" / split)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from oc20_samples import oc20_like, with_relaxed, write_lmdb, write_raw
 
 from equicat.cli.main import main
@@ -21,6 +22,7 @@ from equicat.data.directory import splits_of
 from equicat.data.store import Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.sources.describe import describe
 from equicat.sources.oc20 import catalogue as oc20_catalogue
 from equicat.sources.oc20.catalogue import PUBLISHED_SPLITS, splits_named
 from equicat.sources.oc20.download import download, require_space, unpack
@@ -389,6 +391,61 @@ class TestFromDisk:
         assert "30 structures read, 29 written, 1 bad ones left out" in out
         assert "data.lmdb, entry 4: energy is not finite" in out
 
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"sid": None}, "not an OC20 structure (no 'sid'); found "),
+            ({"fixed": torch.tensor([0])}, "not an OC20 structure (fixed has 1 values for "),
+            ({"pos": torch.zeros(2)}, "not an OC20 structure (cannot reshape"),
+        ],
+    )
+    @pytest.mark.parametrize("strict", [[], ["--strict"]])
+    def test_not_one_good_entry(self, tmp_path, capsys, change, reason, strict):
+        write_lmdb(tmp_path / "in" / "data.lmdb", FRAMES[:3], "old", change=change)
+        _, error = run(capsys, tmp_path / "d", "--from", tmp_path / "in", *strict)
+        assert "none of 3 structures is good; the first: " in error
+        assert f"data.lmdb, entry 0: {reason}" in error
+        assert not list(tmp_path.glob("d/s2ef/*"))
+
+    @pytest.mark.parametrize(("sid", "expected"), [("slab-7", "slab-7"), ("random7", "7"), (torch.tensor([7.0]), "7")])
+    def test_system_ids_may_be_text(self, tmp_path, capsys, sid, expected):
+        write_lmdb(tmp_path / "in" / "data.lmdb", FRAMES[:2], "old", change={"sid": sid})
+        run(capsys, tmp_path / "d", "--from", tmp_path / "in")
+        assert [s.sid for s in Store(tmp_path / "d" / "s2ef" / "train")] == [expected] * 2
+
+    def test_energies_of_ones_own_lmdb(self, tmp_path, capsys):
+        write_lmdb(tmp_path / "in" / "data.lmdb", [dataclasses.replace(s, energy=-200.0) for s in FRAMES[:2]], "old")
+        out, _ = run(capsys, tmp_path / "d", "--from", tmp_path / "in")
+        assert "the first energy is -200.0 eV: if these are no adsorption energies, say --energy_reference total" in out
+        out, _ = run(capsys, tmp_path / "t", "--from", tmp_path / "in", "--energy_reference", "total")
+        assert "first energy" not in out
+        assert Store(tmp_path / "t" / "s2ef" / "train").info.energy_reference == "total"
+        assert "energies are       total" in describe(tmp_path / "t")
+        _, error = run(capsys, tmp_path / "d", "--from", tmp_path / "in", "--energy_reference", "total")
+        assert "its energies are 'adsorption', not 'total'; choose another directory" in error
+
+    def test_total_energies_of_raw_files(self, tmp_path, capsys):
+        raw = write_raw(tmp_path / "in", FRAMES, 7)
+        out, _ = run(capsys, tmp_path / "a", "--from", raw)
+        assert "OC20's S2EF data have no clean slabs: nothing tells a model that their energy is 0 eV" in out
+        run(capsys, tmp_path / "t", "--from", raw, "--energy_reference", "total")
+        adsorption, total = (Store(tmp_path / name / "s2ef" / "train") for name in "at")
+        np.testing.assert_allclose(
+            total.array("energy"), adsorption.array("energy") + adsorption.array("reference_energy"), atol=1e-9
+        )
+        _, error = run(capsys, tmp_path / "r", "--from", raw, "--energy_reference", "relative")
+        assert "raw files have adsorption energies, or total ones; not relative" in error
+
+    def test_other_commands_name_the_one_for_lmdbs(self, tmp_path, capsys):
+        write_lmdb(tmp_path / "data.lmdb", FRAMES[:2], "old")
+        assert main(["data", "info", str(tmp_path / "data.lmdb")]) == 2
+        assert "is an LMDB; make a store of it with `equicat data oc20 OUT --from " in capsys.readouterr().err
+
+    def test_an_empty_file(self, tmp_path, capsys):
+        write_lmdb(tmp_path / "in" / "data.lmdb", [], "old")
+        _, error = run(capsys, tmp_path / "d", "--from", tmp_path / "in")
+        assert "in: no structures" in error
+
     def test_nothing_there(self, tmp_path, capsys):
         (tmp_path / "in").mkdir()
         _, error = run(capsys, tmp_path / "d", "--from", tmp_path / "in")
@@ -412,3 +469,6 @@ class TestFromDisk:
         assert few.info.provenance["seed"] == 0
         assert few.columns == ["reference_energy", "free_energy"]
         assert {s.id for s in few} < {s.id for s in FRAMES}
+        words[2] = tmp_path / "d"
+        assert main([str(word) for word in words]) == 2
+        assert "holds several splits or no store; name one of: s2ef/train" in capsys.readouterr().err
