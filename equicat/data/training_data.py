@@ -13,6 +13,7 @@ from equicat.data.datasets import AnyDataset, Dataset, MemoryDataset, Subset, op
 from equicat.data.directory import is_store, splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read
+from equicat.data.store import Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.options.values import Checked, Natural, Positive
@@ -25,11 +26,12 @@ class DataConfig(Checked, section="data"):
     train: tuple[str, ...] = ()
     """Stores, data set directories (their train split), or structure files."""
     val: tuple[str, ...] = ()
-    """The same for validation (val_id split). Empty: n_val structures are drawn from the training data."""
+    """Stores, data set directories (their val_id split), or structure files for validation. Empty: n_val structures are
+    drawn from the training data."""
     train_where: dict[str, str] = field(default_factory=dict)
-    """Of structure files, use only frames with these info values, such as {split: train}."""
+    """Use only frames of structure files with these info values, such as {split: train}."""
     val_where: dict[str, str] = field(default_factory=dict)
-    """The same for validation."""
+    """Use only validation frames with these info values."""
     n_train: Positive | None = None
     """Use so many training structures, drawn at random; null uses all."""
     n_val: Positive | None = None
@@ -37,9 +39,9 @@ class DataConfig(Checked, section="data"):
     energy_key: str | None = None
     """Take energies (eV) from this info key of structure files."""
     energy_reference: Literal["adsorption", "total", "relative"] | None = None
-    """What the energies of structure files are; stores know."""
+    """Kind of the energies of structure files; stores know theirs."""
     split_seed: Natural = 0
-    """Decides the draws above."""
+    """Seed of the random draws above."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +70,10 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
     everything = _open(config.train, config.train_where, "train", task, config)
     rng = np.random.default_rng(config.split_seed)
     if config.val:
+        held_out = _open(config.val, config.val_where, "val_id", task, config)
+        _refuse_shared(everything, held_out)
         train = _draw(everything, config.n_train, rng, "data.n_train")
-        val = _draw(_open(config.val, config.val_where, "val_id", task, config), config.n_val, rng, "data.n_val")
+        val = _draw(held_out, config.n_val, rng, "data.n_val")
     else:
         train, val = _split(everything, config, rng)
     for dataset in (train, val):
@@ -83,7 +87,30 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
     return train, val
 
 
-def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tuple["Subset", "Subset"]:
+def _refuse_shared(train: Dataset, val: Dataset) -> None:
+    """Make sure that no store, and no frame of a file, is both training and validation data.
+
+    Raises:
+        InputError: naming it.
+    """
+    sources = [
+        {str(data.path.resolve())} if isinstance(data, Store) else {_resolved(s.source) for s in data}
+        for data in (train, val)
+    ]
+    for shared in sorted(sources[0] & sources[1])[:1]:
+        raise InputError(
+            f"{shared}: is both training and validation data, so errors on it would say nothing of other structures; "
+            "give validation data of its own (data.val), or [] to hold a part of the training data out"
+        )
+
+
+def _resolved(source: str) -> str:
+    """``file, frame 3`` with the file's real path, whatever link or relative path it was opened by."""
+    file, separator, frame = source.partition(", frame ")
+    return f"{Path(file).resolve()}{separator}{frame}"
+
+
+def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tuple[Subset, Subset]:
     """Training and validation structures from one data set; a tenth validates unless ``n_val`` says otherwise."""
     n_val = max(1, len(dataset) // 10) if config.n_val is None else config.n_val
     n_train = len(dataset) - n_val if config.n_train is None else config.n_train
