@@ -13,6 +13,7 @@ _PUBLIC = {
     "Batch": "equicat.data.batch",
     "Calculator": "equicat.interfaces.ase",
     "InputError": "equicat.errors",
+    "OutsideTraining": "equicat.errors",
     "Structure": "equicat.data.structure",
     "adsorption_energies": "equicat.adsorption.energies",
     "load": "equicat.models.saved",

@@ -19,6 +19,10 @@ class InputError(ValueError):
         self.lines = (message, *problems)
 
 
+class OutsideTraining(UserWarning):
+    """A structure is unlike those that a model was trained on; ``warnings.simplefilter`` decides what happens then."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the known name closest to ``name``, or an empty string when none is near."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -4,6 +4,7 @@
 """
 
 import csv
+import math
 import pickle
 import platform
 import shutil
@@ -14,8 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from jaxtyping import Float
+from numpy import ndarray
 
 from equicat.data.training_data import DataConfig
 from equicat.errors import InputError
@@ -31,8 +35,18 @@ BEST = "checkpoints/best.ckpt"
 """The state of training at the end of the epoch whose weights are in ``model.safetensors``."""
 LAST = "checkpoints/last.ckpt"
 """The state of training at the end of the last finished epoch: what `--run.resume true` goes on from."""
+DATA = "data.json"
+"""Where training and validation data come from, and how much of each there is."""
+TRAINED_ON = "trained_on.npz"
+"""Keys of what was trained on and validated with (:class:`equicat.data.identity.TrainedOn`)."""
 EVALUATION = "evaluation.json"
+"""Metrics on the run's own validation data, and on nothing else."""
 PREDICTIONS = "predictions"
+"""Folder with predictions and labels, a file a split: beside :data:`EVALUATION`, and in every other evaluation."""
+EVALUATIONS = "evaluations"
+"""Folder with a folder for each evaluation on other data."""
+OTHER_METRICS = "metrics.json"
+"""Metrics of an evaluation on other data, in its folder; of the form of :data:`EVALUATION`."""
 REPORT = "report.html"
 
 FORMAT_VERSION = 2
@@ -168,6 +182,26 @@ def append_metrics(run: Path, row: Row) -> None:
         names = file.readline().rstrip("\n").split(",")
         file.seek(0, 2)
         file.write(",".join(row.get(name, "") for name in names) + "\n")
+
+
+def metric_columns(path: Path) -> dict[str, Float[ndarray, "n_epochs"]]:
+    """The columns of a ``metrics.csv`` as numbers, NaN where a cell is empty.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it has no rows, or a cell is not a number.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, restval=""))
+    if not rows:
+        raise ValueError("no rows yet")
+    return {name: np.array([float(row[name] or math.nan) for row in rows]) for name in rows[0] if name is not None}
+
+
+def saved_epoch(columns: Mapping[str, Float[ndarray, "n_epochs"]]) -> int | None:
+    """The row of ``metrics.csv`` that belongs to the saved weights: the first with the lowest validation loss."""
+    losses = columns.get("val_loss", np.zeros(0))
+    return int(np.nanargmin(losses)) if np.isfinite(losses).any() else None
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------

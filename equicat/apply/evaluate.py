@@ -1,39 +1,39 @@
 """`equicat evaluate`: OC20's metrics per split, with the trivial baselines in the same table."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
-from equicat.apply.predict import predictions
+from equicat.apply.options import ApplyOptions
+from equicat.apply.predict import predictions, watch_of
+from equicat.apply.remarks import overfitting, remarks_on
+from equicat.apply.results import (
+    SplitResult,
+    check_writable,
+    folder_for,
+    summary_of,
+    write_other,
+    write_validation,
+)
 from equicat.data.batch import Batch
-from equicat.data.datasets import AnyDataset, open_dataset, require_labels
+from equicat.data.datasets import AnyDataset, Dataset, open_dataset, require_labels
 from equicat.data.directory import splits_of
-from equicat.data.training_data import training_data
-from equicat.files import replace_json, replacing_file
+from equicat.data.identity import TrainedOn, has_ids, n_systems
+from equicat.data.training_data import DataConfig, training_data
+from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
-from equicat.models.model import ModelInfo, check_energy_reference
+from equicat.models.model import check_energy_reference
 from equicat.models.potential import Potential
-from equicat.options.values import Device, Positive
-from equicat.run_directory import data_config
-from equicat.tasks.metrics import MetricSums
-from equicat.tasks.tables import format_table
-from equicat.tasks.tasks import task_of
-
-
-@dataclass
-class SplitResult:
-    """Metrics of the model and of the trivial baselines on one split, and what the parity plots need."""
-
-    n_systems: int
-    n_free_atoms: int
-    rows: dict[str, dict[str, float]]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+from equicat.run_directory import EVALUATIONS, METRICS, TRAINED_ON, data_config, metric_columns, saved_epoch
+from equicat.tasks.tables import MetricSums
+from equicat.tasks.tasks import task_of, values_of
 
 
 class Examples:
@@ -71,12 +71,7 @@ class Examples:
 
 
 def evaluate_split(
-    model: Potential | DirectModel,
-    dataset: AnyDataset,
-    *,
-    batch_size: int = 16,
-    title: str = "",
-    progress: bool = True,
+    model: Potential | DirectModel, dataset: AnyDataset, options: ApplyOptions, title: str = ""
 ) -> SplitResult:
     """Metrics on free atoms, pooled over batches (see :mod:`equicat.tasks.metrics`).
 
@@ -84,23 +79,33 @@ def evaluate_split(
         InputError: if the data lack a label, hold another energy than the model predicts, or an unknown element.
     """
     info, task = model.info, task_of(model.info.outputs)
+    options.check(info)
     check_energy_reference(info, dataset.info, dataset.path)
     require_labels(dataset, task.labels)
     sums: dict[str, MetricSums] = {}
     kept: dict[str, list[Tensor]] = {}
-    n_free, examples = 0, Examples()
-    for batch, prediction in predictions(model, dataset, batch_size, title, progress, labels=task.labels):
-        for row, guess in {info.network.name: prediction, **task.baselines(batch, info.statistics)}.items():
-            sums.setdefault(row, MetricSums(task.metric_names)).add(task.metrics(guess, batch))
-        arrays = {f"{name}_true": values for name, values in task.arrays(task.reference(batch), batch).items()}
-        arrays |= {f"{name}_pred": values for name, values in task.arrays(prediction, batch).items()}
-        for name, values in {**arrays, "n_atoms": batch.n_atoms}.items():
-            kept.setdefault(name, []).append(values.cpu())
+    n_free, examples, watch = 0, Examples(), watch_of(model, options)
+    for batch, prediction in predictions(model, dataset, options, title, watch, task.labels):
+        found, target = values_of(prediction, batch), task.target(batch)
+        for row, values in {info.network.name: found, **task.baselines(batch, info.statistics)}.items():
+            sums.setdefault(row, MetricSums(task.quantities)).add(values, target, batch)
+        kept.setdefault("n_atoms", []).append(batch.n_atoms.cpu())
+        for name in task.quantities:
+            for stage, values in (("true", target), ("pred", found)):
+                array = getattr(values, name)
+                array = array[~batch.fixed] if name in ("forces", "displacements") else array
+                kept.setdefault(f"{name}_{stage}", []).append(array.cpu())
         n_free += int((~batch.fixed).sum())
         if isinstance(prediction, RelaxedPrediction) and prediction.displacements is not None:
             examples.add(batch, prediction.displacements)
-    everything = {name: torch.cat(values).numpy() for name, values in kept.items()} | examples.arrays()
-    return SplitResult(len(dataset), n_free, {row: s.compute() for row, s in sums.items()}, everything)
+    return SplitResult(
+        n_structures=len(dataset),
+        n_systems=n_systems(dataset),
+        n_free_atoms=n_free,
+        rows={row: s.compute() for row, s in sums.items()},
+        outside_training=watch.texts(),
+        arrays={name: torch.cat(values).numpy() for name, values in kept.items()} | examples.arrays(),
+    )
 
 
 def evaluate(
@@ -110,84 +115,171 @@ def evaluate(
     energy_key: str | None = None,
     forces_key: str | None = None,
     energy_reference: Literal["adsorption", "total", "relative"] | None = None,
-    batch_size: Positive = 16,
-    device: Device = "auto",
-    progress: bool = True,
+    out: str | Path | None = None,
+    **how: Any,
 ) -> dict[str, Any]:
-    """Evaluate a run on every split found at ``data``.
+    """Evaluate a run on every split found at ``data``, beside the run's own validation, which stays as it is.
 
     Args:
         run: Run directory that `equicat train` wrote.
-        data: Data set directory, store or structure file. Default: the validation data of the run.
+        data: Data set directory, store or structure file. Default: the validation data of the run, whose results are
+            then written anew.
         energy_key: Info key of the energies (files only).
         forces_key: Column of atoms with the forces (files only).
-        energy_reference: What the energies of a file are. Default: what the model predicts.
-        batch_size: Structures computed together.
-        device: Where to compute; auto takes a GPU if there is one.
-        progress: Show a progress bar.
+        energy_reference: What the energies of a file are. Default: total.
+        out: Folder for the results on other data. Default: RUN/evaluations/NAME, named by the data.
+        how: see :class:`~equicat.apply.options.ApplyOptions`.
 
     Returns:
-        What ``evaluation.json`` holds: metrics by split and row.
+        What the JSON file of the evaluation holds, and under ``written`` the names of the files.
 
     Raises:
-        InputError: for a missing file or label, another energy than the model predicts, or an unknown element.
+        InputError: if no split can be evaluated. If only some can, the others are in ``skipped``, with the reason.
     """
+    options = ApplyOptions(**how)
+    keys = {"energy_key": energy_key, "forces_key": forces_key, "energy_reference": energy_reference}
     if data is None:
-        return evaluate_validation(run, batch_size=batch_size, device=device, progress=progress)
-    model = saved.load(run, device)
+        _refuse_file_options(
+            {"energy_key": energy_key, "forces_key": forces_key, "energy_reference": energy_reference, "out": out}
+        )
+        return evaluate_validation(run, **how)
+    run, data = Path(run), Path(data)
+    model = saved.load(run, options.device)
+    options.check(model.info)
+    folder = folder_for(run, data, "minus_clean_slab" * options.minus_clean_slab) if out is None else Path(out)
+    check_writable(folder)
+    known = TrainedOn.read(run / TRAINED_ON)
+    found = splits_of(data, model.info.task)
+    splits = {name: path for name, path in found.items() if name != "train" or path == data}  # evaluated when named
     labels = task_of(model.info.outputs).labels
+    datasets, skipped = usable(model, splits, labels, **keys)
     results = {}
-    for name, path in splits_of(data, model.info.task).items():
-        if name == "train" and Path(data).is_dir() and Path(data) != path:
-            continue  # evaluated when named
-        reference = energy_reference or (None if path.is_dir() else model.info.energy_reference)
-        dataset = open_dataset(path, energy_key, reference, forces_key=forces_key, labels=labels)
-        results[name] = evaluate_split(model, dataset, batch_size=batch_size, title=name, progress=progress)
-    return write_results(Path(run), model.info, str(data), results)
+    for name, dataset in datasets.items():
+        results[name] = evaluate_split(model, dataset, options, name)
+        if known is not None:
+            results[name].n_trained_on, results[name].n_chose_checkpoint = known.overlap(dataset)
+    remarks = remarks_on({name: result.as_json() for name, result in results.items()})
+    summary = summary_of(
+        model.info,
+        str(data.resolve()),
+        results,
+        energies_assumed=data.is_file() and energy_reference is None and any("energy" in label for label in labels),
+        minus_clean_slab=options.minus_clean_slab,
+        skipped=skipped,
+        remarks=remarks,
+    )
+    return summary | {"written": [str(path) for path in write_other(folder, summary, results)]}
 
 
-def evaluate_validation(
-    run: str | Path, *, batch_size: int = 16, device: str = "auto", progress: bool = True
-) -> dict[str, Any]:
+def usable(
+    model: Potential | DirectModel,
+    splits: Mapping[str, Path],
+    labels: Sequence[str],
+    *,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    energy_reference: str | None = None,
+) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """The splits on which a model can be judged, opened; and those on which it cannot, with the reason.
+
+    Args:
+        model: to be judged.
+        splits: stores or files by name.
+        labels: what is compared.
+        energy_key: for files: take the energies from this key of each frame.
+        forces_key: for files: take the forces from this column of atoms.
+        energy_reference: what the energies of files are; total if not given.
+
+    Raises:
+        InputError: if there is none to be judged on, or one has another kind of energies than the model.
+    """
+    datasets: dict[str, Dataset] = {}
+    skipped: dict[str, str] = {}
+    for name, path in splits.items():
+        dataset = open_dataset(path, energy_key, energy_reference, forces_key=forces_key, labels=tuple(labels))
+        assumed = path.is_file() and energy_reference is None
+        check_energy_reference(model.info, dataset.info, path, "--energy_reference" if assumed else "")
+        reason = _cannot_be_judged_on(model, dataset, labels)
+        if reason:
+            skipped[name] = reason
+        else:
+            datasets[name] = dataset
+    if not datasets:
+        raise InputError("; ".join(skipped.values()) or "there is a training split only; name it to evaluate it")
+    return datasets, skipped
+
+
+def _cannot_be_judged_on(model: Potential | DirectModel, dataset: Dataset, labels: Sequence[str]) -> str:
+    """Why a model cannot be judged on a split: an element that it does not know, or labels that are missing."""
+    unknown = [chemical_symbols[z] for z in dataset.elements if z not in model.elements]
+    if unknown:
+        return (
+            f"{dataset.path}: holds {', '.join(unknown)}, and the model was trained without; it knows "
+            f"{', '.join(model.info.element_symbols)}"
+        )
+    try:
+        require_labels(dataset, labels)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _refuse_file_options(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} is for other data than the run's own validation data; name them with --data")
+
+
+def evaluate_validation(run: str | Path, **how: Any) -> dict[str, Any]:
     """Evaluate a run on the validation data of its own configuration: all of it, or what was held out for it.
+
+    Args:
+        run: run directory.
+        how: see :class:`~equicat.apply.options.ApplyOptions`.
+
+    Returns:
+        What ``evaluation.json`` holds, and under ``written`` the names of the files.
 
     Raises:
         InputError: if the run has no configuration, or its data are gone.
     """
-    model = saved.load(run, device)
+    run, options = Path(run), ApplyOptions(**how)
+    model = saved.load(run, options.device)
+    options.check(model.info)
     config = data_config(run)
     if config.val:
         config = dataclasses.replace(config, n_val=None)
-    info = model.info
-    _, val = training_data(config, info.task, task_of(info.outputs).labels)
-    result = evaluate_split(model, val, batch_size=batch_size, title="val", progress=progress)
-    return write_results(Path(run), info, "validation data of the run", {"val": result})
+    _, val = training_data(config, model.info.task, task_of(model.info.outputs).labels)
+    result = evaluate_split(model, val, options, "val")
+    known = TrainedOn.read(run / TRAINED_ON)
+    result.n_trained_on = None if known is None else known.overlap(val)[0]
+    result.n_chose_checkpoint = result.n_systems
+    remarks = remarks_on({"val": result.as_json()}) + _drawn_remarks(config, val) + _overfitting(run, result)
+    more = {"minus_clean_slab": options.minus_clean_slab, "remarks": remarks}
+    summary = summary_of(model.info, "validation data of the run", {"val": result}, **more)
+    if options.minus_clean_slab:  # not what the run was validated with
+        written = write_other(run / EVALUATIONS / "val-minus_clean_slab", summary, {"val": result})
+    else:
+        written = write_validation(run, summary, {"val": result})
+    return summary | {"written": [str(path) for path in written]}
 
 
-def write_results(run: Path, info: ModelInfo, data: str, results: dict[str, SplitResult]) -> dict[str, Any]:
-    """Write ``evaluation.json`` and, for the parity plots, ``predictions/<split>.npz`` into the run directory."""
-    (run / "predictions").mkdir(exist_ok=True)
-    for name, result in results.items():
-        with replacing_file(run / "predictions" / f"{name}.npz") as temporary:
-            np.savez_compressed(temporary, **result.arrays)  # type: ignore[arg-type]
-    summary = {
-        "task": info.task,
-        "data": data,
-        "energy_reference": info.energy_reference,
-        "splits": {
-            name: {"n_systems": r.n_systems, "n_free_atoms": r.n_free_atoms, "rows": r.rows}
-            for name, r in results.items()
-        },
-    }
-    replace_json(run / "evaluation.json", summary)
-    return summary
+def _drawn_remarks(config: DataConfig, val: AnyDataset) -> list[str]:
+    if config.val or has_ids(val):
+        return []
+    return [
+        "val: frames were drawn at random from the training data, which have no sid: neighbouring frames of the same "
+        "relaxation may have been trained on"
+    ]
 
 
-def as_text(summary: dict[str, Any]) -> str:
-    """The tables that `equicat evaluate` prints, one a split."""
-    parts = []
-    for name, split in summary["splits"].items():
-        title = f"{name}: {split['n_systems']} structures, {split['n_free_atoms']} free atoms"
-        parts.append(f"{title}\n{format_table(split['rows'])}")
-    parts.append(f"Energies: {summary['energy_reference']}. Fixed atoms are not counted.")
-    return "\n\n".join(parts)
+def _overfitting(run: Path, result: SplitResult) -> list[str]:
+    try:
+        metrics = metric_columns(run / METRICS)
+    except (OSError, ValueError):
+        return []
+    row = saved_epoch(metrics)
+    if row is None:
+        return []
+    training = {name.removeprefix("train_"): float(c[row]) for name, c in metrics.items() if name.startswith("train_")}
+    return overfitting(training, next(iter(result.rows.values())))

@@ -6,6 +6,7 @@ toy data), its forces at the predicted structures give AFbT, for which OC20 runs
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,29 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from equicat.apply.evaluate import usable
 from equicat.data.batch import Batch
-from equicat.data.datasets import Dataset, open_dataset, require_labels
+from equicat.data.datasets import Dataset
 from equicat.data.directory import splits_of
+from equicat.data.identity import n_systems
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models.direct import RelaxedPrediction
-from equicat.models.model import check_energy_reference
 from equicat.models.potential import Potential
 from equicat.models.saved import load_potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.relax import relax
 from equicat.run_directory import data_config
-from equicat.tasks.metrics import MetricSums, average_force_below_threshold, force_below_threshold
-from equicat.tasks.tables import format_table
-from equicat.tasks.tasks import task_of
+from equicat.tasks.metrics import Values
+from equicat.tasks.tables import MetricSums, amount, format_table
+from equicat.tasks.tasks import task_of, values_of
 
 TASK = task_of(("relaxed_energy", "displacements"))
+LABELS = ("relaxed_energy", "relaxed_positions")
 CHUNK = 64
 """Systems whose metrics are computed together."""
 NO_EDGES = 0.1
 """Å; cutoff of the batches that metrics take, which need no pairs."""
-FORCE_METRICS = ("force_below_threshold", "average_force_below_threshold")
 
 
 def evaluate_relaxations(
@@ -47,6 +49,7 @@ def evaluate_relaxations(
     *,
     device: str = "cpu",
     progress: bool = True,
+    energy_reference: str | None = None,
 ) -> dict[str, Any]:
     """Relax the initial structures of every IS2RE split of a data set, training split left out, and compare.
 
@@ -57,6 +60,7 @@ def evaluate_relaxations(
         config: how to relax.
         device: where to compute.
         progress: show progress bars.
+        energy_reference: what the energies of a file are; total if not given.
 
     Returns:
         As :func:`equicat.apply.evaluate.evaluate`: metrics by split and row; and for each split ``relaxations``: the
@@ -68,14 +72,16 @@ def evaluate_relaxations(
             than the model predicts.
     """
     model = load_potential(run, device)
-    splits = {}
-    for name, path in _splits(run, data).items():
-        reference = None if path.is_dir() else model.info.energy_reference
-        dataset = open_dataset(path, energy_reference=reference)
-        check_energy_reference(model.info, dataset.info, dataset.path)
-        require_labels(dataset, ("relaxed_energy", "relaxed_positions"))
-        splits[name] = evaluate_split(model, dataset, config or RelaxConfig(), progress)
-    return {"task": "is2re and is2rs by relaxation", "energy_reference": model.info.energy_reference, "splits": splits}
+    datasets, skipped = usable(model, _splits(run, data), LABELS, energy_reference=energy_reference)
+    results = {
+        name: evaluate_split(model, dataset, config or RelaxConfig(), progress) for name, dataset in datasets.items()
+    }
+    return {
+        "task": "is2re and is2rs by relaxation",
+        "energy_reference": model.info.energy_reference,
+        "splits": results,
+        "skipped": skipped,
+    }
 
 
 def _splits(run: str | Path, data: str | Path | None) -> dict[str, Path]:
@@ -97,25 +103,25 @@ def evaluate_split(model: Potential, dataset: Dataset, config: RelaxConfig, prog
     assert result is not None
     relaxed, statistics = result.structures, model.info.statistics
     is_emt = dataset.info.provenance.get("generator") == "equicat data emt"
-    rows: dict[str, tuple[MetricSums, MetricSums]] = {}
+    quantities = (*TASK.quantities, *(["reference_forces"] if is_emt else []))
+    rows: dict[str, MetricSums] = {}
     n_free = 0
     for first in range(0, len(initial), CHUNK):
         chunk = slice(first, first + CHUNK)
         batch = Batch.from_structures(initial[chunk], NO_EDGES, dtype=torch.float64)
         n_free += int((~batch.fixed).sum())
-        guesses = {f"{model.info.network.name}, relaxed": _prediction(batch, relaxed[chunk], statistics.mean_energy)}
-        for row, guess in (guesses | TASK.baselines(batch, statistics)).items():
-            sums = rows.setdefault(row, (MetricSums(TASK.metric_names), MetricSums(FORCE_METRICS)))
-            sums[0].add(TASK.metrics(guess, batch))
+        found = values_of(_prediction(batch, relaxed[chunk], statistics.mean_energy), batch)
+        target = TASK.target(batch)
+        guesses = {f"{model.info.network.name}, relaxed": found, **TASK.baselines(batch, statistics)}
+        for row, guess in guesses.items():
             if is_emt:
-                forces = (_emt_forces(initial[chunk], batch, guess.displacements), batch.fixed, batch.system_idx)
-                functions = (force_below_threshold, average_force_below_threshold)
-                found = [function(*forces, batch.n_systems) for function in functions]
-                sums[1].add(dict(zip(FORCE_METRICS, found, strict=True)))
+                guess = replace(guess, reference_forces=_emt_forces(initial[chunk], batch, guess))
+            rows.setdefault(row, MetricSums(quantities)).add(guess, target, batch)
     return {
-        "n_systems": len(initial),
+        "n_structures": len(initial),
+        "n_systems": n_systems(dataset),
         "n_free_atoms": n_free,
-        "rows": {row: a.compute() | (b.compute() if is_emt else {}) for row, (a, b) in rows.items()},
+        "rows": {row: sums.compute() for row, sums in rows.items()},
         "relaxations": _summary([s.info for s in relaxed]),
     }
 
@@ -126,11 +132,10 @@ def _prediction(batch: Batch, relaxed: Sequence[Structure], mean_energy: float) 
     return RelaxedPrediction(torch.tensor(energies, dtype=torch.float64), positions - batch.positions)
 
 
-def _emt_forces(
-    structures: Sequence[Structure], batch: Batch, displacements: Float[Tensor, "n_atoms 3"]
-) -> Float[Tensor, "n_atoms 3"]:
+def _emt_forces(structures: Sequence[Structure], batch: Batch, guess: Values) -> Float[Tensor, "n_atoms 3"]:
     """EMT's forces (eV/Å) at the predicted relaxed positions."""
-    positions = (batch.positions + displacements).numpy()
+    assert guess.displacements is not None
+    positions = (batch.positions + guess.displacements).numpy()
     found = list[ndarray]()
     for structure, here in zip(structures, _by_system(positions, structures), strict=True):
         atoms = structure.to_ase()
@@ -160,9 +165,10 @@ def as_text(summary: Mapping[str, Any]) -> str:
     for name, split in summary["splits"].items():
         r = split["relaxations"]
         flags = ", ".join(f"{n} {flag}" for flag, n in r["flags"].items()) or "none"
-        title = f"{name}: {split['n_systems']} structures, {split['n_free_atoms']} free atoms"
+        title = f"{name}: {amount(split['n_structures'], split['n_systems'])}, {split['n_free_atoms']} free atoms"
         counts = f"{r['n_converged']} converged, {r['success_rate']:.1%} converged without a flag; flags: {flags}"
         effort = f"{r['mean_steps']:.1f} steps and {r['seconds_a_system']:.3f} s a system on average"
         parts.append(f"{title}\n{format_table(split['rows'])}\n{counts}; {effort}")
     parts.append(f"Energies: {summary['energy_reference']}. Fixed atoms are not counted.")
+    parts += [f"{name}: skipped: {reason}" for name, reason in summary["skipped"].items()]
     return "\n\n".join(parts)

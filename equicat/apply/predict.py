@@ -11,6 +11,8 @@ from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
+from equicat.apply.clean_slab import minus_clean_slab
+from equicat.apply.options import ApplyOptions
 from equicat.data.batch import Batch
 from equicat.data.batches import batches
 from equicat.data.datasets import Dataset, open_dataset, require_elements
@@ -21,28 +23,43 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.domain import DomainWatch
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
-from equicat.options.values import Device, Positive
 from equicat.tasks.leaderboard import LEADERBOARD_SPLITS, is2re_arrays, is2rs_arrays, s2ef_arrays, write_submission
+
+
+def watch_of(model: Potential | DirectModel, options: ApplyOptions) -> DomainWatch:
+    """A watch for structures outside of the training data of a model."""
+    return DomainWatch(model.info.domain, model.info.energy_reference, options.outside_training)
 
 
 def predictions(
     model: Potential | DirectModel,
     dataset: Sequence,
-    batch_size: int,
+    options: ApplyOptions,
     title: str = "",
-    progress: bool = True,
-    *,
+    watch: DomainWatch | None = None,
     labels: tuple[str, ...] = (),
 ) -> Iterator[tuple[Batch, Prediction | RelaxedPrediction]]:
-    """Batches with the model's predictions (eV, Å), in the order of the data set; they hold the ``labels`` only."""
-    device = model.scale.device
-    loader = batches(dataset, model.cutoff, batch_size, dtype=model.dtype, labels=labels)
-    for batch in tqdm(loader, desc=title, unit="batch", disable=not progress, leave=False):
+    """Batches with the model's predictions (eV, Å), in the order of the data set; they hold the ``labels`` only.
+
+    At the end, one warning says which structures were outside of the training data.
+
+    Raises:
+        InputError: for an unknown element, or as ``options`` ask.
+    """
+    device, watch = model.scale.device, watch or watch_of(model, options)
+    loader = batches(dataset, model.cutoff, options.batch_size, dtype=model.dtype, labels=labels)
+    for batch in tqdm(loader, desc=title, unit="batch", disable=not options.progress, leave=False):
         batch = batch.to(device)
         with torch.no_grad():
-            yield batch, model(batch)
+            prediction = model(batch)
+            if options.minus_clean_slab:
+                prediction = minus_clean_slab(model, batch, prediction)
+        watch.look(batch)
+        yield batch, prediction
+    watch.say()
 
 
 def predict(
@@ -52,9 +69,7 @@ def predict(
     out: str | Path,
     submission: Literal["test", "val"] | None = None,
     forces_of: Literal["free", "all"] = "free",
-    batch_size: Positive = 16,
-    device: Device = "auto",
-    progress: bool = True,
+    **how: Any,
 ) -> int:
     """Predict every structure of a file or store, or of the four splits of a data set.
 
@@ -70,9 +85,7 @@ def predict(
         out: File to write: extxyz (also .gz, .xz), or .npz for OC20's leaderboard.
         submission: One .npz of the four splits test_… or val_… of a data set directory, as the leaderboard takes it.
         forces_of: Atoms whose forces the .npz holds: free ones (EvalAI) or all (the present leaderboard).
-        batch_size: Structures computed together.
-        device: Where to compute; auto takes a GPU if there is one.
-        progress: Show a progress bar.
+        how: see :class:`~equicat.apply.options.ApplyOptions`.
 
     Returns:
         The number of structures.
@@ -81,16 +94,16 @@ def predict(
         InputError: for a missing file or split, an element that the model does not know (before anything is computed),
             or, for the leaderboard, missing or repeated ids.
     """
-    model, out = saved.load(run, device), Path(out)
+    options = ApplyOptions(**how)
+    model, out = saved.load(run, options.device), Path(out)
+    options.check(model.info)
     if out.suffix != ".npz":
         if submission is not None:
             raise InputError(f"{out}: a submission is an .npz file")
-        return write(out, map(_relaxed, _predicted(model, _opened(model, structures), batch_size, progress)))
+        return write(out, map(_relaxed, _predicted(model, _opened(model, structures), options)))
     datasets = {name: _opened(model, path) for name, path in _parts(model, structures, submission).items()}
     arrays = {
-        name: leaderboard_arrays(
-            list(_predicted(model, dataset, batch_size, progress)), model.info.outputs, forces_of=forces_of
-        )
+        name: leaderboard_arrays(list(_predicted(model, dataset, options)), model.info.outputs, forces_of=forces_of)
         for name, dataset in datasets.items()
     }
     write_submission(out, arrays)
@@ -113,7 +126,7 @@ def _relaxed(structure: Structure) -> Structure:
 
 
 def _parts(model: Potential | DirectModel, structures: str | Path, submission: str | None) -> dict[str, Path]:
-    """The data sets of a leaderboard file by the name that their arrays begin with."""
+    """The parts of a leaderboard file: stores by the name that their arrays begin with."""
     if submission is None:
         return {"": Path(structures)}
     found = splits_of(structures, model.info.task)
@@ -126,12 +139,10 @@ def _parts(model: Potential | DirectModel, structures: str | Path, submission: s
     return {name: found[split] for name, split in wanted.items()}
 
 
-def _predicted(
-    model: Potential | DirectModel, dataset: Dataset, batch_size: int, progress: bool
-) -> Iterator[Structure]:
+def _predicted(model: Potential | DirectModel, dataset: Dataset, options: ApplyOptions) -> Iterator[Structure]:
     """The structures with the predictions as their labels, and no others."""
     at = 0
-    for batch, prediction in predictions(model, dataset, batch_size, "predict", progress):
+    for batch, prediction in predictions(model, dataset, options, "predict"):
         ends = np.cumsum(batch.n_atoms.cpu().numpy())[:-1]
         for labels in _labels(prediction, ends, batch.n_systems):
             s = dataset[at]

@@ -1,7 +1,9 @@
 """The command line: one parser with a subcommand for every command; bad input is one line and exit status 2."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jsonargparse import Namespace
@@ -9,7 +11,7 @@ from jsonargparse import Namespace
 from equicat import __version__
 from equicat.cli import bench, data, relax, runs
 from equicat.cli.train import TrainParser
-from equicat.errors import InputError
+from equicat.errors import InputError, OutsideTraining
 from equicat.options.parser import Parser
 
 Commands = Mapping[str, Any]
@@ -70,13 +72,30 @@ def chosen(parser: Parser, options: Namespace) -> tuple[Callable[..., None], dic
     return parser.owner, {name: tuple(value) if isinstance(value, list) else value for name, value in values}
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows what is said to users of a model as one line; other warnings keep their place in the code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, OutsideTraining):
+                print(f"equicat: warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``equicat`` command: exit status 0, or 2 and one line for bad input."""
     try:
         parser = command_line()
         options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
         command, values = chosen(parser, parser.instantiate(options))
-        command(**values)
+        with _plain_warnings():
+            command(**values)
     except InputError as error:
         print("equicat: " + "\n  ".join(" ".join(line.split()) for line in error.lines), file=sys.stderr)
         return 2

@@ -37,14 +37,15 @@ def evaluate(
     """
     from equicat.apply import evaluate as apply
     from equicat.apply import evaluate_relaxations as relaxations
+    from equicat.apply.results import as_text
 
     if relax:
-        given = {name: options[name] for name in ("run", "data", "device", "progress")}
+        given = {name: options[name] for name in ("run", "data", "device", "progress", "energy_reference")}
         summary = relaxations.evaluate_relaxations(config=relaxation, **given)
         print(relaxations.as_text(summary))
     else:
         summary = apply.evaluate(**options)
-        print(apply.as_text(summary))
+        print(f"{as_text(summary)}\n\nwritten: {', '.join(summary['written'])}")
     write_json(json, summary)
 
 

@@ -20,7 +20,8 @@ def train(*, print_config: bool = False, **options: Any) -> None:
     Args:
         print_config: Print the configuration with all its options, as a file to start from, and stop.
     """
-    from equicat.apply.evaluate import as_text, evaluate_validation
+    from equicat.apply.evaluate import evaluate_validation
+    from equicat.apply.results import as_text
     from equicat.report.page import write_report
     from equicat.training import train as training
     from equicat.training.config import TrainConfig, as_yaml

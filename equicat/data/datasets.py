@@ -202,3 +202,21 @@ class Subset(Sequence[Structure]):
 
 
 AnyDataset = Dataset | Subset
+
+
+def pieces(dataset: AnyDataset, *names: str, most: int | None = None) -> Iterator[list[ndarray]]:
+    """The named fields of a data set piece by piece, so that a large store is never in memory as a whole.
+
+    Args:
+        dataset: a store gives its shards one by one; everything else comes in one piece.
+        names: of fields; ``n_atoms`` is the number of atoms of each structure of the piece.
+        most: of a store with more structures than this, only shards spread evenly over it.
+    """
+    if not isinstance(dataset, Store):
+        yield [np.asarray(dataset.array(name)) for name in names]
+        return
+    n_shards = len(dataset.shards)
+    n_taken = n_shards if most is None else max(1, min(n_shards, most * n_shards // len(dataset)))
+    for k in np.linspace(0, n_shards - 1, n_taken).round().astype(int):
+        arrays = dataset.shard(int(k))
+        yield [np.diff(arrays["atom_offsets"]) if name == "n_atoms" else arrays[name] for name in names]

@@ -13,6 +13,7 @@ from equicat.data.datasets import AnyDataset, Dataset, MemoryDataset, Subset, op
 from equicat.data.directory import is_store, splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read
+from equicat.data.store import Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.options.values import Checked, Natural, Positive
@@ -40,7 +41,7 @@ class DataConfig(Checked, section="data"):
     forces_key: str | None = None
     """Take forces (eV/Å) from this column of atoms of structure files."""
     energy_reference: Literal["adsorption", "total", "relative"] | None = None
-    """What the energies of structure files are; stores know."""
+    """Kind of the energies of structure files; stores know theirs."""
     split_seed: Natural = 0
     """Seed of these draws."""
 
@@ -77,8 +78,10 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
     everything = source.open(config.train, config.train_where, "train")
     rng = np.random.default_rng(config.split_seed)
     if config.val:
+        held_out = source.open(config.val, config.val_where, "val_id")
+        _refuse_shared(everything, held_out)
         train = _draw(everything, config.n_train, rng, "data.n_train")
-        val = _draw(source.open(config.val, config.val_where, "val_id"), config.n_val, rng, "data.n_val")
+        val = _draw(held_out, config.n_val, rng, "data.n_val")
     else:
         train, val = _split(everything, config, rng)
     for dataset in (train, val):
@@ -92,7 +95,30 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
     return train, val
 
 
-def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tuple["Subset", "Subset"]:
+def _refuse_shared(train: Dataset, val: Dataset) -> None:
+    """Make sure that no store, and no frame of a file, is both training and validation data.
+
+    Raises:
+        InputError: naming it.
+    """
+    sources = [
+        {str(data.path.resolve())} if isinstance(data, Store) else {_resolved(s.source) for s in data}
+        for data in (train, val)
+    ]
+    for shared in sorted(sources[0] & sources[1])[:1]:
+        raise InputError(
+            f"{shared}: is both training and validation data, so errors on it would say nothing of other structures; "
+            "give validation data of its own (data.val), or [] to hold a part of the training data out"
+        )
+
+
+def _resolved(source: str) -> str:
+    """``file, frame 3`` with the file's real path, whatever link or relative path it was opened by."""
+    file, separator, frame = source.partition(", frame ")
+    return f"{Path(file).resolve()}{separator}{frame}"
+
+
+def _split(dataset: Dataset, config: DataConfig, rng: np.random.Generator) -> tuple[Subset, Subset]:
     """Training and validation structures from one data set; a tenth validates unless ``n_val`` says otherwise."""
     n_val = max(1, len(dataset) // 10) if config.n_val is None else config.n_val
     n_train = len(dataset) - n_val if config.n_train is None else config.n_train

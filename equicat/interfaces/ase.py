@@ -13,6 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.models import saved
+from equicat.models.domain import Action, DomainWatch
 from equicat.models.gradient import ComputeOptions
 
 
@@ -32,22 +33,33 @@ class Calculator(AseCalculator):
         "stress",
     ]
 
-    def __init__(self, run: str | Path, device: str = "auto", cuda_graphs: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        run: str | Path,
+        device: str = "auto",
+        cuda_graphs: bool = False,
+        outside_training: Action = "warn",
+        **kwargs: Any,
+    ):
         """Load the model of a run.
 
         Args:
             run: run directory that `equicat train` wrote.
             device: where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
             cuda_graphs: record inferences of small systems (:mod:`equicat.kernels.gpu.graphs`) on a GPU with Triton.
+            outside_training: what to do about structures unlike those that the model was trained on: ``warn`` once of
+                each kind (:class:`~equicat.errors.OutsideTraining`), raise an ``error``, or ``ignore`` it.
             kwargs: see ASE's ``Calculator``.
 
         Raises:
             InputError: if the run has no weights or predicts no forces, or the device is not there; when computing, for
-                an element that the model does not know.
+                an element that the model does not know, or a structure outside of the training data if that is an
+                ``error``.
         """
         super().__init__(**kwargs)
         self.potential = saved.load_potential(run, device, ComputeOptions(cuda_graphs=cuda_graphs))
         self.energy_reference = self.potential.info.energy_reference
+        self.watch = DomainWatch(self.potential.info.domain, self.energy_reference, outside_training, False)
 
     def calculate(
         self,
@@ -71,6 +83,8 @@ class Calculator(AseCalculator):
         with_stress = bool(self.atoms.pbc.all()) and self.potential.direct_forces is None
         with torch.no_grad():
             prediction = self.potential(batch, virial=with_stress)
+        self.watch.look(batch)
+        self.watch.say()
         energy = float(prediction.energy)
         references = self.potential.reference_energies[self.potential.species(batch)]
         self.results = {

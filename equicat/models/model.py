@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
-from equicat.data.fitted import Statistics
+from equicat.data.fitted import Domain, Statistics
 from equicat.data.info import DatasetInfo
 from equicat.errors import InputError
 from equicat.models.heads import DisplacementHead
@@ -40,22 +40,32 @@ class ModelInfo:
     dataset_references: dict[str, float] = field(default_factory=dict)
     """Energies (eV) that the data set had subtracted, by what they belong to."""
     terms: EnergyTerms = field(default_factory=EnergyTerms)
+    domain: Domain | None = None
+    """Chemistry and distances of the training data; None for runs of earlier versions, which did not keep it."""
 
     @property
     def element_symbols(self) -> list[str]:
         return [chemical_symbols[z] for z in self.statistics.elements]
 
 
-def check_energy_reference(info: ModelInfo, dataset: DatasetInfo, where: str | Path) -> None:
+def check_energy_reference(info: ModelInfo, dataset: DatasetInfo, where: str | Path, option: str = "") -> None:
     """Refuse to compare two different kinds of energy.
 
+    Args:
+        info: of the model.
+        dataset: what is said of the data.
+        where: the data, for the message.
+        option: that tells which energies a structure file has, if the file was taken to have total ones.
+
     Raises:
-        InputError: naming both.
+        InputError: naming both kinds, and the option.
     """
     if dataset.energy_reference != info.energy_reference and info.outputs != ("displacements",):
+        assumed = f" (a file's are, unless {option} says otherwise)" if option else ""
+        advice = f"; if they are {info.energy_reference} ones, say {option} {info.energy_reference}" if option else ""
         raise InputError(
-            f"{where}: its energies are {dataset.energy_reference!r}, the model predicts {info.energy_reference!r} "
-            "ones; the two cannot be mixed (for structure files, say which they are)"
+            f"{where}: its energies are {dataset.energy_reference!r}{assumed}, the model predicts "
+            f"{info.energy_reference!r} ones; the two cannot be mixed{advice}"
         )
 
 

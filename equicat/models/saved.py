@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from equicat.data.fitted import Statistics
+from equicat.data.fitted import Domain, Statistics
 from equicat.errors import InputError
 from equicat.files import replace_json, replacing_file
 from equicat.models.devices import torch_device
@@ -115,6 +115,8 @@ def read_info(run: Path) -> ModelInfo:
         values["statistics"] = Statistics(**_tuples(values["statistics"]))
         if "terms" in values:
             values["terms"] = _terms(values["terms"])
+        if values.get("domain") is not None:
+            values["domain"] = Domain(**_tuples(values["domain"]))
         return ModelInfo(**_tuples(values))
     except (KeyError, TypeError) as error:
         raise InputError(f"{run / DESCRIPTION}: damaged ({error}); train again or restore the file") from error

@@ -11,11 +11,13 @@ import torch
 from ase import Atoms
 from tqdm import tqdm
 
+from equicat.data.batch import Batch
 from equicat.data.datasets import MemoryDataset, open_dataset
 from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import write
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.models.domain import DomainWatch
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver
@@ -81,6 +83,7 @@ def relax(
     if not numbers:
         return None
     check_systems(systems, forces)
+    _warn_outside(forces, [systems[number] for number in numbers])
     plan = plan_of(systems, digest_of(forces), config, output is not None and output.trajectories is not None)
     if output is not None and output.trajectories is not None:
         _check_trajectories(output, systems, numbers)
@@ -154,6 +157,15 @@ def check_systems(systems: Sequence[Structure], model: ForceModel) -> None:
                 "followed (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane): remove it, or hold atoms instead"
             )
         neighbor_list(structure, OVERLAP)
+
+
+def _warn_outside(model: ForceModel, structures: Sequence[Structure]) -> None:
+    """Say, before anything is computed, which structures are unlike those that the model was trained on."""
+    if isinstance(model, PotentialForces) and model.potential.info.domain is not None:
+        watch = DomainWatch(model.potential.info.domain, model.energy_reference)
+        for structure in structures:
+            watch.look(Batch.from_structures([structure], model.potential.cutoff))
+        watch.say()
 
 
 def digest_of(model: ForceModel) -> str:

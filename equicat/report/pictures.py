@@ -1,22 +1,24 @@
 """Pictures of relaxations for a report: the initial structure from the side, with arrows to where atoms go."""
 
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 from jaxtyping import Float, Int
+from markupsafe import Markup
 from numpy import ndarray
+
+from equicat.report.templates import template
 
 VIEW = np.array([[0.94, 0.34, 0.0], [-0.10, 0.28, 0.955]])
 """Rows: what is to the right and what is up; from the side, a little turned and from above."""
 AMPLIFIED = 1.5
-"""Arrows are longer than the displacements by this."""
+"""Arrows are so many times as long as the displacements."""
 SHOWN = 0.02
 """Å; shorter displacements get no arrow."""
 PIXELS = 26.0
-"""Per Å."""
+"""Pixels for an Å."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,31 @@ class Relaxation:
     numbers: Int[ndarray, "n_atoms"]
     positions: Float[ndarray, "n_atoms 3"]
     true: Float[ndarray, "n_atoms 3"]
-    """Displacements."""
+    """Displacements to the relaxed structure."""
     predicted: Float[ndarray, "n_atoms 3"]
+    """Displacements that a model predicts."""
+
+
+@dataclass(frozen=True)
+class Circle:
+    """An atom of a picture, in pixels."""
+
+    x: float
+    y: float
+    radius: float
+    color: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """A displacement of a picture, in pixels: a line and the three points of its head."""
+
+    start: tuple[float, float]
+    end: tuple[float, float]
+    head: tuple[tuple[float, float], ...]
+    series: int
+    """Number of its colour: 1 is the reference, 2 the prediction."""
 
 
 def relaxations(arrays: dict[str, ndarray]) -> list[Relaxation]:
@@ -41,7 +66,7 @@ def relaxations(arrays: dict[str, ndarray]) -> list[Relaxation]:
     return [Relaxation(name, *values) for name, *values in zip(names, *parts, strict=True)]
 
 
-def picture(relaxation: Relaxation) -> str:
+def picture(relaxation: Relaxation) -> Markup:
     """One system as SVG: atoms in their elements' colours, arrows to the reference and to the prediction."""
     depth_axis = np.cross(VIEW[0], VIEW[1])
     order = np.argsort(-(relaxation.positions @ depth_axis))
@@ -52,32 +77,27 @@ def picture(relaxation: Relaxation) -> str:
     high = np.concatenate([flat + radii[:, None], *tips]).max(0) + 0.3
     width, height = (high - low) * PIXELS
     at = (flat - low) * PIXELS
-    shapes = []
+    circles = []
     for i in order:
         color = "#" + "".join(f"{round(255 * c):02x}" for c in jmol_colors[relaxation.numbers[i]])
-        shapes.append(
-            f'<circle cx="{at[i, 0]:.1f}" cy="{at[i, 1]:.1f}" r="{radii[i] * PIXELS:.1f}" fill="{color}" '
-            f'stroke="#000" stroke-opacity=".45"><title>{chemical_symbols[relaxation.numbers[i]]}</title></circle>'
-        )
+        title = chemical_symbols[relaxation.numbers[i]]
+        circles.append(Circle(float(at[i, 0]), float(at[i, 1]), float(radii[i] * PIXELS), color, title))
+    arrows = []
     for series, (vectors, tip) in enumerate(zip((relaxation.true, relaxation.predicted), tips, strict=True), start=1):
         ends = (tip - low) * PIXELS
-        shapes += [_arrow(at[i], ends[i], series) for i in order if np.linalg.norm(vectors[i]) > SHOWN]
-    label = f"{escape(relaxation.name)}: initial structure with displacements"
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{label}">' + "".join(shapes) + "</svg>"
+        long = [i for i in order if np.linalg.norm(vectors[i]) > SHOWN and np.linalg.norm(ends[i] - at[i]) > 1e-6]
+        arrows += [_arrow(at[i], ends[i], series) for i in long]
+    label = f"{relaxation.name}: initial structure with displacements"
+    svg = template("picture.svg.j2").render(width=width, height=height, label=label, circles=circles, arrows=arrows)
+    return Markup(svg)
 
 
-def _arrow(start: Float[ndarray, "2"], end: Float[ndarray, "2"], series: int) -> str:
+def _arrow(start: Float[ndarray, "2"], end: Float[ndarray, "2"], series: int) -> Arrow:
     """A line with a head that shrinks with it."""
     along = end - start
     length = float(np.linalg.norm(along))
-    if length < 1e-6:
-        return ""
     unit = along / length
     head = min(7.0, 0.5 * length)
     left, right = (end - head * unit + sign * 0.5 * head * unit[::-1] * [1, -1] for sign in (1, -1))
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (left, end, right))
-    style = f'stroke="var(--series-{series})" stroke-width="{3.2 if series == 1 else 2.0}" fill="none"'
-    return (
-        f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" {style}/>'
-        f'<polyline points="{points}" {style}/>'
-    )
+    points = tuple((float(x), float(y)) for x, y in (left, end, right))
+    return Arrow((float(start[0]), float(start[1])), (float(end[0]), float(end[1])), points, series)

@@ -1,6 +1,5 @@
-"""What a run directory holds, read for a report: every part may be missing or damaged."""
+"""The files of a run directory, read for a report: every part may be missing or damaged."""
 
-import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,15 +12,47 @@ from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 
 from equicat.files import read_json
-from equicat.run_directory import read_description
+from equicat.run_directory import (
+    CONFIG,
+    DATA,
+    DESCRIPTION,
+    ENVIRONMENT,
+    EVALUATION,
+    EVALUATIONS,
+    METRICS,
+    OTHER_METRICS,
+    PREDICTIONS,
+    WEIGHTS,
+    metric_columns,
+    read_description,
+)
 
 BUFFERS = {"scale", "displacement_scale", "reference_energies"}
 """Tensors of ``model.safetensors`` that are no trained parameters."""
 
+Predictions = dict[str, dict[str, ndarray]]
+"""Arrays by split: ``energy_true``, ``energy_pred`` [n], and ``forces_…`` or ``displacements_…`` [m, 3]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: the run's own validation, or one on other data."""
+
+    name: str
+    """Empty for the validation, else the name of its folder."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Its JSON file."""
+    predictions: Predictions = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """Results by split."""
+        return self.summary.get("splits", {})
+
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run directory holds; a part that is missing or damaged is empty, with the reason in ``problems``."""
+    """The content of a run directory; a part that is missing or damaged is empty, with the reason in ``problems``."""
 
     name: str
     metrics: dict[str, ndarray] = field(default_factory=dict)
@@ -30,16 +61,22 @@ class RunFiles:
     config_text: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     n_parameters: int | None = None
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    predictions: dict[str, dict[str, ndarray]] = field(default_factory=dict)
-    """By split, arrays ``energy_true``, ``energy_pred`` [n], and the same of ``forces`` or ``displacements`` [m, 3]."""
+    validation: Evaluation = field(default_factory=lambda: Evaluation(""))
+    others: tuple[Evaluation, ...] = ()
+    """Evaluations on other data, in the order of their names."""
     problems: dict[str, str] = field(default_factory=dict)
-    """By file name, why it could not be used."""
+    """Reasons why files could not be used, by name."""
+
+    @property
+    def energy_reference(self) -> str:
+        """The kind of energy that the run is about; empty if it does not say."""
+        return str(self.validation.summary.get("energy_reference") or self.model.get("energy_reference") or "")
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Everything a report shows; damaged files become entries of ``problems``."""
+    """Everything that a report may show; damaged files become entries of ``problems``."""
     problems: dict[str, str] = {}
 
     def attempt(name: str, reader: Callable[[Path], Any], empty: Any) -> Any:
@@ -53,23 +90,30 @@ def read_run(run_dir: Path) -> RunFiles:
             problems[name] = f"damaged ({error})"
             return empty
 
-    config_text = attempt("config.yaml", lambda path: path.read_text(encoding="utf-8"), "")
-    folder = run_dir / "predictions"
-    evaluation = attempt("evaluation.json", _read_evaluation, {})
-    order = list(evaluation.get("splits", {}))
-    found = sorted(folder.glob("*.npz")) if folder.is_dir() else []
-    found.sort(key=lambda path: order.index(path.stem) if path.stem in order else len(order))
-    predictions = {p.stem: attempt(f"predictions/{p.name}", _read_predictions, {}) for p in found}
+    def evaluation(name: str, file: str, folder: str) -> Evaluation:
+        summary = attempt(file, _read_evaluation, {})
+        found = sorted(p.stem for p in (run_dir / folder).glob("*.npz"))
+        order = [split for split in summary.get("splits", found) if split in found]
+        read = {split: attempt(f"{folder}/{split}.npz", _read_predictions, {}) for split in order}
+        return Evaluation(name, summary, {split: arrays for split, arrays in read.items() if arrays})
+
+    def others() -> tuple[Evaluation, ...]:
+        names = sorted(path.parent.name for path in (run_dir / EVALUATIONS).glob(f"*/{OTHER_METRICS}"))
+        folders = {name: f"{EVALUATIONS}/{name}" for name in names}
+        return tuple(evaluation(n, f"{f}/{OTHER_METRICS}", f"{f}/{PREDICTIONS}") for n, f in folders.items())
+
+    config_text = attempt(CONFIG, lambda path: path.read_text(encoding="utf-8"), "")
     return RunFiles(
         name=run_dir.resolve().name,
-        metrics=attempt("metrics.csv", _read_metrics, {}),
-        config=attempt("config.yaml", lambda path: _mapping(yaml.safe_load(config_text)), {}),
+        metrics=attempt(METRICS, metric_columns, {}),
+        config=attempt(CONFIG, lambda path: _mapping(yaml.safe_load(config_text)), {}),
         config_text=config_text,
-        environment=attempt("environment.json", lambda path: _mapping(read_json(path)), {}),
-        model=attempt("model.json", lambda path: _mapping(read_description(path)), {}),
-        n_parameters=attempt("model.safetensors", _count_parameters, None),
-        evaluation=evaluation,
-        predictions={split: arrays for split, arrays in predictions.items() if arrays},
+        environment=attempt(ENVIRONMENT, lambda path: _mapping(read_json(path)), {}),
+        model=attempt(DESCRIPTION, lambda path: _mapping(read_description(path)), {}),
+        data=attempt(DATA, _read_data, {}),
+        n_parameters=attempt(WEIGHTS, _count_parameters, None),
+        validation=evaluation("", EVALUATION, PREDICTIONS),
+        others=others(),
         problems=problems,
     )
 
@@ -80,12 +124,14 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
-def _read_metrics(path: Path) -> dict[str, ndarray]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, restval=""))
-    if not rows:
-        raise ValueError("no rows yet")
-    return {name: np.array([float(row[name] or math.nan) for row in rows]) for name in rows[0] if name is not None}
+def _read_data(path: Path) -> dict[str, Any]:
+    data = _mapping(read_json(path))
+    for name in ("train", "val"):
+        part = _mapping(data[name])
+        if not all(isinstance(part[count], int) for count in ("n_structures", "n_systems")):
+            raise ValueError(f"the size of {name} is not a number")
+        _mapping(part["set_aside"])
+    return data
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
@@ -95,6 +141,8 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
             numbers = [value for value in _mapping(row).values() if value is not None]
             if not all(isinstance(value, int | float) for value in numbers):
                 raise ValueError(f"a metric of {title!r} on {split!r} is not a number")
+        if "n_structures" not in result and "n_systems" in result:  # of earlier versions, which counted structures
+            result["n_structures"] = result.pop("n_systems")
     return evaluation
 
 

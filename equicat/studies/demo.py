@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equicat.apply.evaluate import as_text, evaluate
+from equicat.apply.evaluate import evaluate
+from equicat.apply.results import as_text
 from equicat.options.text import read_yaml
 from equicat.report.page import write_report
 from equicat.sources.describe import describe
@@ -72,7 +73,7 @@ def demo(
     print(as_text(evaluate(direct, out / "data", progress=False)))
 
     headline(5, "reports")
-    reports = Reports(write_report(s2ef), write_report(direct))
+    reports = Reports(write_report(s2ef, evaluations=("data",)), write_report(direct, evaluations=("data",)))
     print(f"open {reports.s2ef}\nand  {reports.direct} in a browser; in Python:")
     print(f"    equicat.Calculator({str(s2ef)!r})   # for ASE")
     print(f"    equicat.load({str(direct)!r})   # the PyTorch module")

@@ -1,73 +1,183 @@
-"""Metrics as people read them: titles with units, decimals, which direction is better, and a plain text table."""
+"""The table of all metrics, one row each; their sums over a data set; and a plain text table of results.
 
-from collections.abc import Mapping, Sequence
+A new metric is a function in :mod:`equicat.tasks.metrics` and a row of :data:`METRICS`: tables, metrics.csv, the
+progress bar and the figures of a report take what they show from here.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from equicat.data.batch import Batch
 from equicat.errors import InputError, nearest
+from equicat.tasks import metrics
+from equicat.tasks.metrics import Mean, Values
 
 
 @dataclass(frozen=True)
-class MetricFormat:
-    """How a metric is shown: a column title with its unit, a factor, decimals, and which direction is better."""
+class Metric:
+    """One metric: what it is computed from and how, how it is written, which direction is better, where it appears."""
 
+    name: str
+    function: Callable[[Values, Values, Batch], Mean]
+    """A function of prediction, target and batch."""
+    quantities: tuple[str, ...]
+    """Fields of :class:`~equicat.tasks.metrics.Values` that must be predicted for the metric to exist."""
     title: str
-    scale: float = 1.0
+    unit: str
+    """Written behind the title; a share in per cent is kept as a number between 0 and 1."""
     decimals: int = 4
     higher_is_better: bool = False
+    root: bool = False
+    """Whether the metric is the square root of the pooled mean (RMSE)."""
+    shown: str = ""
+    """Where it appears, as words: ``table`` of results, ``log`` (metrics.csv), ``bars`` by split in a report,
+    ``headline`` of a report and of the progress bar."""
+
+    @property
+    def heading(self) -> str:
+        """Title and unit: ``energy MAE [eV]``."""
+        return f"{self.title} [{self.unit}]" if self.unit else self.title
+
+    @property
+    def factor(self) -> float:
+        """From the value to the number that is shown."""
+        return 100.0 if self.unit == "%" else 1.0
 
     def text(self, value: float | None) -> str:
         """The number as shown; a dash when there is none."""
-        return "–" if value is None else f"{value * self.scale:.{self.decimals}f}"
+        return "–" if value is None else f"{value * self.factor:.{self.decimals}f}"
+
+    def is_shown(self, place: str) -> bool:
+        """Whether the metric appears in ``table``, ``log``, ``bars`` or ``headline``."""
+        return place in self.shown.split()
 
 
-def _share(title: str) -> MetricFormat:
-    return MetricFormat(f"{title} [%]", scale=100.0, decimals=2, higher_is_better=True)
+def _share(name: str, function: Callable, quantities: tuple[str, ...], title: str, shown: str = "") -> Metric:
+    return Metric(name, function, quantities, title, "%", decimals=2, higher_is_better=True, shown=shown)
 
 
-METRIC_FORMATS: dict[str, MetricFormat] = {
-    "energy_mae": MetricFormat("energy MAE [eV]"),
-    "energy_rmse": MetricFormat("energy RMSE [eV]"),
-    "energy_per_atom_mae": MetricFormat("energy MAE [eV/atom]", decimals=5),
-    "energy_within_threshold": _share("EwT"),
-    "forces_mae": MetricFormat("force MAE [eV/Å]"),
-    "forces_rmse": MetricFormat("force RMSE [eV/Å]"),
-    "forces_cosine_similarity": MetricFormat("force cos", decimals=3, higher_is_better=True),
-    "forces_magnitude_error": MetricFormat("force magnitude error [eV/Å]"),
-    "energy_forces_within_threshold": _share("EFwT"),
-    "positions_mae": MetricFormat("free-atom MAE [Å]"),
-    "positions_mae_all_atoms": MetricFormat("all-atom MAE [Å]"),
-    "positions_mae_adsorbate": MetricFormat("adsorbate MAE [Å]"),
-    "positions_rmse": MetricFormat("position RMSE [Å]"),
-    "positions_average_distance_within_threshold": _share("ADwT"),
-    "force_below_threshold": _share("FbT"),
-    "average_force_below_threshold": _share("AFbT"),
-}
-TABLE_COLUMNS = (
-    "energy_mae",
-    "energy_within_threshold",
-    "forces_mae",
-    "forces_cosine_similarity",
-    "energy_forces_within_threshold",
-    "positions_mae",
-    "positions_mae_all_atoms",
-    "positions_mae_adsorbate",
-    "positions_average_distance_within_threshold",
-    "average_force_below_threshold",
-)
-"""Columns of a table when the caller names none; those that no row has are left out."""
+def _rows() -> tuple[Metric, ...]:
+    energy, forces, stress, displacements = ("energy",), ("forces",), ("stress",), ("displacements",)
+    m, everywhere = metrics, "table log bars headline"
+    return (
+        Metric("energy_mae", m.energy_mae, energy, "energy MAE", "eV", shown=everywhere),
+        Metric("energy_rmse", m.energy_mse, energy, "energy RMSE", "eV", root=True),
+        Metric("energy_per_atom_mae", m.energy_per_atom_mae, energy, "energy MAE", "eV/atom", decimals=5, shown="log"),
+        _share("energy_within_threshold", m.energy_within_threshold, energy, "EwT", "table"),
+        Metric("forces_mae", m.forces_mae, forces, "force MAE", "eV/Å", shown=everywhere),
+        Metric("forces_rmse", m.forces_mse, forces, "force RMSE", "eV/Å", root=True, shown="log"),
+        Metric(
+            "forces_cosine_similarity",
+            m.forces_cosine_similarity,
+            forces,
+            "force cos",
+            "",
+            decimals=3,
+            higher_is_better=True,
+            shown="table log",
+        ),
+        Metric("forces_magnitude_error", m.forces_magnitude_error, forces, "force magnitude error", "eV/Å"),
+        _share(
+            "energy_forces_within_threshold",
+            m.energy_forces_within_threshold,
+            ("energy", "forces"),
+            "EFwT",
+            "table",
+        ),
+        Metric("stress_mae", m.stress_mae, stress, "stress MAE", "eV/Å³", decimals=6, shown=everywhere),
+        Metric("stress_rmse", m.stress_mse, stress, "stress RMSE", "eV/Å³", decimals=6, root=True, shown="log"),
+        Metric("positions_mae", m.positions_mae, displacements, "free-atom MAE", "Å", shown=everywhere),
+        Metric("positions_mae_all_atoms", m.positions_mae_all_atoms, displacements, "all-atom MAE", "Å", shown="table"),
+        Metric(
+            "positions_mae_adsorbate",
+            m.positions_mae_adsorbate,
+            displacements,
+            "adsorbate MAE",
+            "Å",
+            shown="table log bars",
+        ),
+        Metric("positions_rmse", m.positions_mse, displacements, "position RMSE", "Å", root=True),
+        _share(
+            "positions_average_distance_within_threshold",
+            m.positions_average_distance_within_threshold,
+            displacements,
+            "ADwT",
+            "table log",
+        ),
+        _share("force_below_threshold", m.force_below_threshold, ("reference_forces",), "FbT"),
+        _share(
+            "average_force_below_threshold", m.average_force_below_threshold, ("reference_forces",), "AFbT", "table"
+        ),
+    )
 
 
-def table_columns(rows: Mapping[str, Mapping[str, float | None]], columns: Sequence[str] | None = None) -> list[str]:
-    """The metrics to show for ``rows``: ``columns`` as given, else those of :data:`TABLE_COLUMNS` that a row has.
+METRICS: dict[str, Metric] = {row.name: row for row in _rows()}
+"""All metrics by name, in the order in which tables and figures show them."""
+
+
+def metrics_of(quantities: Iterable[str]) -> tuple[Metric, ...]:
+    """The metrics that can be computed where these fields of ``Values`` are predicted."""
+    predicted = set(quantities)
+    return tuple(m for m in METRICS.values() if predicted.issuperset(m.quantities))
+
+
+def metrics_shown(place: str) -> tuple[Metric, ...]:
+    """The metrics that appear in ``table``, ``log``, ``bars`` or ``headline``."""
+    return tuple(metric for metric in METRICS.values() if metric.is_shown(place))
+
+
+class MetricSums:
+    """Metrics of a data set, added batch by batch. Its whole state is one float64 tensor, so ranks can be summed.
+
+    The quantities are fixed at the start, so that a rank that saw no batch has the same state shape as the others::
+
+        sums = MetricSums(("energy", "forces"))
+        for batch in …: sums.add(prediction, target, batch)
+        torch.distributed.all_reduce(sums.state)
+        sums.compute()["forces_mae"]
+    """
+
+    def __init__(self, quantities: Iterable[str]) -> None:
+        self.quantities = tuple(quantities)
+        self.metrics = metrics_of(self.quantities)
+        self.state: Float64[Tensor, "n_metrics 2"] = torch.zeros(len(self.metrics), 2, dtype=torch.float64)
+        """Sum and count of each metric."""
+
+    def add(self, prediction: Values, target: Values, batch: Batch) -> None:
+        """Add the metrics of one batch."""
+        means = [metric.function(prediction, target, batch) for metric in self.metrics]
+        totals = torch.stack([mean.total for mean in means]).to(self.state.device)
+        counts = totals.new_tensor([mean.numel for mean in means])
+        self.state += torch.stack([totals, counts], dim=1)
+
+    def compute(self) -> dict[str, float]:
+        """Every metric by name; NaN if nothing was counted."""
+        values = {}
+        for metric, (total, count) in zip(self.metrics, self.state.tolist(), strict=True):
+            mean = total / count if count else math.nan
+            values[metric.name] = math.sqrt(mean) if metric.root else mean
+        return values
+
+
+def table_columns(
+    rows: Mapping[str, Mapping[str, float | None]], columns: Sequence[str] | None = None
+) -> tuple[Metric, ...]:
+    """The metrics to show for ``rows``: ``columns`` as given, else those of the table that a row has.
 
     Raises:
-        InputError: if a column is not in :data:`METRIC_FORMATS`.
+        InputError: if a column is no metric.
     """
     for name in columns or ():
-        if name not in METRIC_FORMATS:
-            known = ", ".join(METRIC_FORMATS)
-            raise InputError(f"no metric {name!r}{nearest(name, METRIC_FORMATS)}; the metrics are {known}")
-    return list(columns) if columns else [name for name in TABLE_COLUMNS if any(name in row for row in rows.values())]
+        if name not in METRICS:
+            raise InputError(f"no metric {name!r}{nearest(name, METRICS)}; the metrics are {', '.join(METRICS)}")
+    if columns:
+        return tuple(METRICS[name] for name in columns)
+    return tuple(m for m in metrics_shown("table") if any(m.name in row for row in rows.values()))
 
 
 def format_table(
@@ -78,17 +188,17 @@ def format_table(
     """A plain text table: one row per model or baseline, one column per metric, titles with units.
 
     Args:
-        rows: values as ``MetricSums.compute`` returns them, by row title. A missing metric shows as a dash.
-        columns: metric names, in order; by default those of :data:`TABLE_COLUMNS` that some row has.
+        rows: values as :meth:`MetricSums.compute` returns them, by row title. A missing metric shows as a dash.
+        columns: metric names, in order; by default those of the table that some row has.
         energy_reference: what the energies are (``adsorption``, ``total``, ``relative``), for the table's last line.
 
     Raises:
         InputError: if a column is no known metric.
     """
-    names = table_columns(rows, columns)
-    lines = [["", *(METRIC_FORMATS[name].title for name in names)]]
-    lines += [[title, *(METRIC_FORMATS[n].text(row.get(n)) for n in names)] for title, row in rows.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names) + 1)]
+    shown = table_columns(rows, columns)
+    lines = [["", *(metric.heading for metric in shown)]]
+    lines += [[title, *(metric.text(row.get(metric.name)) for metric in shown)] for title, row in rows.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(shown) + 1)]
     text = [
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
@@ -97,3 +207,9 @@ def format_table(
     if energy_reference is not None:
         text.append(f"Energies: {energy_reference}. Fixed atoms are not counted.")
     return "\n".join(line.rstrip() for line in text)
+
+
+def amount(n_structures: int, n_systems: int) -> str:
+    """How much data there is, counted in systems (relaxations): ``6 systems``, or ``23 frames of 1 system``."""
+    systems = f"{n_systems:,} system{'s' if n_systems != 1 else ''}"
+    return systems if n_structures == n_systems else f"{n_structures:,} frames of {systems}"

@@ -1,11 +1,11 @@
 """A task is the labels it needs, its loss, its metrics and its trivial baselines: data and functions, no trainer.
 
-- ``s2ef``: structure to energy and forces.
+- ``s2ef``: structure to energy and forces, with the stress if its loss has a weight.
 - ``is2re``: initial structure to relaxed energy, with displacements as an auxiliary task if their loss has a weight.
-- ``is2rs``: initial to relaxed structure; with energies likewise.
+- ``is2rs``: initial to relaxed structure, with energies as an auxiliary task if their loss has a weight.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +20,18 @@ from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
 from equicat.options.values import Checked, NonNegativeNumber
-from equicat.tasks.metrics import TASK_METRICS, Mean, energy_forces_metrics, energy_metrics, positions_metrics
+from equicat.tasks.metrics import Values
+
+AnyPrediction = Prediction | RelaxedPrediction
+
+LABEL_OF = {
+    "energy": "energy",
+    "forces": "forces",
+    "stress": "stress",
+    "relaxed_energy": "relaxed_energy",
+    "displacements": "relaxed_positions",
+}
+"""The label that a structure must have for each output of a model."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,16 @@ class LossConfig(Checked, section="loss"):
     """Mean length of the error vector, or mean absolute or squared error of the components."""
     displacements: Literal["l2", "mae", "mse"] = "l2"
     """Mean length of the error vector of displacements, or mean absolute or squared error (is2re, is2rs)."""
+    stress: Literal["mae", "mse"] = "mae"
+    """Mean absolute or squared error of the nine components of stress × volume per atom (eV)."""
     energy_weight: NonNegativeNumber | None = None
     """Coefficient of the energy loss; null is 1, but 0 (no energies) for is2rs."""
     forces_weight: NonNegativeNumber = 30.0
     """Coefficient of the force loss (s2ef)."""
     displacement_weight: NonNegativeNumber | None = None
     """Coefficient of the displacement loss; null is 1 for is2rs and 0 (no displacements) for is2re."""
+    stress_weight: NonNegativeNumber = 0.0
+    """Coefficient of the stress loss (s2ef); 0 trains without stresses, and data need none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +64,7 @@ class LossTerm:
     sum: Any
     """A scalar tensor, or a number."""
     count: int | float
-    """Systems, free atoms or their components."""
+    """Systems, free atoms or components."""
 
 
 def total_loss(terms: Sequence[LossTerm], where: str = "the batch") -> Any:
@@ -65,23 +80,93 @@ def total_loss(terms: Sequence[LossTerm], where: str = "the batch") -> Any:
 
 @dataclass(frozen=True)
 class Task:
-    """Labels, loss, metrics and baselines of a task. ``P`` is :class:`Prediction` or :class:`RelaxedPrediction`."""
+    """Labels, loss, metrics and baselines for a model with these outputs."""
 
-    energy: str
-    """The label of the energies."""
-    labels: tuple[str, ...]
-    """Labels that every structure must have."""
-    metric_names: tuple[str, ...]
-    loss_terms: Callable[[Any, Batch, Any, LossConfig], tuple[LossTerm, ...]]
-    """(P, batch, model, options): as many terms for every batch; :func:`total_loss` adds them."""
-    metrics: Callable[[Any, Batch], dict[str, Mean]]
-    """(P, batch): of one batch, to be summed over batches."""
-    reference: Callable[[Batch], Any]
-    """The labels as a P."""
-    baselines: Callable[[Batch, Statistics], dict[str, Any]]
-    """Guesses without a model, each a P, by name; every batch has the same names."""
-    arrays: Callable[[Any, Batch], dict[str, Tensor]]
-    """(P, batch): by quantity, what parity plots show; vectors of free atoms only."""
+    outputs: tuple[str, ...]
+    """Outputs of the model: ``energy``, ``forces`` and perhaps ``stress``, or ``relaxed_energy``,
+    ``displacements`` or both."""
+
+    @property
+    def energy(self) -> str:
+        """The label of the energies, whether or not they are predicted."""
+        return "energy" if "forces" in self.outputs else "relaxed_energy"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that every structure must have."""
+        return tuple(LABEL_OF[name] for name in self.outputs)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The fields of :class:`~equicat.tasks.metrics.Values` that are predicted, to be compared with the labels."""
+        return tuple("energy" if name == "relaxed_energy" else name for name in self.outputs)
+
+    def target(self, batch: Batch) -> Values:
+        """The labels of a batch, as far as the model predicts them."""
+        labels = {
+            "energy": batch.energy if self.energy == "energy" else batch.relaxed_energy,
+            "forces": batch.forces,
+            "displacements": batch.displacements,
+        }
+        return Values(**{name: labels[name] for name in self.quantities})
+
+    def loss_terms(
+        self, prediction: AnyPrediction, batch: Batch, model: Potential | DirectModel, config: LossConfig
+    ) -> tuple[LossTerm, ...]:
+        """One term for each predicted quantity, errors in units of the model's scales, vectors of free atoms only.
+
+        There are as many terms for every batch; :func:`total_loss` adds them.
+        """
+        assert config.energy_weight is not None, "resolved() gives the task's own weights"
+        assert config.displacement_weight is not None or "displacements" not in self.outputs
+        found, wanted, scale, terms = values_of(prediction, batch), self.target(batch), model.scale, []
+        if found.energy is not None:
+            error = ((found.energy - _known(wanted.energy)) / scale.double()).to(model.dtype)
+            terms.append(_energy_term(config.energy_weight, error, config.energy, batch))
+        if found.forces is not None:
+            error = (found.forces - _known(wanted.forces)) / scale
+            terms.append(_vector_term(config.forces_weight, error, ~batch.fixed, config.forces))
+        if "stress" in self.outputs:
+            # Stress × volume per atom is an energy as the virial is: its size does not depend on the vacuum of a slab.
+            volume_per_atom = torch.linalg.det(batch.cell).abs() / batch.n_atoms
+            error = (_known(found.stress) - _known(wanted.stress)) * volume_per_atom[:, None, None] / scale
+            terms.append(_component_term(config.stress_weight, error, config.stress))
+        if found.displacements is not None and isinstance(model, DirectModel):
+            error = (found.displacements - _known(wanted.displacements)) / model.displacement_scale
+            weight = config.displacement_weight or 0.0
+            terms.append(_vector_term(weight, error, ~batch.fixed, config.displacements))
+        return tuple(terms)
+
+    def baselines(self, batch: Batch, statistics: Statistics) -> dict[str, Values]:
+        """Guesses that need no model, by name; the names are those of every batch.
+
+        Energies are the training set's mean or its linear fit to the composition; nothing pulls, nothing moves.
+        """
+        nothing = torch.zeros_like(batch.positions)
+        still: dict[str, Tensor] = {name: nothing for name in ("forces", "displacements") if name in self.quantities}
+        if "stress" in self.quantities:
+            still["stress"] = torch.zeros_like(batch.cell)
+        words = {"forces": "F = 0", "displacements": "no displacement"}
+        ending = ", ".join(words[name] for name in still if name in words)
+        if "energy" not in self.quantities:
+            return {ending: Values(**still)}
+        guesses = zip(("mean energy", "linear reference"), _guessed_energies(batch, statistics), strict=True)
+        return {", ".join(filter(None, (name, ending))): Values(energy=guess, **still) for name, guess in guesses}
+
+
+def values_of(prediction: AnyPrediction, batch: Batch) -> Values:
+    """The prediction of a model for a batch, under the names that labels have."""
+    if isinstance(prediction, RelaxedPrediction):
+        return Values(energy=prediction.relaxed_energy, displacements=prediction.displacements)
+    stress = None
+    if prediction.virial is not None:
+        stress = prediction.virial / torch.linalg.det(batch.cell).abs()[:, None, None]
+    return Values(prediction.energy, prediction.forces, stress)
+
+
+def task_of(outputs: tuple[str, ...]) -> Task:
+    """The task that a model with these outputs is trained and judged on."""
+    return Task(outputs)
 
 
 def resolved(task: str, loss: LossConfig) -> LossConfig:
@@ -102,43 +187,13 @@ def resolved(task: str, loss: LossConfig) -> LossConfig:
 
 
 def outputs_of(task: str, loss: LossConfig) -> tuple[str, ...]:
-    """Quantities that a model trained with that (resolved) loss predicts."""
+    """The outputs of a model trained with that (resolved) loss."""
     if task == "s2ef":
-        return ("energy", "forces")
+        return ("energy", "forces", "stress") if loss.stress_weight > 0 else ("energy", "forces")
     assert loss.energy_weight is not None
     assert loss.displacement_weight is not None
     weights = {"relaxed_energy": loss.energy_weight, "displacements": loss.displacement_weight}
     return tuple(name for name, weight in weights.items() if weight > 0)
-
-
-def task_of(outputs: tuple[str, ...]) -> Task:
-    """The task that a model with these outputs is trained and judged on."""
-    if "forces" in outputs:
-        return Task(
-            "energy",
-            ("energy", "forces"),
-            TASK_METRICS["s2ef"],
-            s2ef_loss_terms,
-            s2ef_metrics,
-            lambda batch: Prediction(_known(batch.energy), torch.zeros_like(_known(batch.forces)[:, 0]), batch.forces),
-            s2ef_baselines,
-            lambda p, batch: {"energy": p.energy, "forces": p.forces[~batch.fixed]},
-        )
-    energy, displacements = "relaxed_energy" in outputs, "displacements" in outputs
-    names = (TASK_METRICS["is2re"] if energy else ()) + (TASK_METRICS["is2rs"] if displacements else ())
-    labels = (("relaxed_energy",) if energy else ()) + (("relaxed_positions",) if displacements else ())
-    return Task(
-        "relaxed_energy",
-        labels,
-        names,
-        direct_loss_terms,
-        direct_metrics,
-        lambda batch: RelaxedPrediction(
-            batch.relaxed_energy if energy else None, batch.displacements if displacements else None
-        ),
-        lambda batch, statistics: direct_baselines(batch, statistics, energy, displacements),
-        direct_arrays,
-    )
 
 
 def _known(label: Tensor | None) -> Tensor:
@@ -150,10 +205,15 @@ def _vector_term(
     weight: float, error: Float[Tensor, "n_atoms 3"], counted: Bool[Tensor, "n_atoms"], kind: str
 ) -> LossTerm:
     """Mean length of the error vectors of counted atoms, or mean absolute or squared error of their components."""
-    error = error[counted]
     if kind == "l2":
         # The norm has no derivative where it is zero; this one has, and differs by at most 1e-6 of the scale.
-        return LossTerm(weight, torch.sqrt(error.square().sum(1) + 1e-12).sum(), len(error))
+        lengths = torch.sqrt(error[counted].square().sum(1) + 1e-12)
+        return LossTerm(weight, lengths.sum(), len(lengths))
+    return _component_term(weight, error[counted], kind)
+
+
+def _component_term(weight: float, error: Float[Tensor, "..."], kind: str) -> LossTerm:
+    """Mean absolute or squared error of all components."""
     return LossTerm(weight, (error.abs() if kind == "mae" else error.square()).sum(), error.numel())
 
 
@@ -161,7 +221,7 @@ def _energy_term(weight: float, error: Float[Tensor, "n_systems"], kind: str, ba
     """Mean absolute error of the systems, or mean absolute or squared error per atom."""
     if kind != "mae":
         error = error / batch.n_atoms
-    return LossTerm(weight, (error.square() if kind == "per_atom_mse" else error.abs()).sum(), len(error))
+    return _component_term(weight, error, "mse" if kind == "per_atom_mse" else "mae")
 
 
 def _guessed_energies(batch: Batch, statistics: Statistics) -> tuple[Tensor, Tensor]:
@@ -170,91 +230,3 @@ def _guessed_energies(batch: Batch, statistics: Statistics) -> tuple[Tensor, Ten
     per_element[list(statistics.elements)] = per_element.new_tensor(statistics.linear_reference)
     linear = per_element.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_element[batch.numbers])
     return torch.full_like(linear, statistics.mean_energy), linear
-
-
-# ---- S2EF --------------------------------------------------------------------------------------------------------
-
-
-def s2ef_loss_terms(
-    prediction: Prediction, batch: Batch, model: Potential, config: LossConfig
-) -> tuple[LossTerm, LossTerm]:
-    """Energies, and forces of free atoms, both in units of the model's scale (eV)."""
-    assert prediction.forces is not None
-    assert config.energy_weight is not None
-    dtype = prediction.forces.dtype
-    energy_error = ((prediction.energy - _known(batch.energy)) / model.scale.double()).to(dtype)
-    forces_error = (prediction.forces - _known(batch.forces)) / model.scale
-    return (
-        _energy_term(config.energy_weight, energy_error, config.energy, batch),
-        _vector_term(config.forces_weight, forces_error, ~batch.fixed, config.forces),
-    )
-
-
-def s2ef_metrics(prediction: Prediction, batch: Batch) -> dict[str, Mean]:
-    """OC20's metrics of energies and forces."""
-    assert prediction.forces is not None
-    forces = (prediction.forces.detach(), _known(batch.forces), batch.fixed)
-    return energy_forces_metrics(prediction.energy.detach(), _known(batch.energy), *forces, batch.system_idx)
-
-
-def s2ef_baselines(batch: Batch, statistics: Statistics) -> dict[str, Prediction]:
-    """Energies of the training set's mean or linear fit, zero forces."""
-    forces = torch.zeros_like(_known(batch.forces))
-    atoms = forces[:, 0]
-    names = ("mean energy, F = 0", "linear reference, F = 0")
-    guesses = zip(names, _guessed_energies(batch, statistics), strict=True)
-    return {name: Prediction(energy, atoms, forces) for name, energy in guesses}
-
-
-# ---- IS2RE and IS2RS, direct --------------------------------------------------------------------------------------
-
-
-def direct_loss_terms(
-    prediction: RelaxedPrediction, batch: Batch, model: DirectModel, config: LossConfig
-) -> tuple[LossTerm, ...]:
-    """Energies and displacements of free atoms, those that are predicted, in units of the model's scale of each."""
-    assert config.energy_weight is not None
-    assert config.displacement_weight is not None
-    terms = []
-    if prediction.relaxed_energy is not None:
-        error = ((prediction.relaxed_energy - _known(batch.relaxed_energy)) / model.scale.double()).to(model.dtype)
-        terms.append(_energy_term(config.energy_weight, error, config.energy, batch))
-    if prediction.displacements is not None:
-        error = (prediction.displacements - _known(batch.displacements)) / model.displacement_scale
-        terms.append(_vector_term(config.displacement_weight, error, ~batch.fixed, config.displacements))
-    return tuple(terms)
-
-
-def direct_metrics(prediction: RelaxedPrediction, batch: Batch) -> dict[str, Mean]:
-    """OC20's metrics of relaxed energies and relaxed positions, of what the model predicts."""
-    metrics: dict[str, Mean] = {}
-    if prediction.relaxed_energy is not None:
-        metrics |= energy_metrics(prediction.relaxed_energy.detach(), _known(batch.relaxed_energy), batch.n_atoms)
-    if prediction.displacements is not None:
-        pair = (prediction.displacements.detach(), _known(batch.displacements))
-        cell = batch.cell.to(prediction.displacements.dtype)
-        metrics |= positions_metrics(*pair, batch.fixed, batch.tags, batch.system_idx, cell, batch.pbc)
-    return metrics
-
-
-def direct_baselines(
-    batch: Batch, statistics: Statistics, energy: bool, displacements: bool
-) -> dict[str, RelaxedPrediction]:
-    """Energies of the training set's mean or linear fit, and no displacement."""
-    still = torch.zeros_like(_known(batch.displacements)) if displacements else None
-    if not energy:
-        return {"no displacement": RelaxedPrediction(None, still)}
-    names = ("mean energy", "linear reference")
-    ending = ", no displacement" if displacements else ""
-    guesses = zip(names, _guessed_energies(batch, statistics), strict=True)
-    return {f"{name}{ending}": RelaxedPrediction(guess, still) for name, guess in guesses}
-
-
-def direct_arrays(prediction: RelaxedPrediction, batch: Batch) -> dict[str, Tensor]:
-    """Relaxed energies and the displacements of free atoms, as far as predicted."""
-    arrays = {}
-    if prediction.relaxed_energy is not None:
-        arrays["energy"] = prediction.relaxed_energy
-    if prediction.displacements is not None:
-        arrays["displacements"] = prediction.displacements[~batch.fixed]
-    return arrays

@@ -20,10 +20,11 @@ from equicat.run_directory import (
     write_environment,
     write_metrics,
 )
-from equicat.tasks.metrics import MetricSums
+from equicat.tasks.tables import metrics_of
 from equicat.tasks.tasks import Task
-from equicat.training.module import COLUMNS, TrainingModule
+from equicat.training.module import TrainingModule
 from equicat.training.optimizers import n_without_better
+from equicat.training.origin import Origin
 
 
 def trained(module: pl.LightningModule) -> TrainingModule:
@@ -40,12 +41,13 @@ class RunWriter(Callback):
 
     Args:
         directory: where the files go.
+        origin: of the data; None in a process that writes nothing.
         rows: the epochs so far, if the run is resumed.
         message: said when training starts, with the learning rate.
     """
 
-    def __init__(self, directory: NewRun, rows: Sequence[Row] = (), message: str = ""):
-        self.directory, self.rows, self.message = directory, list(rows), message
+    def __init__(self, directory: NewRun, origin: Origin | None, rows: Sequence[Row] = (), message: str = ""):
+        self.directory, self.origin, self.rows, self.message = directory, origin, list(rows), message
         self.best = min(column(rows, "val_loss"), default=float("inf"))
         """Lowest validation loss so far, earlier sessions included."""
         self._validated: dict[str, torch.Tensor] = {}
@@ -60,6 +62,8 @@ class RunWriter(Callback):
             saved.save_info(path, module.model.info)
             write_config(path, asdict(module.config))
             write_environment(path)
+            if self.origin is not None:
+                self.origin.write(path)
             write_metrics(path, self.rows, header(module.task))
             if self.message:
                 rate = module.rate_factor() * module.config.optimizer.lr
@@ -97,7 +101,7 @@ class RunWriter(Callback):
 
 def header(task: Task) -> list[str]:
     """Columns of metrics.csv."""
-    names = [name for name in COLUMNS if name in MetricSums(task.metric_names).compute()]
+    names = [metric.name for metric in metrics_of(task.quantities) if metric.is_shown("log")]
     metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *names)]
     return ["epoch", "step", "time_s", "lr", *metrics]
 

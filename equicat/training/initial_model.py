@@ -14,7 +14,8 @@ from numpy import ndarray
 
 from equicat.data.batches import batches
 from equicat.data.datasets import AnyDataset, Subset
-from equicat.data.fitted import Statistics, evenly_spread, fit_statistics, linear_reference
+from equicat.data.fitted import Statistics, evenly_spread, fit_domain, fit_statistics, linear_reference
+from equicat.data.identity import system_numbers
 from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
@@ -39,7 +40,7 @@ OFFSET_SHARE = 0.1
 def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potential | DirectModel, TrainConfig]:
     """A new model with statistics of the data, and the configuration with what was used."""
     torch.manual_seed(config.run.seed)
-    fitted = fit_statistics(data, config.model.cutoff, task.energy)  # type: ignore[arg-type]
+    fitted = fit_statistics(data, config.model.cutoff, task.energy)
     outputs = outputs_of(config.task, config.loss)
     info = ModelInfo(
         task=config.task,
@@ -53,6 +54,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
         displacement_head=config.displacement_head if "displacements" in outputs else None,
         force_head=config.force_head,
         dataset_references=data.info.reference_energies,
+        domain=fit_domain(data, config.model.cutoff, system_numbers(data)),
     )
     norm = replace(config.normalization, references=config.normalization.references or "linear")
     scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else fitted.energy_residual_rms)
@@ -97,13 +99,14 @@ def fine_tuned_model(
     check_same_model(config, info, run)
     check_knows(model, data, run)
     model = model.to(getattr(torch, config.run.dtype))
-    fitted = fit_statistics(data, model.cutoff, task.energy)  # type: ignore[arg-type]
+    fitted = fit_statistics(data, model.cutoff, task.energy)
     model.info = replace(
         info,
         task=config.task,
         dtype=config.run.dtype,
         statistics=_for_elements(fitted, info.statistics),
         dataset_references=data.info.reference_energies or info.dataset_references,
+        domain=None if info.domain is None else info.domain | fit_domain(data, model.cutoff, system_numbers(data)),
     )
     norm = _own_scales(config.normalization, model, run)
     if set(info.outputs) & {"energy", "relaxed_energy"}:

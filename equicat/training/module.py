@@ -14,23 +14,14 @@ from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.models.direct import DirectModel
 from equicat.models.potential import Potential
-from equicat.tasks.metrics import MetricSums
-from equicat.tasks.tasks import LossTerm, Task, total_loss
+from equicat.tasks.tables import MetricSums, metrics_shown
+from equicat.tasks.tasks import LossTerm, Task, total_loss, values_of
 from equicat.training.config import TrainConfig
 from equicat.training.optimizers import make_optimizer, rate_factor, set_rates
 
-COLUMNS = (
-    "energy_mae",
-    "energy_per_atom_mae",
-    "forces_mae",
-    "forces_rmse",
-    "forces_cosine_similarity",
-    "positions_mae",
-    "positions_mae_adsorbate",
-    "positions_average_distance_within_threshold",
-)
+LOGGED = tuple(metric.name for metric in metrics_shown("log"))
 """Metrics written to metrics.csv for training and validation, those that the task has."""
-SHOWN = ("energy_mae", "forces_mae", "positions_mae")
+HEADLINES = tuple(metric.name for metric in metrics_shown("headline"))
 """Metrics on the progress bar."""
 
 
@@ -57,7 +48,7 @@ class TrainingModule(pl.LightningModule):
         self.elapsed = 0.0
         """Seconds of training up to the last step, earlier sessions included; all processes agree on it."""
         self._started = time.monotonic()
-        self._sums = {stage: MetricSums(task.metric_names) for stage in ("train", "val")}
+        self._sums = {stage: MetricSums(task.quantities) for stage in ("train", "val")}
         self._losses: dict[str, list[Float[Tensor, "n_terms 2"]]] = {"train": [], "val": []}
         """Sum and count of each term of the loss, of each batch."""
         self._weights: list[float] = []
@@ -79,7 +70,7 @@ class TrainingModule(pl.LightningModule):
         sums = torch.stack([term.sum.detach().double() for term in terms])
         self._weights = [term.weight for term in terms]
         self._losses[stage].append(torch.stack([sums, sums.new_tensor([term.count for term in terms])], dim=1))
-        self._sums[stage].add(self.task.metrics(prediction, batch))
+        self._sums[stage].add(values_of(prediction, batch), self.task.target(batch), batch)
         return terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -112,10 +103,10 @@ class TrainingModule(pl.LightningModule):
         """Loss and metrics of an epoch, pooled over batches and processes."""
         sums, losses = self._sums[stage], torch.stack(self._losses[stage]).sum(0)
         state = self._reduced(torch.cat([sums.state.to(losses), losses]), "sum")
-        sums.state = sums.state.new_tensor(state[: len(sums.names)])
-        terms = [LossTerm(w, *part) for w, part in zip(self._weights, state[len(sums.names) :], strict=True)]
-        values = {name: value for name, value in sums.compute().items() if name in COLUMNS}
-        self._sums[stage], self._losses[stage] = MetricSums(sums.names), []
+        sums.state = sums.state.new_tensor(state[: len(sums.metrics)])
+        terms = [LossTerm(w, *part) for w, part in zip(self._weights, state[len(sums.metrics) :], strict=True)]
+        values = {name: value for name, value in sums.compute().items() if name in LOGGED}
+        self._sums[stage], self._losses[stage] = MetricSums(sums.quantities), []
         loss = total_loss(terms, f"the {stage} data")
         return {f"{stage}_loss": loss} | {f"{stage}_{k}": v for k, v in values.items()}
 
@@ -129,7 +120,7 @@ class TrainingModule(pl.LightningModule):
         self._row = self._results("val")
         self.val_losses.append(self._row["val_loss"])
         for name, value in self._row.items():
-            shown = name.removeprefix("val_") in ("loss", *SHOWN)
+            shown = name.removeprefix("val_") in ("loss", *HEADLINES)
             self.log(name, value, prog_bar=shown)
 
     def finish_epoch(self) -> dict[str, float]:
@@ -137,7 +128,7 @@ class TrainingModule(pl.LightningModule):
         row, self._row = self._results("train") | self._row, {}
         for name, value in row.items():
             if name.startswith("train_"):
-                self.log(name, value, prog_bar=name.removeprefix("train_") in SHOWN)
+                self.log(name, value, prog_bar=name.removeprefix("train_") in HEADLINES)
         return row
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from equicat.training.callbacks import RunWriter
 from equicat.training.config import RunConfig, TrainConfig
 from equicat.training.initial_model import fine_tuned_model, new_model
 from equicat.training.module import TrainingModule
+from equicat.training.origin import Origin
 from equicat.training.resume import (
     Resumption,
     check_same_data,
@@ -85,17 +86,22 @@ def train(config: TrainConfig) -> TrainResult:
     module = TrainingModule(model, task, config, summaries)
     if earlier is not None:
         module.val_losses, module.elapsed = earlier.val_losses, earlier.seconds
-    return _fit(module, _loaders(config, task.labels, train_set, val_set), earlier, message)
+    origin = Origin.of(config, train_set, val_set) if is_main_process() else None
+    return _fit(module, _loaders(config, task.labels, train_set, val_set), origin, earlier, message)
 
 
 def _fit(
-    module: TrainingModule, loaders: tuple[ResumableLoader, ...], earlier: Resumption | None, message: str
+    module: TrainingModule,
+    loaders: tuple[ResumableLoader, ...],
+    origin: Origin | None,
+    earlier: Resumption | None,
+    message: str,
 ) -> TrainResult:
     """Run the loop and write what it gives."""
     options, run = module.config.run, Path(module.config.run.out)
     started = time.monotonic()
     with quiet_lightning(), matmul_precision(options.matmul_precision), _directory(options) as directory:
-        writer = RunWriter(directory, [] if earlier is None else earlier.rows, message)
+        writer = RunWriter(directory, origin, [] if earlier is None else earlier.rows, message)
         trainer = make_trainer(module.config, directory.path, writer)
         train, val = loaders
         checkpoint = None if earlier is None else earlier.path

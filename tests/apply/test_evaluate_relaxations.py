@@ -10,6 +10,7 @@ from emt_slabs import structures
 from equicat.apply import evaluate_relaxations as module
 from equicat.apply.evaluate_relaxations import evaluate_relaxations
 from equicat.cli.main import main
+from equicat.data.datasets import open_dataset
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import write
 from equicat.data.store import write_store
@@ -48,6 +49,10 @@ def test_without_data_it_is_the_validation_data_of_the_run(run):
     assert list(summary["splits"]) == ["val_id", "val_ood_ads"]
 
 
+def open_all(splits):
+    return {name: open_dataset(path) for name, path in splits.items()}
+
+
 def test_a_perfect_model_of_emt_data_has_no_error_and_small_forces(run, tmp_path, monkeypatch):
     """The data are EMT's own minima, and EMT stands in for the model that relaxes to them."""
     initial = structures(3)
@@ -64,7 +69,8 @@ def test_a_perfect_model_of_emt_data_has_no_error_and_small_forces(run, tmp_path
     info = DatasetInfo("total", provenance={"generator": "equicat data emt"})
     write_store(tmp_path / "is2re" / "val_id", labelled, info)
     monkeypatch.setattr(module, "relax", lambda systems, _, *rest, **options: relax(systems, model, *rest, **options))
-    monkeypatch.setattr(module, "check_energy_reference", lambda *_: None)
+    # The run that stands for the model knows neither these elements nor these energies.
+    monkeypatch.setattr(module, "usable", lambda _, splits, *rest, **options: (open_all(splits), {}))
     summary = evaluate_relaxations(run, tmp_path, config, progress=False)
     rows = summary["splits"]["val_id"]["rows"]
     perfect, still = rows["allegro, relaxed"], rows["mean energy, no displacement"]
@@ -81,5 +87,7 @@ def test_a_perfect_model_of_emt_data_has_no_error_and_small_forces(run, tmp_path
 def test_data_without_relaxed_energies_and_models_without_forces_are_refused(run, data, tmp_path):
     write(tmp_path / "bare.extxyz", structures(1))
     with pytest.raises(InputError, match="no label 'relaxed_energy'"):
+        evaluate_relaxations(run, tmp_path / "bare.extxyz", progress=False, energy_reference="adsorption")
+    with pytest.raises(InputError, match=r"'total' .*, the model predicts 'adsorption'.* say --energy_reference"):
         evaluate_relaxations(run, tmp_path / "bare.extxyz", progress=False)
     assert np.isfinite(load(run).info.statistics.mean_energy)

@@ -89,19 +89,21 @@ def test_train_help_names_networks_and_built_in_configurations(capsys):
 
 def test_evaluate_prints_baselines_and_the_energy_reference(capsys, run, data, tmp_path):
     out = succeed(capsys, "evaluate", run, "--data", data, "--json", tmp_path / "e.json", "--progress", "false")
-    for text in ("val_id: 6 structures", "val_ood_ads", "allegro", "mean energy, F = 0", "linear reference, F = 0"):
+    for text in ("val_id: 6 systems", "val_ood_ads", "allegro", "mean energy, F = 0", "linear reference, F = 0"):
         assert text in out
     assert "Energies: adsorption." in out
     assert "train:" not in out
     saved = json.loads((tmp_path / "e.json").read_text())
-    assert saved == json.loads((run / "evaluation.json").read_text())
+    folder = run / "evaluations" / data.name
+    assert saved == json.loads((folder / "metrics.json").read_text()) | {"written": [str(folder / "metrics.json")]}
+    assert f"written: {folder / 'metrics.json'}" in out
     row = saved["splits"]["val_id"]["rows"]
     val = open_dataset(data / "s2ef" / "val_id")
     free = ~val.array("fixed")
     assert row["mean energy, F = 0"]["forces_mae"] == pytest.approx(np.abs(val.array("forces")[free]).mean(), rel=1e-5)
     mean = open_dataset(data / "s2ef" / "train").array("energy").mean()
     assert row["mean energy, F = 0"]["energy_mae"] == pytest.approx(np.abs(val.array("energy") - mean).mean())
-    with np.load(run / "predictions" / "val_id.npz") as parity:
+    with np.load(folder / "predictions" / "val_id.npz") as parity:
         assert parity["forces_pred"].shape == (saved["splits"]["val_id"]["n_free_atoms"], 3)
         error = np.abs(parity["energy_pred"] - parity["energy_true"]).mean()
     assert row["allegro"]["energy_mae"] == pytest.approx(error)
@@ -109,14 +111,16 @@ def test_evaluate_prints_baselines_and_the_energy_reference(capsys, run, data, t
 
 def test_evaluate_without_data_takes_the_validation_data_of_the_run(capsys, run):
     out = succeed(capsys, "evaluate", run, "--progress", "false")
-    assert "val: 6 structures" in out
+    assert "val: 6 systems" in out
+    assert "they also chose the checkpoint; 0 of 6 systems were trained on" in out
+    assert f"written: {run / 'evaluation.json'}" in out
 
 
 def test_metrics_do_not_depend_on_the_batch_size(capsys, run, data):
     results = []
     for size in (1, 4):
         succeed(capsys, "evaluate", run, "--data", data, "--batch_size", size, "--progress", "false")
-        results.append(json.loads((run / "evaluation.json").read_text())["splits"])
+        results.append(json.loads((run / "evaluations" / data.name / "metrics.json").read_text())["splits"])
     for split in results[0]:
         a, b = (r[split]["rows"]["allegro"] for r in results)
         assert a == pytest.approx(b, rel=1e-4)
@@ -256,8 +260,12 @@ def test_run_without_weights(capsys, run, data, tmp_path):
 
 def test_another_energy_reference(capsys, run, tmp_path):
     write(tmp_path / "a.extxyz", [labelled(0)])
-    message = fail(capsys, "evaluate", run, "--data", tmp_path / "a.extxyz", "--energy_reference", "total")
-    assert "'total', the model predicts 'adsorption'" in message
+    arguments = ("evaluate", run, "--data", tmp_path / "a.extxyz", "--progress", "false")
+    assert "'total', the model predicts 'adsorption'" in fail(capsys, *arguments, "--energy_reference", "total")
+    message = fail(capsys, *arguments)
+    assert "its energies are 'total' (a file's are, unless --energy_reference says otherwise)" in message
+    assert "if they are adsorption ones, say --energy_reference adsorption" in message
+    assert "Energies: adsorption." in succeed(capsys, *arguments, "--energy_reference", "adsorption")
 
 
 def frame(**changes) -> str:
@@ -320,4 +328,4 @@ def test_leaderboard_needs_ids(capsys, run, tmp_path):
 @pytest.mark.parametrize("name", presets())
 def test_built_in_configurations_are_valid(name):
     config = from_mapping(read_yaml(find_configuration(name)), name)
-    assert task_of(outputs_of(config.task, resolved(config.task, config.loss))).metric_names
+    assert task_of(outputs_of(config.task, resolved(config.task, config.loss))).quantities

@@ -21,7 +21,8 @@ from equicat.models.direct import DirectModel
 from equicat.models.heads import VECTOR_HEADS, MagnitudeDirection, vector_head
 from equicat.models.model import Prediction
 from equicat.networks.features import Features
-from equicat.tasks.tasks import LossConfig, direct_loss_terms, direct_metrics, outputs_of, resolved, task_of, total_loss
+from equicat.tasks.tables import MetricSums
+from equicat.tasks.tasks import LossConfig, outputs_of, resolved, task_of, total_loss, values_of
 from equicat.training.config import from_mapping
 from equicat.training.train import train
 
@@ -116,7 +117,7 @@ def test_symmetric_sites_do_not_move_and_gradients_stay_finite(head):
     direct = model(head, energy=False).train()
     out = direct(batch)
     assert out.displacements.abs().max() < 1e-5
-    loss = total_loss(direct_loss_terms(out, batch, direct, resolved("is2rs", LossConfig())))
+    loss = total_loss(task_of(("displacements",)).loss_terms(out, batch, direct, resolved("is2rs", LossConfig())))
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in direct.parameters() if p.grad is not None)
 
@@ -142,11 +143,12 @@ def test_training_reaches_every_weight_and_lowers_the_loss(head, energy):
     direct = model(head, energy).train()
     batch = Batch.from_structures([relaxing(0), relaxing(1)], SMALL.cutoff)
     options = LossConfig(energy_weight=float(energy), displacement_weight=1.0)
+    task = task_of(("relaxed_energy", "displacements") if energy else ("displacements",))
     optimizer = torch.optim.Adam(direct.parameters(), 3e-3)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss = total_loss(direct_loss_terms(direct(batch), batch, direct, options))
+        loss = total_loss(task.loss_terms(direct(batch), batch, direct, options))
         loss.backward()
         if head != "sum" or energy:  # the sum reads vectors alone, so the last scalars go nowhere
             assert all(p.grad is not None and p.grad.abs().max() > 0 for p in direct.parameters())
@@ -161,12 +163,15 @@ def test_loss_and_metrics_count_free_atoms_only():
     out = direct(batch)
     spoiled = dataclasses.replace(batch, displacements=batch.displacements + 100 * batch.fixed[:, None])
     options = LossConfig(energy_weight=0.5, displacement_weight=2.0)
-    loss = total_loss(direct_loss_terms(out, batch, direct, options))
-    assert loss == total_loss(direct_loss_terms(out, spoiled, direct, options))
+    task = task_of(("relaxed_energy", "displacements"))
+    loss = total_loss(task.loss_terms(out, batch, direct, options))
+    assert loss == total_loss(task.loss_terms(out, spoiled, direct, options))
     error = (out.displacements - batch.displacements)[~batch.fixed] / 0.3
     energy = (out.relaxed_energy - batch.relaxed_energy).abs().item() / 0.7
     assert loss.item() == pytest.approx(0.5 * energy + 2 * error.norm(dim=1).mean().item(), rel=1e-4)
-    metrics = {name: mean.value for name, mean in direct_metrics(out, batch).items()}
+    sums = MetricSums(task.quantities)
+    sums.add(values_of(out, batch), task.target(batch), batch)
+    metrics = sums.compute()
     absolute = (out.displacements - batch.displacements).abs()
     assert metrics["positions_mae"] == pytest.approx(absolute[~batch.fixed].mean().item(), rel=1e-5)
     assert metrics["positions_mae_all_atoms"] == pytest.approx(absolute.mean().item(), rel=1e-5)
@@ -271,7 +276,7 @@ def test_evaluate_shows_both_with_their_baselines(joint_run, data, capsys):
     text = capsys.readouterr().out
     for word in ("val_ood_ads", "linear reference, no displacement", "free-atom MAE [Å]", "ADwT [%]", "EwT [%]"):
         assert word in text
-    rows = json.loads((joint_run / "evaluation.json").read_text())["splits"]["val_id"]["rows"]
+    rows = json.loads((joint_run / "evaluations" / data.name / "metrics.json").read_text())["splits"]["val_id"]["rows"]
     still = rows["mean energy, no displacement"]
     displacements = np.concatenate([relaxing(s).displacements[~relaxing(s).fixed] for s in range(16, 22)])
     assert still["positions_mae"] == pytest.approx(np.abs(displacements).mean(), rel=1e-5)

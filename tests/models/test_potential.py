@@ -14,10 +14,11 @@ from equicat.models import gradient
 from equicat.models.gradient import ComputeOptions, PairGradients
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
-from equicat.tasks.tasks import LossConfig, s2ef_loss_terms, total_loss
+from equicat.tasks.tasks import LossConfig, task_of, total_loss
 from equicat.testing import check_all, example_structures
 
 ELEMENTS = (1, 8, 29)
+S2EF = task_of(("energy", "forces"))
 
 
 def potential(**changes) -> Potential:
@@ -55,12 +56,12 @@ def test_force_loss_changes_the_weights():
     model.train()
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    first = total_loss(s2ef_loss_terms(model(batch), batch, model, config))
+    first = total_loss(S2EF.loss_terms(model(batch), batch, model, config))
     first.backward()
     optimizer.step()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(before), "every weight feels the force loss"
-    assert total_loss(s2ef_loss_terms(model(batch), batch, model, config)) < first
+    assert total_loss(S2EF.loss_terms(model(batch), batch, model, config)) < first
 
 
 def test_training_gradient_agrees_with_finite_differences():
@@ -70,7 +71,7 @@ def test_training_gradient_agrees_with_finite_differences():
     config = LossConfig(energy="per_atom_mse", forces="mse", energy_weight=1.0)
 
     def loss() -> torch.Tensor:
-        return total_loss(s2ef_loss_terms(model(batch), batch, model, config))
+        return total_loss(S2EF.loss_terms(model(batch), batch, model, config))
 
     loss().backward()
     for name, p in model.named_parameters():
@@ -180,8 +181,8 @@ def test_loss_counts_free_atoms_only(energy, forces):
     config = LossConfig(energy=energy, forces=forces, energy_weight=2.0, forces_weight=3.0)
     out = model(batch)
     spoiled = dataclasses.replace(batch, forces=batch.forces + 100 * batch.fixed[:, None])
-    loss = total_loss(s2ef_loss_terms(out, batch, model, config))
-    assert loss == total_loss(s2ef_loss_terms(out, spoiled, model, config))
+    loss = total_loss(S2EF.loss_terms(out, batch, model, config))
+    assert loss == total_loss(S2EF.loss_terms(out, spoiled, model, config))
     error = ((out.forces - batch.forces)[~batch.fixed] / model.scale).detach()
     by_forces = {"l2": error.norm(dim=1).mean(), "mae": error.abs().mean(), "mse": error.square().mean()}[forces]
     e = ((out.energy - batch.energy) / model.scale).abs().item() / (1 if energy == "mae" else len(batch.positions))
@@ -194,6 +195,6 @@ def test_all_atoms_fixed_is_an_error():
     frozen = dataclasses.replace(slab, fixed=np.ones(len(slab), bool))
     model = potential()
     batch = Batch.from_structures([frozen], SMALL.cutoff)
-    terms = s2ef_loss_terms(model(batch), batch, model, LossConfig(energy_weight=1.0))
+    terms = S2EF.loss_terms(model(batch), batch, model, LossConfig(energy_weight=1.0))
     with pytest.raises(InputError, match="structure s0: every atom is fixed"):
         total_loss(terms, batch.named())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from places import FIXTURES
 from safetensors.torch import save_file
 
 from equicat.errors import InputError
@@ -25,6 +26,29 @@ ROWS = {
     "mean energy, F = 0": {"energy_mae": 1.0, "energy_within_threshold": 0.01, "forces_mae": 0.016},
     "linear reference, F = 0": {"energy_mae": 0.5, "energy_within_threshold": 0.02, "forces_mae": 0.4},
 }
+TRAIN = {
+    "path": "data/emt/s2ef/train",
+    "n_structures": 264,
+    "n_systems": 12,
+    "has_ids": True,
+    "elements": ["O", "Cu"],
+    "energy_reference": "adsorption",
+    "reference_energies": {"H2O": -14.2},
+    "description": "relaxations of a group",
+    "set_aside": {
+        "systems": 2,
+        "frames": 31,
+        "reasons": {"not_converged": 1},
+        "listed": [{"system": "Cu111/O_top", "reasons": ["largest force 0.21 eV/Å"]}],
+    },
+}
+VAL = TRAIN | {"n_structures": 23, "n_systems": 1, "set_aside": {}}
+DOMAIN = {
+    "adsorbates": {"O": 8, "CO": 4},
+    "catalysts": {"Cu": 10, "Cu3Pd": 2},
+    "systems": {"O": {"Cu": 6, "Cu3Pd": 2}, "CO": {"Cu": 4}},
+}
+KNOWN = {"n_structures": 120, "n_systems": 30, "n_free_atoms": 2400, "n_trained_on": 0, "n_chose_checkpoint": 30}
 
 
 def make_run(folder: Path) -> Path:
@@ -48,9 +72,10 @@ def make_run(folder: Path) -> Path:
         "energy_reference": "adsorption",
         "statistics": {"elements": [8, 29]},
     }
-    (run / "model.json").write_text(json.dumps(description))
+    (run / "model.json").write_text(json.dumps(description | {"domain": DOMAIN}))
+    (run / "data.json").write_text(json.dumps({"train": TRAIN, "val": VAL}))
     save_file({"weight": torch.zeros(30, 41), "scale": torch.tensor(1.0)}, run / "model.safetensors")
-    splits = {split: {"n_systems": 120, "n_free_atoms": 2400, "rows": ROWS} for split in ("val_id", "val_ood_ads")}
+    splits = {split: KNOWN | {"rows": ROWS} for split in ("val_id", "val_ood_ads")}
     evaluation = {"task": "s2ef", "data": "data/emt", "energy_reference": "adsorption", "splits": splits}
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     rng = np.random.default_rng(0)
@@ -131,11 +156,20 @@ def test_a_complete_run(page: str) -> None:
         "1 230",
         "O Cu",
         "90 s",
+        "saved: 3",
         "0.4000",
         "0.0500",
+        "120 frames of 30 systems, 2,400 free atoms",
+        "30 of 30 systems chose the checkpoint; 0 of 30 systems were trained on",
+        "264 frames of 12 systems",
+        "23 frames of 1 system, which also chose the checkpoint",
+        "So few systems say little about the next one",
+        "subtracted: H2O -14.2000 eV",
+        "2 systems and 31 frames left out (1 not converged)",
+        "Cu111/O_top largest force 0.21 eV/Å",
     ):
         assert expected in text
-    for title in ("Results", "Error by split", "Learning curves", "Parity", "Configuration", "Environment"):
+    for title in ("Results", "Data", "Error by split", "Learning curves", "Parity", "Configuration", "Environment"):
         assert f"<h2>{title}</h2>" in page
     assert "seed: 17" in text
     assert "abc123" in text
@@ -173,6 +207,87 @@ def test_best_in_bold_and_ratio_to_the_best_baseline(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_headline_errors_are_those_of_the_saved_epoch(run: Path) -> None:
+    """Epoch 1 has the lowest validation loss, epoch 0 the lowest energy error, epoch 2 the lowest force error."""
+    header = "epoch,step,time_s,lr,train_loss,val_loss,val_energy_mae,val_forces_mae\n"
+    (run / "metrics.csv").write_text(header + "0,1,1,1,1,3.0,0.1,0.9\n1,2,2,1,1,1.0,0.2,0.6\n2,3,3,1,1,2.0,0.3,0.5\n")
+    assert re.findall(r"validation \w+ MAE \[.*?\]</dt><dd>([\d.]+)", page_of(run)) == ["0.2000", "0.6000"]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["splits"] = {"val": KNOWN | {"n_structures": 23, "n_systems": 1, "rows": ROWS}}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    page = page_of(run)
+    assert re.findall(r"validation \w+ MAE \[.*?\]</dt><dd>([\d.]+)", page) == ["0.1000", "0.0200"], "as in the table"
+    assert "<dd>0.1000<small>23 frames of 1 system</small></dd>" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_evaluations_are_shown_when_asked_for(run: Path) -> None:
+    folder = run / "evaluations" / "mine"
+    (folder / "predictions").mkdir(parents=True)
+    energy = np.arange(3.0)
+    np.savez(folder / "predictions" / "test.npz", energy_true=energy, energy_pred=energy)
+    result = {"n_structures": 3, "n_systems": 3, "n_free_atoms": 9, "rows": {"allegro": {"energy_mae": 3.66}}}
+    summary = {
+        "data": "/elsewhere/test.extxyz",
+        "date": "2026-03-01T12:00:00+00:00",
+        "energy_reference": "adsorption",
+        "splits": {"test": result | {"outside_training": ["C–Pd were never neighbours in training (s1)"]}},
+        "skipped": {"odd": "holds Ag"},
+        "remarks": ["test: 3 systems say little"],
+    }
+    (folder / "metrics.json").write_text(json.dumps(summary))
+    page = page_of(run)
+    assert "3.6600" not in page
+    assert "Evaluated on other data as well, not shown: mine" in page
+    page = write_report(run, evaluations=("mine",)).read_text()
+    for text in (
+        "3.6600",
+        "Evaluation “mine”",
+        "/elsewhere/test.extxyz",
+        "2026-03-01 12:00:00",
+        "C–Pd were never",
+        "odd was skipped: holds Ag",
+        "3 systems say little.",
+    ):
+        assert text in page
+    assert "not shown" not in page
+    assert page == write_report(run, evaluations=("all",)).read_text()
+    parsed(page)
+    with pytest.raises(InputError, match=r"no evaluation 'min'.*did you mean 'mine'.*there is mine"):
+        write_report(run, evaluations=("min",))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_predictions_of_an_evaluation_that_was_replaced_are_not_shown(run: Path) -> None:
+    """Earlier versions left them there."""
+    arrays = np.load(run / "predictions" / "val_id.npz")
+    np.savez(run / "predictions" / "stale.npz", **arrays)
+    assert "stale" not in page_of(run)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_earlier_versions_counted_structures(run: Path) -> None:
+    (run / "data.json").unlink()
+    split = {"n_systems": 120, "n_free_atoms": 2400, "rows": ROWS}
+    (run / "evaluation.json").write_text(json.dumps({"splits": {"val_id": split}}))
+    page = page_of(run)
+    assert "120 structures, 2,400 free atoms" in page
+    assert "120 systems" not in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_many_catalysts_are_summed_up(run: Path) -> None:
+    model = json.loads((run / "model.json").read_text())
+    names = {f"Cu{k}": 1 for k in range(1, 60)}
+    model["domain"] = {"adsorbates": {"O": 59, "": 2}, "catalysts": names, "systems": {"O": names}}
+    (run / "model.json").write_text(json.dumps(model))
+    assert '<tbody>\n<tr><th scope="row">Cu1</th><td>1</td><td>·</td></tr>' in page_of(run), "catalysts go down"
+    model["domain"]["systems"] = {}
+    (run / "model.json").write_text(json.dumps(model))
+    assert "2 adsorbates (O 59, clean slab 2) on 59 catalysts (Cu1 1," in page_of(run)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_nan_is_shown_and_never_best(run: Path) -> None:
     rows = {"allegro": {"energy_mae": math.nan}, "baseline": {"energy_mae": 0.5, "forces_mae": None}}
     (run / "evaluation.json").write_text(json.dumps({"splits": {"val_id": {"rows": rows}}}))
@@ -181,7 +296,10 @@ def test_nan_is_shown_and_never_best(run: Path) -> None:
     assert "<td>nan" in page
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "config.yaml", "environment.json", "evaluation.json", "predictions"])
+PARTS = ["metrics.csv", "config.yaml", "environment.json", "evaluation.json", "predictions", "data.json"]
+
+
+@pytest.mark.parametrize("name", PARTS)
 @pytest.mark.usefixtures("undrawn")
 def test_a_missing_part_is_said_to_be_missing(run: Path, name: str) -> None:
     path = run / name
@@ -205,6 +323,8 @@ def test_a_missing_part_is_said_to_be_missing(run: Path, name: str) -> None:
         ("config.yaml", "a: [1"),
         ("environment.json", "{"),
         ("evaluation.json", "[]"),
+        ("data.json", "{}"),
+        ("data.json", '{"train": {"n_structures": 1}, "val": {}}'),
         ("evaluation.json", '{"splits": {"val_id": {"rows": {"allegro": {"energy_mae": "low"}}}}}'),
         ("evaluation.json", '{"splits": {"val_id": {}}}'),
         ("predictions/val_id.npz", "no archive"),
@@ -244,7 +364,7 @@ def test_only_metrics(tmp_path: Path) -> None:
     parsed(page)
     assert "by-time" in page
     assert 'id="x-epoch"' not in page
-    assert page.count('class="missing"') == 4
+    assert page.count('class="missing"') == 5
 
 
 def test_names_are_escaped(run: Path) -> None:
@@ -252,8 +372,19 @@ def test_names_are_escaped(run: Path) -> None:
     rows = {f"{evil} & {k}": row for k, row in ROWS.items()}
     (run / "evaluation.json").write_text(json.dumps({"splits": {evil: {"rows": rows}}, "energy_reference": evil}))
     (run / "config.yaml").write_text(yaml.safe_dump({"task": evil, "data": {"train": [evil]}}))
-    (run / "model.json").write_text(json.dumps({"model": {"l_max": evil, "cutoff": evil}, "energy_reference": evil}))
+    domain = {"adsorbates": {evil: 1}, "catalysts": {evil: 1}, "systems": {evil: {evil: 1}}}
+    model = {"model": {"l_max": evil, "cutoff": evil}, "energy_reference": evil, "domain": domain}
+    (run / "model.json").write_text(json.dumps(model))
     (run / "environment.json").write_text(json.dumps({evil: evil}))
+    part = {key: evil if isinstance(value, str) else value for key, value in TRAIN.items()}
+    part |= {"elements": [evil], "reference_energies": {evil: 1.0}}
+    part["set_aside"] = {
+        "systems": 1,
+        "frames": 0,
+        "reasons": {evil: 1},
+        "listed": [{"system": evil, "reasons": [evil]}],
+    }
+    (run / "data.json").write_text(json.dumps({"train": part, "val": part}))
     page = page_of(run.rename(run.with_name("a & b <i>")))
     parsed(page)
     assert "<script" not in page.lower()
@@ -267,7 +398,7 @@ def test_written_atomically(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert write_report(run, out) == out
     before = out.read_text()
 
-    def fail(run: report.RunFiles) -> str:
+    def fail(run: report.RunFiles, evaluations: tuple = ()) -> str:
         raise RuntimeError("no space")
 
     monkeypatch.setattr(report, "render", fail)
@@ -329,3 +460,12 @@ def test_curves_are_logarithmic_only_where_they_can_be() -> None:
     assert {"0.1", "1", "10"} <= set(ticks([30.0, 3.0, math.nan, 0.05]))
     assert "0.1" not in ticks([30.0, 3.0, 0.0, -1.0])
     assert "10" in ticks([30.0, 3.0, 0.0, -1.0])
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", ["allegro", "is2rs_pair", "converted_nequip_allegro"])
+def test_runs_of_the_commit_before_have_a_page(tmp_path: Path, name: str) -> None:
+    stored = FIXTURES / "runs_b139b12" / name
+    page = write_report(stored, tmp_path / "page.html").read_text()
+    parsed(page)
+    assert '<p class="missing"><code>data.json</code> is missing.' in page
