@@ -4,10 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from equicat.tasks.tables import amount, metrics_shown
+from equicat.tasks.tables import FEW_SYSTEMS, amount, metrics_shown
 
-FEW_SYSTEMS = 10
-"""An error from fewer systems than this says little about the next one."""
 NO_BETTER = 0.95
 """A model whose error is above this share of the best baseline's has learnt nothing of use."""
 OVERFITTED = 4.0

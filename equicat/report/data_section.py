@@ -6,13 +6,11 @@ from typing import Any
 from equicat.report.content import Missing, mapping_or_empty, missing
 from equicat.report.read import RunFiles
 from equicat.run_directory import DATA
-from equicat.tasks.tables import amount
+from equicat.tasks.tables import FEW_SYSTEMS, amount
 
 MAX_COLUMNS = 24
 """Catalysts (or adsorbates) of the table of combinations; with more, those with most systems are listed alone."""
 MAX_NAMED = 12
-FEW_SYSTEMS = 10
-"""With fewer systems than this an error says little about the next one."""
 
 
 @dataclass(frozen=True)

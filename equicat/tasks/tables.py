@@ -17,6 +17,9 @@ from equicat.errors import InputError, nearest
 from equicat.tasks import metrics
 from equicat.tasks.metrics import Mean, Values
 
+FEW_SYSTEMS = 10
+"""An error from fewer systems than this says little about the next one."""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -25,7 +25,7 @@ QUIET = {"progress": False, "outside_training": "ignore"}
 @pytest.fixture
 def own(run, tmp_path):
     """A copy of the run that the test may write to."""
-    return shutil.copytree(run, tmp_path / "run")
+    return shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation*", "predictions"))
 
 
 def store(path, seeds, reference="adsorption", **changes):

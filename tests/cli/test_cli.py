@@ -167,6 +167,20 @@ def test_predict_writes_a_submission_of_four_splits(capsys, run, tmp_path):
     assert "a submission is an .npz file" in fail(capsys, *arguments, "--out", tmp_path / "x.extxyz")
 
 
+def test_structures_outside_of_the_training_data_get_one_line(capsys, run, tmp_path):
+    pushed = labelled(30)
+    pushed.positions[-1] = pushed.positions[0] + [0.0, 0.0, 0.4]
+    write(tmp_path / "in.extxyz", [pushed, labelled(31)])
+    arguments = ("predict", run, tmp_path / "in.extxyz", "--out", tmp_path / "out.extxyz", "--progress", "false")
+    assert main([str(a) for a in arguments]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("equicat: warning: outside of the training data: ")
+    assert "Å, shortest in training" in line
+    assert "outside of the training data" in fail(capsys, *arguments, "--outside_training", "error")
+    assert main([str(a) for a in (*arguments, "--outside_training", "ignore")]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_calculator_agrees_with_finite_differences(run):
     atoms = labelled(40).to_ase()
     atoms.set_constraint()

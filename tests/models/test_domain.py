@@ -188,11 +188,11 @@ def test_prediction_warns_for_a_whole_file_in_one_line(run, tmp_path):
     write(tmp_path / "in.extxyz", [squeezed(0), squeezed(1), labelled(2)])
     options = {"progress": False, "batch_size": 1}
     with pytest.warns(OutsideTraining) as caught:
-        predict(run, tmp_path / "in.extxyz", tmp_path / "out.extxyz", **options)
+        predict(run, tmp_path / "in.extxyz", out=tmp_path / "out.extxyz", **options)
     assert len(caught) == 1
     strict = options | {"outside_training": "error"}
     with pytest.raises(InputError, match="outside of the training data"):
-        predict(run, tmp_path / "in.extxyz", tmp_path / "strict.extxyz", **strict)
+        predict(run, tmp_path / "in.extxyz", out=tmp_path / "strict.extxyz", **strict)
     assert not (tmp_path / "strict.extxyz").exists()
 
 
