@@ -14,6 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols, reference_states
 from equicat.data.readers import read
 from equicat.errors import InputError, nearest
 from equicat.extras import extra
+from equicat.options.values import Checked, Natural, PositiveNumber
 
 NAME = re.compile(r"(?P<bulk>.+?)\s*\(\s*(?P<facet>[-\d\s,]+)\)\s*(?P<size>\d+\s*x\s*\d+\s*x\s*\d+)\s*")
 """``Cu(111) 3x3x4``, ``cu3pd.cif(1,1,1) 2x2x4``."""

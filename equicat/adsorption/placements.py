@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Annotated
 
 import numpy as np
 from ase.data import covalent_radii
@@ -20,6 +21,7 @@ from equicat.adsorption.slabs import Slab
 from equicat.data.contacts import BONDED_RATIO, contact_ratios
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
+from equicat.options.values import Checked, Length, Natural, Number, Positive, PositiveNumber
 
 CONTACT = 1.0
 """Distance at which a lowered adsorbate stops, in sums of covalent radii."""
