@@ -27,6 +27,7 @@ from equicat.models.domain import DomainWatch
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
 from equicat.tasks.leaderboard import LEADERBOARD_SPLITS, is2re_arrays, is2rs_arrays, s2ef_arrays, write_submission
+from equicat.tasks.tasks import task_of, values_of
 
 
 def watch_of(model: Potential | DirectModel, options: ApplyOptions) -> DomainWatch:
@@ -50,11 +51,12 @@ def predictions(
         InputError: for an unknown element, or as ``options`` ask.
     """
     device, watch = model.scale.device, watch or watch_of(model, options)
+    task = task_of(model.info.outputs)
     loader = batches(dataset, model.cutoff, options.batch_size, dtype=model.dtype, labels=labels)
     for batch in tqdm(loader, desc=title, unit="batch", disable=not options.progress, leave=False):
         batch = batch.to(device)
         with torch.no_grad():
-            prediction = model(batch)
+            prediction = task.predict(model, batch)
             if options.minus_clean_slab:
                 prediction = minus_clean_slab(model, batch, prediction)
         watch.look(batch)
@@ -144,7 +146,7 @@ def _predicted(model: Potential | DirectModel, dataset: Dataset, options: ApplyO
     at = 0
     for batch, prediction in predictions(model, dataset, options, "predict"):
         ends = np.cumsum(batch.n_atoms.cpu().numpy())[:-1]
-        for labels in _labels(prediction, ends, batch.n_systems):
+        for labels in _labels(prediction, batch, ends):
             s = dataset[at]
             if labels.get("relaxed_positions") is not None:
                 labels["relaxed_positions"] = s.positions + labels["relaxed_positions"]
@@ -153,8 +155,9 @@ def _predicted(model: Potential | DirectModel, dataset: Dataset, options: ApplyO
             at += 1
 
 
-def _labels(prediction: Prediction | RelaxedPrediction, ends: ndarray, n_systems: int) -> Iterator[dict[str, Any]]:
+def _labels(prediction: Prediction | RelaxedPrediction, batch: Batch, ends: ndarray) -> Iterator[dict[str, Any]]:
     """Labels of each system of a batch; displacements under the name of the relaxed positions they become."""
+    stress = values_of(prediction, batch).stress
     energies: Tensor | None
     if isinstance(prediction, Prediction):
         energies, vectors, names = prediction.energy, prediction.forces, ("energy", "forces")
@@ -162,9 +165,10 @@ def _labels(prediction: Prediction | RelaxedPrediction, ends: ndarray, n_systems
         energies, vectors = prediction.relaxed_energy, prediction.displacements
         names = ("relaxed_energy", "relaxed_positions")
     split = None if vectors is None else np.split(vectors.double().cpu().numpy(), ends)
-    for k in range(n_systems):
+    for k in range(batch.n_systems):
         values = (None if energies is None else float(energies[k]), None if split is None else split[k])
-        yield dict(zip(names, values, strict=True))
+        labels = dict(zip(names, values, strict=True))
+        yield labels if stress is None else labels | {"stress": stress[k].double().cpu().numpy()}
 
 
 def leaderboard_arrays(

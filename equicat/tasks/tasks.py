@@ -101,11 +101,16 @@ class Task:
         """The fields of :class:`~equicat.tasks.metrics.Values` that are predicted, to be compared with the labels."""
         return tuple("energy" if name == "relaxed_energy" else name for name in self.outputs)
 
+    def predict(self, model: Potential | DirectModel, batch: Batch) -> AnyPrediction:
+        """The model's prediction for a batch; with the virial if the task has a stress."""
+        return model(batch, virial=True) if "stress" in self.outputs else model(batch)
+
     def target(self, batch: Batch) -> Values:
         """The labels of a batch, as far as the model predicts them."""
         labels = {
             "energy": batch.energy if self.energy == "energy" else batch.relaxed_energy,
             "forces": batch.forces,
+            "stress": batch.stress,
             "displacements": batch.displacements,
         }
         return Values(**{name: labels[name] for name in self.quantities})

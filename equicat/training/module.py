@@ -65,7 +65,7 @@ class TrainingModule(pl.LightningModule):
 
     def _terms(self, batch: Batch, stage: str) -> tuple[LossTerm, ...]:
         """The parts of the loss of this process's batch, which also count for the epoch."""
-        prediction = self.model(batch)
+        prediction = self.task.predict(self.model, batch)
         terms = self.task.loss_terms(prediction, batch, self.model, self.config.loss)
         sums = torch.stack([term.sum.detach().double() for term in terms])
         self._weights = [term.weight for term in terms]

@@ -319,10 +319,11 @@ def test_bad_labels(capsys, run, tmp_path, energy):
 def test_labels_under_other_names(capsys, run, tmp_path):
     file = tmp_path / "a.extxyz"
     file.write_text(frame().replace("energy=", "REF_energy=").replace("forces", "REF_forces"))
-    message = fail(capsys, "evaluate", run, "--data", file, "--energy_key", "REF_energy", "--progress", "false")
+    known = ["--energy_reference", "adsorption", "--progress", "false"]
+    message = fail(capsys, "evaluate", run, "--data", file, "--energy_key", "REF_energy", *known)
     assert "frame 0: no label 'forces'; found energy, REF_energy; further columns of atoms: REF_forces" in message
     keys = ["--energy_key", "REF_energy", "--forces_key", "REF_forces"]
-    assert main(["evaluate", str(run), "--data", str(file), *keys, "--progress", "false"]) == 0
+    assert main(["evaluate", str(run), "--data", str(file), *keys, *known]) == 0
     assert main(["data", "info", str(file), *keys]) == 0
     assert re.search(r"labels +energy forces\n", capsys.readouterr().out)
 

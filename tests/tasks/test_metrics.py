@@ -24,8 +24,8 @@ def batch_of(system_idx: list[int], fixed: list[bool] | None = None, **fields: t
     """A batch of atoms in those systems without edges; metrics look at nothing else."""
     n, n_systems = len(system_idx), fields.pop("n_systems", max(system_idx) + 1)
     values = {
-        "positions": torch.zeros(n, 3),
-        "cell": torch.eye(3).repeat(n_systems, 1, 1) * 5,
+        "positions": torch.zeros(n, 3, dtype=torch.float64),
+        "cell": torch.eye(3, dtype=torch.float64).repeat(n_systems, 1, 1) * 5,
         "pbc": torch.zeros(n_systems, 3, dtype=torch.bool),
         "numbers": torch.ones(n, dtype=torch.long),
         "system_idx": torch.tensor(system_idx),
