@@ -21,10 +21,10 @@ NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53})
 BONDED_RATIO = 1.3
 """Two atoms of an adsorbate or molecule closer than this many sums of covalent radii are bonded."""
 
-_CUSTOMARY = {"HO": "OH", "HO2": "OOH", "HS": "SH", "HSe": "SeH", "CHN": "HCN"}
-"""Formulas in the Hill order that everybody writes otherwise."""
-_HYDRIDE_LAST = frozenset({"B", "Si", "N", "P", "As"})
-"""Elements whose binary hydrides are written with H last: NH3, SiH4."""
+_ORDER = ("B", "Si", "As", "P", "N", "H", "Te", "Se", "S", "I", "Br", "Cl", "O", "F")
+"""Order of nonmetals in a formula without carbon (IUPAC): NH3, H2O, SO2."""
+_CUSTOMARY = {"HO": "OH", "HO2": "OOH", "HS": "SH", "HSe": "SeH", "NHO": "HNO", "CHN": "HCN"}
+"""Formulas that everybody writes otherwise."""
 
 
 def contact_ratios(
@@ -48,21 +48,19 @@ def bonded_groups(ratios: Float[ndarray, "n_atoms n_atoms"], limit: float) -> In
 def formula_of(numbers: Iterable[int]) -> str:
     """The formula as chemists write it: ``OH``, ``NH3``, ``CH3O``, ``TiO2``, ``Cu12OH``; of no atoms an empty string.
 
-    Metals come first, in alphabetical order. Nonmetals follow in the Hill order (C, H, then the alphabet), except for
-    the binary hydrides of :data:`_HYDRIDE_LAST` and a few molecules that everybody writes otherwise.
+    Metals come first, in alphabetical order. Nonmetals follow: with carbon in the Hill order (C, H, then the alphabet),
+    without it in that of IUPAC, except for a few that everybody writes otherwise.
     """
     counts = Counter(chemical_symbols[z] for z in numbers)
-    metals = {symbol: counts[symbol] for symbol in sorted(counts) if atomic_numbers[symbol] not in NONMETALS}
-    rest = {symbol: n for symbol, n in counts.items() if symbol not in metals}
-    if len(rest) == 2 and "H" in rest and rest.keys() & _HYDRIDE_LAST:
-        return _written(metals) + _written(dict(sorted(rest.items(), key=lambda item: item[0] == "H")))
-    hill = Formula.from_dict(rest).format("hill") if rest else ""
-    return _written(metals) + _CUSTOMARY.get(hill, hill)
+    metals = sorted(symbol for symbol in counts if atomic_numbers[symbol] not in NONMETALS)
+    others = sorted(counts.keys() - metals)
+    order = ("C", "H", *others) if "C" in others else _ORDER
+    rest = _written(sorted(others, key=order.index), counts)
+    return _written(metals, counts) + _CUSTOMARY.get(rest, rest)
 
 
-def _written(counts: Mapping[str, int]) -> str:
-    """Symbols and numbers, in their order; 1 is left out."""
-    return "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in counts.items())
+def _written(symbols: Iterable[str], counts: Mapping[str, int]) -> str:
+    return "".join(f"{symbol}{counts[symbol] if counts[symbol] > 1 else ''}" for symbol in symbols)
 
 
 def composition(formula: str, what: str) -> dict[int, int]:
