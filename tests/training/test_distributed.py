@@ -110,3 +110,5 @@ def test_another_number_of_devices_than_processes_is_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"run.devices is 4, but 2 processes were started on this machine"):
         devices_and_nodes(RunConfig(devices=4))
+    with pytest.raises(InputError, match=r"run\.devices is two; it must be auto or a whole number of at least 1"):
+        from_mapping({"run": {"devices": "two"}})

@@ -25,7 +25,7 @@ SHIFTS[[8, 29]] = -1000.0, -2000.0
 def tuned(start, data, out, data_options=None, dtype="float32", **parts):
     """The model of a run, fine-tuned without learning anything."""
     options = {"max_epochs": 1, "init_from": str(start), "dtype": dtype}
-    optimizer = {"lr": 0.0, "ema_decay": None}
+    optimizer = {"lr": 1e-30, "ema_decay": None}
     return train(from_mapping(configuration(data, out, data_options, optimizer=optimizer, run=options, **parts))).run
 
 
@@ -141,7 +141,7 @@ def test_direct_models_are_tuned_alike(data, tmp_path, task):
         loss=both,
         run=options,
         normalization={"references": "linear"},
-        optimizer={"lr": 0.0},
+        optimizer={"lr": 1e-30},
     )
     out = train(from_mapping(values | {"task": task})).run
     assert equicat.load(out).info.task == task

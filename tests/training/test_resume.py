@@ -296,7 +296,7 @@ def test_a_finished_run_has_nothing_to_do(data, copy, capsys, options, message):
 
 
 def test_patience_counts_across_sessions(data, tmp_path):
-    options = {"optimizer": {"lr": 0.0, "ema_decay": None}, "run": {"early_stopping": 3}}
+    options = {"optimizer": {"lr": 1e-30, "ema_decay": None}, "run": {"early_stopping": 3}}
     run = go(data, tmp_path / "run", 2, **options).run
     resume(data, run, 50, **options)
     assert len(rows(run)) == 4, "one that is the best, three that are not better"
