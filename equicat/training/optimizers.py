@@ -35,9 +35,9 @@ class OptimizerConfig(Checked, section="optimizer"):
 
     name: Literal["adam", "muon"] = "adam"
     """adam; or muon, which orthogonalises the steps of weight matrices and leaves the rest to Adam."""
-    lr: NonNegativeNumber = 2e-3
+    lr: PositiveNumber = 2e-3
     """Learning rate (of Adam)."""
-    matrix_lr: NonNegativeNumber = 0.01
+    matrix_lr: PositiveNumber = 0.01
     """Learning rate of Muon, of the weight matrices."""
     schedule: Literal["plateau", "cosine", "milestones", "constant"] = "plateau"
     """plateau lowers the rate when val_loss stalls; cosine takes it to 1% over max_epochs or max_minutes; milestones
