@@ -4,6 +4,7 @@ A file is never held in memory as a whole: frames are read one at a time, compre
 """
 
 import dataclasses
+import re
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -65,6 +66,34 @@ def read_each(path: str | Path, keys: LabelKeys) -> Iterator[Structure | InputEr
     """
     path = Path(path)
     return _structures(path, _format_of(path), keys)
+
+
+def structure_files(folder: Path) -> list[Path]:
+    """The files directly in a folder that ASE knows as structures, by name with 2 before 10.
+
+    Raises:
+        InputError: if there is none.
+    """
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    found = [path for path in sorted(files, key=natural_order) if _is_structure_file(path)]
+    if not found:
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise InputError(f"{folder}: no structure file in it; found {names}")
+    return found
+
+
+def natural_order(path: str | Path) -> list[tuple[int, int, str]]:
+    """A key for sorting in which 2 comes before 10."""
+    pieces = re.findall(r"\d+|\D+", str(path))
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
+
+
+def _is_structure_file(path: Path) -> bool:
+    try:
+        _format_of(path)
+    except InputError:
+        return False
+    return True
 
 
 def write(path: str | Path, structures: Iterable[Structure]) -> int:
