@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 
 from equicat.adsorption.adsorbates import Adsorbate, together
 from equicat.adsorption.builders import SlabConfig
+from equicat.adsorption.domain import outside_training, trained_on
 from equicat.adsorption.page import write_page
 from equicat.adsorption.placements import Placed, PlacementConfig, load_name, place
 from equicat.adsorption.references import EnergyReference, energy_reference
@@ -23,11 +24,11 @@ from equicat.adsorption.results import AdsorptionEnergies, rows_of, write_result
 from equicat.adsorption.slabs import Slab, open_slab
 from equicat.data.readers import read, write
 from equicat.data.structure import Structure
-from equicat.errors import InputError
+from equicat.errors import InputError, OutsideTraining
 from equicat.files import read_json, replace_json, writing_to
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
-from equicat.relaxation.models import ForceModel, PotentialForces, force_model
+from equicat.relaxation.models import ForceModel, force_model
 from equicat.relaxation.parts import Output
 from equicat.relaxation.relax import check_systems, digest_of, relax
 
@@ -74,7 +75,7 @@ def adsorption_energies(
     """
     config = config or AdsorptionConfig()
     forces = force_model(model, device)
-    reference = energy_reference(forces.energy_reference, config.references, _trained_on(forces))
+    reference = energy_reference(forces.energy_reference, config.references, *trained_on(forces))
     clean = open_slab(slab, config)
     loads = _loads(adsorbates, reference)
     _check_elements(clean, loads, forces)
@@ -91,9 +92,11 @@ def adsorption_energies(
         write(folder / PLACEMENTS, systems)
         relaxed = _relaxed(systems, forces, config, folder / RELAXED, progress)
     result = _result(clean, placed, reference, relaxed, len(gases))
-    result = dataclasses.replace(result, warnings=(*result.warnings, *_thin_vacuum(placed, clean, forces.cutoff)))
+    unlike = outside_training(forces, relaxed[1:])  # of the clean slab, the energy reference speaks
+    thin = _thin_vacuum(placed, clean, forces.cutoff)
+    result = dataclasses.replace(result, warnings=(*result.warnings, *thin, *unlike))
     for text in result.warnings:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, OutsideTraining if text in unlike else UserWarning, stacklevel=2)
     if out is not None:
         write_results(Path(out), result)
         write_page(Path(out), result, _title(clean, loads), plan)
@@ -138,13 +141,6 @@ def _check_elements(slab: Slab, loads: Sequence[Sequence[Adsorbate]], model: For
         if unknown:
             symbols = ", ".join(chemical_symbols[z] for z in unknown)
             raise InputError(f"{name}: {symbols} was not in the training data; this model knows {known}")
-
-
-def _trained_on(model: ForceModel) -> str:
-    if not isinstance(model, PotentialForces):
-        return ""
-    energies = model.potential.info.dataset_references
-    return ", ".join(f"{name} {energy:.4g} eV" for name, energy in energies.items())
 
 
 # ---- relaxations and their folder ------------------------------------------------------------------------------------

@@ -9,6 +9,12 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.sources.dft.references import ReferenceFiles, References, load_references
 
+CLEAN_SLABS = {
+    None: "",
+    True: " Clean slabs were in the training data.",
+    False: " No clean slab was in the training data.",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class EnergyReference:
@@ -25,6 +31,8 @@ class EnergyReference:
     file: str | None
     trained_on: str = ""
     """What the training data had subtracted, in words."""
+    clean_slabs: bool | None = None
+    """Whether the training data held clean slabs; None if that is not known."""
 
     def gases(self, loads: Sequence[Sequence[Adsorbate]]) -> list[Structure]:
         """Molecules that the model has to relax, each once."""
@@ -75,7 +83,8 @@ class EnergyReference:
             return (
                 "Energy: E(slab + adsorbate) − E(clean slab), both relaxed with the model, whose energies are "
                 f"adsorption energies already. The model gives the clean slab {clean_slab:.3f} eV, which by definition "
-                "should be zero; it is taken off, so that the energy does not depend on the size of the slab.",
+                "should be zero; it is taken off, so that the energy does not depend on the size of the slab."
+                + CLEAN_SLABS[self.clean_slabs],
                 f"Gas references: those of the training data ({self.trained_on or 'not recorded in the model'}).",
             )
         slab = "Energy: E(slab + adsorbate) − E(clean slab) − E(gas); the model's energies are total energies, and the "
@@ -88,13 +97,16 @@ class EnergyReference:
         return slab, "Gas references: each adsorbate alone, as a molecule without a surface, relaxed with the model."
 
 
-def energy_reference(kind: str, file: str | None, trained_on: str = "") -> EnergyReference:
+def energy_reference(
+    kind: str, file: str | None, trained_on: str = "", clean_slabs: bool | None = None
+) -> EnergyReference:
     """The energy reference of a model and a references file.
 
     Args:
         kind: the model's ``energy_reference``.
         file: YAML file in the format of ``equicat data import``, or None.
         trained_on: what the training data had subtracted.
+        clean_slabs: whether the training data held clean slabs; None if that is not known.
 
     Raises:
         InputError: if no adsorption energy can be made of such energies, or the file does not fit them.
@@ -105,7 +117,7 @@ def energy_reference(kind: str, file: str | None, trained_on: str = "") -> Energ
             "slab with and without an adsorbate cannot be compared; use a model of adsorption or total energies"
         )
     if file is None:
-        return EnergyReference(kind, None, None, trained_on)
+        return EnergyReference(kind, None, None, trained_on, clean_slabs)
     if kind == "adsorption":
         raise InputError(
             f"{file}: the model's energies are adsorption energies already, with the gas references of its training "
@@ -114,4 +126,4 @@ def energy_reference(kind: str, file: str | None, trained_on: str = "") -> Energ
     references = load_references(ReferenceFiles(yaml=file))
     if not references.gas:
         raise InputError(f"{file}: has no section gas; give the energies (eV) of the gas molecules there")
-    return EnergyReference(kind, references, file, trained_on)
+    return EnergyReference(kind, references, file, trained_on, clean_slabs)

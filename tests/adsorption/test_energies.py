@@ -1,6 +1,7 @@
 """Adsorption energies, from a slab and a model to a table and a page; EMT of ASE stands in for a model."""
 
 import csv
+import dataclasses
 import json
 import re
 import warnings
@@ -23,6 +24,7 @@ from equicat.adsorption.energies import AdsorptionConfig
 from equicat.adsorption.sites import find_sites
 from equicat.adsorption.slabs import open_slab
 from equicat.cli import main as cli
+from equicat.data.fitted import Domain
 from equicat.data.readers import read
 from equicat.relaxation.models import CalculatorForces
 
@@ -202,6 +204,20 @@ def test_references_that_do_not_fit_the_model_are_refused(tmp_path, text, refere
     config = AdsorptionConfig(references=str(tmp_path / "gas.yaml"))
     with pytest.raises(InputError, match=problem):
         energies(["O"], EMTForces(reference), config)
+
+
+def test_what_training_did_not_hold_is_warned_of(tmp_path):
+    model = equicat.load(RUNS / "allegro")
+    domain = Domain(9, 9, 20, {"Cu-Cu": 2.2, "C-Cu": 1.6, "C-O": 1.0}, {}, {"CO": 9}, {"Cu": 9}, (6, 8), (29,))
+    model.info = dataclasses.replace(model.info, domain=domain)
+    config = AdsorptionConfig(sites=("fcc",), max_steps=0)
+    result = energies(["CO", "O"], model, config, "Cu(111) 3x3x3", out=tmp_path / "out")
+    (found,) = result.warnings
+    assert "the adsorbate O was not in training" in found
+    assert "O–Cu were never neighbours" in found
+    assert "atoms" not in found  # the error that grows with the slab is taken off
+    assert "No clean slab was in the training data" in result.reference[0]
+    assert "the adsorbate O was not in training" in (tmp_path / "out/page.html").read_text()
 
 
 def test_a_slab_that_cannot_be_relaxed_leaves_no_directory(tmp_path):
