@@ -111,7 +111,9 @@ def stores_in(path: Path) -> list[Path]:
 
 def stores_below(path: Path) -> str:
     """The stores that a directory holds, or else its entries, for messages."""
-    return ", ".join(_below(path)) or "nothing"
+    found = _below(path)
+    advice = f"; make a store of LMDBs with `equicat data oc20 OUT --from {path}`"
+    return (", ".join(found) or "nothing") + (advice if any(name.endswith("lmdb") for name in found) else "")
 
 
 def _below(path: Path) -> list[str]:

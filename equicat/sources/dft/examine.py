@@ -137,7 +137,8 @@ def _tagged(record: Record, structure: Structure, fixed: ndarray, config: Import
             record.tagged_by = "metals only: no adsorbate"
         try:
             tags = slab_only(structure, fixed)
-            record.role = "clean slab" if is_metal and isinstance(error, NoAdsorbate) else "system"
+            is_clean = is_metal and isinstance(error, NoAdsorbate) and config.rules.no_adsorbate != "keep"
+            record.role = "clean slab" if is_clean else "system"
         except NoVacuum:
             tags, record.role = without_adsorbate, "bulk" if is_metal else "system"
         if record.role == "system":

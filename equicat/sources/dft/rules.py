@@ -88,8 +88,8 @@ class Rules(Checked, section="rules"):
     single_frame: Literal["error", "drop", "frames"] = "frames"
     """A trajectory with one frame: no relaxation."""
     no_adsorbate: Literal["error", "drop", "frames", "keep"] = "frames"
-    """No adsorbate found, or not clear which atoms it is. Clean slabs that are metals, and molecules, are known as
-    such."""
+    """No adsorbate found, or not clear which atoms it is. Molecules, and clean slabs that are metals, are known as such
+    and are no systems for IS2RE and IS2RS; keep makes slabs systems all the same."""
     different_atoms: Literal["error", "drop"] = "error"
     """Frames of a system, or initial and relaxed, have different atoms or another order."""
     contradiction: Literal["error", "drop"] = "error"

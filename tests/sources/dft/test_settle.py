@@ -231,6 +231,10 @@ class TestCleanSlabs:
         assert {s.sid for s in s2ef(project)} == {"Cu111/O", "Cu111/OH", "Cu111/clean"}
         assert "Pd111/clean: clean slab (left out): no system is measured against it" in report.as_text()
 
+    def test_their_relaxations_can_be_kept_as_systems(self, project, calculations):
+        report = run(project, energy_reference="total", rules=Rules(no_adsorbate="keep"))
+        assert {r.sid for r in report.records if r.initial is not None} >= {"Cu111/clean", "Pd111/clean"}
+
     def test_left_out(self, project, calculations, tmp_path):
         report = run(project, clean_slab_share=0.0, split=SplitConfig(val_share=0.0))
         assert all(s.tags.max() == 2 for s in s2ef(project))
