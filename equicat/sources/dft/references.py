@@ -122,7 +122,7 @@ class References:
         return GasReference(float(combination @ self._energies()), _combination_text(combination, list(self.gas)))
 
     def slab_energy(self, names: Sequence[str], slab: Structure) -> tuple[Energy, CleanSlab | None]:
-        """Energy of the clean slab, and its structure if that is known.
+        """Energy of the clean slab, and the slab itself if one of that energy is known.
 
         Args:
             names: to look for in the table, such as the system id; the first found counts.
@@ -136,7 +136,9 @@ class References:
         fitting = [clean for clean in same if clean.fits(slab)]
         for name in names:
             if name in self.slabs:
-                return self.slabs[name], fitting[0] if fitting else None
+                energy = self.slabs[name]
+                same_energy = [c for c in fitting if abs(c.energy.value - energy.value) <= SAME_ENERGY]
+                return energy, same_energy[0] if same_energy else None
         found = [energy for name, energy in self.slabs.items() if _same_formula(name, counts)]
         found += [clean.energy for clean in fitting]
         if same and not found:

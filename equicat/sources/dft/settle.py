@@ -84,7 +84,8 @@ def settle(records: Sequence[Record], config: ImportConfig, given: References) -
         if settled.kind == "relative":
             record.zero = record.first_energy
         if settled.formed and record.role in ("gas molecule", "bulk") and record.n_s2ef:
-            why = "its energy is a reference" if record.role == "gas molecule" else "no surface, no adsorption energy"
+            known = record.role == "gas molecule" and record.last is not None
+            why = "its energy is a reference" if known else "nothing adsorbs on it"
             record.leave_out(record.role.replace(" ", "_"), "left out", why)
         if record.role == "clean slab" and config.clean_slab_share == 0 and record.n_s2ef:
             record.leave_out("clean_slab", "left out", "clean_slab_share is 0")
@@ -131,15 +132,20 @@ def _with_references(
     wanted = config.energy_reference == "adsorption" or bool(given)
     if not wanted and not (gas and clean and systems):
         return Settled("total", False, given)
-    references = given.completed(gas, clean)
-    missing = {record.sid: problem for record in systems if (problem := _refer(record, references))}
-    if missing and not wanted:
-        sid, problem = next(iter(missing.items()))
+    try:
+        references = given.completed(gas, clean)
+        missing = {record.sid: problem for record in systems if (problem := _refer(record, references))}
+        if missing and not wanted:
+            sid, problem = next(iter(missing.items()))
+            raise InputError(f"{problem} (system {sid})")
+    except InputError as error:
+        if wanted:
+            raise
         for record in systems:
             record.gas_reference = record.slab_reference = record.clean_slab = ""
             record.zero = record.gas_energy = record.slab_energy = 0.0
-        note = f"total energies, since the references among the files do not do for adsorption energies: {problem}"
-        return Settled("total", False, given, [f"{note} (system {sid})"])
+        note = f"total energies, since the references among the files do not do for adsorption energies: {error}"
+        return Settled("total", False, given, [note])
     for record in systems:
         if record.sid in missing:
             record.leave_out("no_reference", config.rules.no_reference, missing[record.sid])

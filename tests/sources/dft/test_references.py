@@ -174,8 +174,9 @@ class TestSlabs:
         with pytest.raises(InputError, match=r"-3 eV \(r.yaml\) and -4 eV \(r.yaml\)"):
             References(slabs=energies({"Cu12": -3.0, "Cu6Cu6": -4.0})).slab_energy([], slab())
         assert References(slabs=energies({"Cu12": -40.0}), clean=clean).slab_energy([], slab())[1] is clean[0]
-        by_id = References(slabs=energies({"sys7": -3.0}), clean=clean)
-        assert by_id.slab_energy(["sys7"], slab())[0].value == -3.0, "said by system id"
+        by_id = References(slabs=energies({"sys7": -3.0, "sys8": -40.0}), clean=clean)
+        assert by_id.slab_energy(["sys7"], slab()) == (by_id.slabs["sys7"], None), "said by system id, not of this file"
+        assert by_id.slab_energy(["sys8"], slab()) == (by_id.slabs["sys8"], clean[0])
 
 
 class TestFiles:

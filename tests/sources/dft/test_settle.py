@@ -153,6 +153,16 @@ class TestReferencesAmongTheFiles:
         (tmp_path / "gas.yaml").write_text(f"gas: {{H2: {energy(calculations, 'gas/H2')}}}")
         assert run(project, references=str(tmp_path / "gas.yaml")).settled.formed
 
+    def test_contradictions_that_nobody_asked_about(self, project, calculations):
+        """A tree with two calculations of H2 is imported as it is, unless adsorption energies are wanted."""
+        (project / "gas" / "H2 again").mkdir()
+        write_outcar(project / "gas" / "H2 again" / "OUTCAR", [shifted(f) for f in calculations["gas/H2"]])
+        report = run(project)
+        assert report.settled.kind == "total"
+        assert "two energies for the gas molecule H2: " in report.as_text()
+        with pytest.raises(InputError, match="two energies for the gas molecule H2: "):
+            run(project, "wanted", energy_reference="adsorption")
+
     def test_what_is_not_relaxed_is_no_reference(self, project, calculations):
         write_outcar(project / "Pd111" / "clean" / "OUTCAR", [rattled(frame) for frame in calculations["Pd111/clean"]])
         report = run(project)
@@ -170,6 +180,13 @@ class TestReferencesAmongTheFiles:
         report = import_dataset(tmp_path / "data", config)
         assert not report.settled.formed
         assert report.records[0].relaxed_energy == -float(len(calculations["Cu111/O"]))
+
+
+def shifted(frame: Atoms) -> Atoms:
+    """The frame with another energy."""
+    other = frame.copy()
+    other.calc = SinglePointCalculator(other, **frame.calc.results | {"energy": frame.calc.results["energy"] + 0.5})
+    return other
 
 
 def rattled(frame: Atoms) -> Atoms:
