@@ -15,10 +15,10 @@ from equicat.apply.clean_slab import minus_clean_slab
 from equicat.apply.options import ApplyOptions
 from equicat.data.batch import Batch
 from equicat.data.batches import batches
-from equicat.data.datasets import Dataset, open_dataset, require_elements
+from equicat.data.datasets import Dataset, open_structures, require_elements
 from equicat.data.directory import splits_of
 from equicat.data.labels import LABELS
-from equicat.data.readers import write
+from equicat.data.readers import read, write
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models import saved
@@ -66,14 +66,14 @@ def predictions(
 
 def predict(
     run: str | Path,
-    structures: str | Path,
+    structures: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
     submission: Literal["test", "val"] | None = None,
     forces_of: Literal["free", "all"] = "free",
     **how: Any,
 ) -> int:
-    """Predict every structure of a file or store, or of the four splits of a data set.
+    """Predict every structure of files or a store, or of the four splits of a data set.
 
     ``out`` ending in ``.npz`` gets the arrays of OC20's leaderboard for the model's task (:func:`leaderboard_arrays`);
     any other name becomes extended XYZ: energies and forces of all atoms, or relaxed energies (``relaxed_energy``) and
@@ -82,8 +82,8 @@ def predict(
 
     Args:
         run: Run directory that `equicat train` wrote.
-        structures: Structure file (anything ASE reads, also .gz and .xz) or store; for a submission, the directory of
-            a data set.
+        structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
+            store; for a submission, the directory of a data set.
         out: File to write: extxyz (also .gz, .xz), or .npz for OC20's leaderboard.
         submission: One .npz of the four splits test_… or val_… of a data set directory, as the leaderboard takes it.
         forces_of: Atoms whose forces the .npz holds: free ones (EvalAI) or all (the present leaderboard).
@@ -99,11 +99,12 @@ def predict(
     options = ApplyOptions(**how)
     model, out = saved.load(run, options.device), Path(out)
     options.check(model.info)
+    paths = [structures] if isinstance(structures, str | Path) else structures
     if out.suffix != ".npz":
         if submission is not None:
             raise InputError(f"{out}: a submission is an .npz file")
-        return write(out, map(_relaxed, _predicted(model, _opened(model, structures), options)))
-    datasets = {name: _opened(model, path) for name, path in _parts(model, structures, submission).items()}
+        return write(out, map(_relaxed, _predicted(model, _opened(model, paths), options)))
+    datasets = {name: _opened(model, part) for name, part in _parts(model, paths, submission).items()}
     arrays = {
         name: leaderboard_arrays(list(_predicted(model, dataset, options)), model.info.outputs, forces_of=forces_of)
         for name, dataset in datasets.items()
@@ -112,9 +113,9 @@ def predict(
     return sum(map(len, datasets.values()))
 
 
-def _opened(model: Potential | DirectModel, path: str | Path) -> Dataset:
+def _opened(model: Potential | DirectModel, paths: Sequence[str | Path]) -> Dataset:
     """Structures without labels, all of elements that the model knows."""
-    dataset = open_dataset(path, labels=())
+    dataset = open_structures(paths)
     require_elements(dataset, model.elements)
     return dataset
 
@@ -127,18 +128,62 @@ def _relaxed(structure: Structure) -> Structure:
     return dataclasses.replace(structure, positions=relaxed, initial_positions=initial, relaxed_positions=None)
 
 
-def _parts(model: Potential | DirectModel, structures: str | Path, submission: str | None) -> dict[str, Path]:
-    """The parts of a leaderboard file: stores by the name that their arrays begin with."""
+def _parts(
+    model: Potential | DirectModel, paths: Sequence[str | Path], submission: str | None
+) -> dict[str, Sequence[str | Path]]:
+    """The paths of the data sets of a leaderboard file, by the name that their arrays begin with."""
     if submission is None:
-        return {"": Path(structures)}
-    found = splits_of(structures, model.info.task)
+        return {"": paths}
+    if len(paths) != 1:
+        raise InputError(f"a submission is made of one data set directory, not of {len(paths)} paths")
+    found = splits_of(paths[0], model.info.task)
     wanted = {name: f"{submission}_{name}" for name in LEADERBOARD_SPLITS}
     missing = [split for split in wanted.values() if split not in found]
     if missing:
         raise InputError(
-            f"{structures}: no split {', '.join(missing)}, which a submission needs; found {', '.join(found)}"
+            f"{paths[0]}: no split {', '.join(missing)}, which a submission needs; found {', '.join(found)}"
         )
-    return {name: found[split] for name, split in wanted.items()}
+    return {name: [found[split]] for name, split in wanted.items()}
+
+
+def as_text(out: str | Path, n_structures: int, limit: int = 20) -> str:
+    """A table of the first ``limit`` predictions in an extended XYZ file: energies and the largest force or move.
+
+    Args:
+        out: the file that :func:`predict` wrote.
+        n_structures: how many structures are in it.
+        limit: rows.
+    """
+    structures = list(read(out, index=slice(0, limit)))
+    first, names = structures[0], [_name(k, s) for k, s in enumerate(structures)]
+    columns: dict[str, list[float | None]] = {"energy [eV]": [s.energy for s in structures]}
+    if first.energy is None:
+        columns = {"relaxed energy [eV]": [s.relaxed_energy for s in structures]}
+    if first.forces is not None:
+        columns["largest force [eV/Å]"] = [_largest(s.forces, s) for s in structures]
+    if first.initial_positions is not None:
+        columns["largest move [Å]"] = [_largest(s.positions - s.initial_positions, s) for s in structures]
+    columns = {title: values for title, values in columns.items() if values[0] is not None}
+    width = max(map(len, names))
+    lines = ["  ".join(["".ljust(width), *columns])]
+    for k, name in enumerate(names):
+        values = [f"{column[k]:.4f}".rjust(len(title)) for title, column in columns.items()]
+        lines.append("  ".join([name.ljust(width), *values]))
+    if n_structures > limit:
+        lines.append(f"and {n_structures - limit:,} more")
+    return "\n".join([*lines, f"Energies: {first.info['energy_reference']}. Largest of the free atoms."])
+
+
+def _name(k: int, structure: Structure) -> str:
+    """The id of a predicted structure, or the file and frame that it came from, or its place."""
+    return structure.id if structure.sid else str(structure.info.get("source", f"structure {k}"))
+
+
+def _largest(vectors: ndarray | None, structure: Structure) -> float | None:
+    if vectors is None:
+        return None
+    assert structure.fixed is not None
+    return float(np.linalg.norm(vectors[~structure.fixed], axis=1).max(initial=0.0))
 
 
 def _predicted(model: Potential | DirectModel, dataset: Dataset, options: ApplyOptions) -> Iterator[Structure]:

@@ -5,8 +5,9 @@ costly to import is imported inside, once the command is known.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from equicat.options.values import Words
 from equicat.relaxation.config import RelaxConfig
 
 RELAXATION = RelaxConfig()
@@ -49,12 +50,21 @@ def evaluate(
     write_json(json, summary)
 
 
-def predict(**options: Any) -> None:
-    """Energies (eV) and forces (eV/Å) of structures, or relaxed energies and positions."""
+def predict(run: str, structures: Annotated[tuple[str, ...], Words(positional=True)], **options: Any) -> None:
+    """Energies (eV) and forces (eV/Å) of structures, or relaxed energies and positions.
+
+    Args:
+        run: Run directory that `equicat train` wrote.
+        structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
+            store; for a submission, the directory of a data set.
+    """
     from equicat.apply import predict as apply
 
-    n_structures = apply.predict(**options)
-    print(f"{n_structures} structures: {options['out']}")
+    n_structures = apply.predict(run=run, structures=structures, **options)
+    out = options["out"]
+    if Path(out).suffix != ".npz":
+        print(apply.as_text(out, n_structures))
+    print(f"{n_structures} structures: {out}")
 
 
 def report(**options: Any) -> None:

@@ -1,8 +1,10 @@
 """Data sets: flat memory-mapped arrays on disk (a store), or structures of a file in memory, behind one interface."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy import ndarray
 from equicat.data.directory import require_store, splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.labels import LABELS
-from equicat.data.readers import read
+from equicat.data.readers import natural_order, read, structure_files
 from equicat.data.shards import OPTIONAL, PER_ATOM, labels_of
 from equicat.data.store import Store, checked_index, column_named, write_store
 from equicat.data.structure import Structure
@@ -120,6 +122,32 @@ def open_dataset(
             "the two cannot be mixed"
         )
     return store
+
+
+def open_structures(paths: Sequence[str | Path], labels: Collection[str] = ()) -> Dataset:
+    """A store, or the structures of any number of files, glob patterns and folders of files, in memory.
+
+    Where there are several files, each structure's ``info`` gets an entry ``source``: the file and the frame.
+
+    Args:
+        paths: what to read; a store comes alone.
+        labels: those that are wanted; the others are not looked at.
+
+    Raises:
+        InputError: if a path is missing, a folder holds no structure files or several stores, or a file cannot be read.
+    """
+    found = [Path(p) for path in map(str, paths) for p in sorted(glob(path), key=natural_order) or [path]]
+    if not found:
+        raise InputError("no structures are named; give structure files, folders with them, or a store")
+    with_stores = [path for path in found if path.is_dir() and any(path.glob("**/index.json"))]
+    if len(found) == 1 and (with_stores or not found[0].is_dir()):
+        return open_dataset(found[0], labels=labels)
+    if with_stores:
+        raise InputError(f"{with_stores[0]}: a data set among several paths; give it alone, or structure files only")
+    files = [file for path in found for file in (structure_files(path) if path.is_dir() else [path])]
+    structures = (structure for file in files for structure in read(file, labels=labels))
+    named = (dataclasses.replace(s, info={"source": s.source, **s.info}) for s in structures)
+    return MemoryDataset(named, path=", ".join(map(str, paths)))
 
 
 def require_labels(dataset: "AnyDataset", names: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ A file is never held in memory as a whole: frames are read one at a time, compre
 """
 
 import dataclasses
+import re
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -21,6 +22,11 @@ from equicat.data.labels import LABELS, LabelKeys
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
+
+STRUCTURE_FILE = re.compile(
+    r"[^.].*\.(extxyz|xyz|traj|db|cif|vasp|xsf|gen|res|pdb)|.*(POSCAR|CONTCAR|OUTCAR).*|.*vasprun.*\.xml", re.IGNORECASE
+)
+"""Names that are read in a folder, without the ending of a compression. ASE takes a README.md for a format, too."""
 
 DATABASE_PAGE = 256
 """Rows fetched from an ASE database at a time; ASE itself would load every row of the query at once."""
@@ -65,6 +71,26 @@ def read_each(path: str | Path, keys: LabelKeys) -> Iterator[Structure | InputEr
     """
     path = Path(path)
     return _structures(path, _format_of(path), keys)
+
+
+def structure_files(folder: Path) -> list[Path]:
+    """The files directly in a folder whose names are those of structures, 2 before 10; see :data:`STRUCTURE_FILE`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    names = {path: get_compression(path.name)[0] for path in folder.iterdir() if path.is_file()}
+    found = sorted((path for path, name in names.items() if STRUCTURE_FILE.fullmatch(name)), key=natural_order)
+    if not found:
+        entries = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise InputError(f"{folder}: no structure file in it; found {entries}")
+    return found
+
+
+def natural_order(path: str | Path) -> list[tuple[int, int, str]]:
+    """A key for sorting in which 2 comes before 10."""
+    pieces = re.findall(r"\d+|\D+", str(path))
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
 
 
 def write(path: str | Path, structures: Iterable[Structure]) -> int:

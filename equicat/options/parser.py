@@ -79,7 +79,7 @@ class Options(ActionsContainer):
         for part in getattr(hint, "__metadata__", ()):
             if isinstance(part, Words):
                 names = (name,) if part.positional else names
-                how["nargs"] = "*" if part.positional else "+"
+                how["nargs"] = "*" if part.positional and "default" in how else "+"
                 hint = get_args(get_args(hint)[0])[0]
         return super().add_argument(*names, **how | {"type": Value(name, hint)})
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import ase.io
 import numpy as np
 import pytest
 from conftest import labelled
 
 import equicat
-from equicat.apply.predict import predict
+from equicat.apply.predict import as_text, predict
 from equicat.data.readers import write
 from equicat.errors import InputError
 
@@ -54,12 +55,59 @@ def test_entries_of_any_name_come_back(run, structures, tmp_path):
     atoms = structures[0].to_ase()
     for k, key in enumerate(keys):
         atoms.info[key] = 1.5 + k
-    from ase.io import write as write_ase
-
-    write_ase(tmp_path / "a.traj", atoms)
+    ase.io.write(tmp_path / "a.traj", atoms)
     with pytest.warns(UserWarning, match="is written as 'info_stress'"):
         predict(run, tmp_path / "a.traj", out=tmp_path / "out.extxyz", progress=False)
     (back,) = equicat.read(tmp_path / "out.extxyz")
     values = {value for value in back.info.values() if isinstance(value, float)}
     assert values == {1.5 + k for k in range(len(keys))}
     np.testing.assert_allclose(back.cell, structures[0].cell)
+
+
+class TestManyFiles:
+    @pytest.fixture
+    def folder(self, structures, tmp_path):
+        """Three POSCARs, one of them after a note in the alphabet, and a file of two frames."""
+        (tmp_path / "poscars").mkdir()
+        for name, structure in zip((1, 10, 2), structures[:3], strict=True):
+            ase.io.write(tmp_path / "poscars" / f"POSCAR_{name}", structure.to_ase(), format="vasp")
+        (tmp_path / "poscars" / "README.md").write_text("notes")
+        write(tmp_path / "more.extxyz", structures[3:])
+        return tmp_path
+
+    def sources(self, run, paths, folder) -> list[str]:
+        n = predict(run, paths, out=folder / "out.extxyz", progress=False)
+        found = [str(s.info["source"]).removeprefix(f"{folder}/") for s in equicat.read(folder / "out.extxyz")]
+        assert len(found) == n
+        return found
+
+    def test_folders_globs_and_files(self, run, folder):
+        poscars = [f"poscars/POSCAR_{k}, frame 0" for k in (1, 2, 10)]
+        more = ["more.extxyz, frame 0", "more.extxyz, frame 1"]
+        assert self.sources(run, [folder / "poscars", folder / "more.extxyz"], folder) == [*poscars, *more]
+        assert self.sources(run, f"{folder}/poscars/POSCAR_1*", folder) == [poscars[0], poscars[2]]
+
+    def test_one_file_stays_as_it_is(self, run, folder, structures):
+        predict(run, folder / "more.extxyz", out=folder / "out.extxyz", progress=False)
+        assert next(equicat.read(folder / "out.extxyz")).info == {"energy_reference": "adsorption"}
+
+    def test_what_holds_nothing_is_named(self, run, data, folder):
+        (folder / "empty").mkdir()
+        for paths, message in (
+            ([folder / "empty"], "empty: no structure file in it; found nothing"),
+            ([folder / "none.xyz"], "none.xyz: no such file"),
+            ([data, folder / "more.extxyz"], "a data set among several paths"),
+            ([data], "holds several splits"),
+            ([], "no structures are named"),
+        ):
+            with pytest.raises(InputError, match=message):
+                predict(run, paths, out=folder / "out.extxyz", progress=False)
+
+    def test_table(self, run, folder):
+        predict(run, [folder / "poscars", folder / "more.extxyz"], out=folder / "out.extxyz", progress=False)
+        lines = as_text(folder / "out.extxyz", 5, limit=3).splitlines()
+        assert lines[0].split("  ")[-2:] == ["energy [eV]", "largest force [eV/Å]"]
+        first = next(equicat.read(folder / "out.extxyz"))
+        largest = np.linalg.norm(first.forces[~first.fixed], axis=1).max()
+        assert lines[1].endswith(f"POSCAR_1, frame 0  {first.energy:11.4f}  {largest:20.4f}")
+        assert lines[4:] == ["and 2 more", "Energies: adsorption. Largest of the free atoms."]

@@ -13,6 +13,7 @@ from torch import nn
 
 import equicat
 from equicat import InputError, Structure, testing
+from equicat.apply.predict import as_text
 from equicat.cli import main as cli
 from equicat.data.batch import Batch
 from equicat.data.images import minimum_image
@@ -298,6 +299,9 @@ def test_predict_writes_relaxed_structures(joint_run, data, tmp_path):
         assert structure.relaxed_positions is None
         assert structure.energy is None
         assert structure.info["energy_reference"] == "adsorption"
+    header, first = as_text(out, 6).splitlines()[:2]
+    assert [title.strip() for title in header.split("  ")[-2:]] == ["relaxed energy [eV]", "largest move [Å]"]
+    assert first.startswith("s16 ")
 
 
 def test_leaderboard_files_of_relaxed_energies_and_structures(joint_run, data, tmp_path):

@@ -10,7 +10,7 @@ from os.path import commonpath
 from pathlib import Path
 
 from equicat.data.labels import LabelKeys
-from equicat.data.readers import read_each, stem_of
+from equicat.data.readers import natural_order, read_each, stem_of
 from equicat.data.structure import Structure
 from equicat.data.vasp import progress_of
 from equicat.errors import InputError
@@ -68,7 +68,7 @@ def find_files(paths: Sequence[str]) -> Found:
             result.files.append(path)
             continue
         names = (p for p in path.rglob("*") if RELAXATIONS.fullmatch(p.name) and p.is_file())
-        files = sorted(names, key=_natural)
+        files = sorted(names, key=natural_order)
         if not files:
             raise InputError(f"{path}: no .traj, .extxyz, .xyz, vasprun.xml or OUTCAR file in it (also .gz, .xz)")
         xml_files = {_calculation(file): file for file in files if "vasprun" in file.name.lower()}
@@ -103,12 +103,6 @@ def _other_of(outcar: Path, xml: Path, result: Found) -> Path:
     result.skipped[str(left)] = reason
     result.notes.append(f"{outcar.parent}: {reason}")
     return left
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Order of names in which 2 comes before 10."""
-    pieces = re.findall(r"\d+|\D+", str(path))
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
 
 
 def file_sids(files: Sequence[Path]) -> dict[Path, str]:
