@@ -7,11 +7,11 @@ and turns are found the same without knowing the symmetry of the slab.
 from collections.abc import Sequence
 
 import numpy as np
-from ase.geometry import get_distances
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 
+from equicat.data.images import nearest_distances
 from equicat.data.structure import Structure
 
 SAME_ENERGY = 0.02
@@ -54,9 +54,8 @@ def representatives(
 
 def _surroundings(structure: Structure, n_slab: int) -> Float[ndarray, "n_adsorbed n_distances"]:
     """Distances (Å) of each atom of the adsorbate to the nearest slab atoms and adsorbate atoms of each element."""
-    cell = structure.cell * structure.pbc[:, None]
-    _, distances = get_distances(structure.positions[n_slab:], structure.positions, cell=cell, pbc=structure.pbc)
-    distances = distances.clip(max=FAR)
+    adsorbate = structure.positions[n_slab:]
+    distances = nearest_distances(adsorbate, structure.positions, structure.cell, structure.pbc).clip(max=FAR)
     of_slab = np.arange(len(structure)) < n_slab
     columns = []
     for part in (of_slab, ~of_slab):

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse.csgraph import connected_components
 
-from equicat.data.images import minimum_image
+from equicat.data.images import nearest_distances
 from equicat.errors import InputError
 
 NONMETALS = frozenset({1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53})
@@ -35,8 +35,7 @@ def contact_ratios(
     chosen: Bool[ndarray, "n_atoms"],
 ) -> Float[ndarray, "n_chosen n_atoms"]:
     """Distance (nearest image) of each chosen atom to every atom, in sums of their covalent radii; zero to itself."""
-    vectors = (positions - positions[chosen][:, None]).reshape(-1, 3)
-    distance = np.linalg.norm(minimum_image(vectors, cell, pbc), axis=1).reshape(-1, len(positions))
+    distance = nearest_distances(positions[chosen], positions, cell, pbc)
     return distance / (covalent_radii[numbers[chosen]][:, None] + covalent_radii[numbers])
 
 

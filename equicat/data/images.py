@@ -44,6 +44,14 @@ def minimum_image(
     return result
 
 
+def nearest_distances(
+    first: Float[ndarray, "n 3"], second: Float[ndarray, "m 3"], cell: Float[ndarray, "3 3"], pbc: Bool[ndarray, "3"]
+) -> Float[ndarray, "n m"]:
+    """Distance (Å) of each point of ``first`` to the nearest image of each point of ``second``."""
+    vectors = (second - first[:, None]).reshape(-1, 3)
+    return np.linalg.norm(minimum_image(vectors, cell, pbc), axis=1).reshape(len(first), len(second))
+
+
 def nearest_image(
     vectors: Float[ndarray, "n 3"], cell: Float[ndarray, "3 3"], pbc: Bool[ndarray, "3"]
 ) -> tuple[Int[ndarray, "n 3"], Float[ndarray, "n"]]:

@@ -23,6 +23,11 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
 
+STRUCTURE_FILE = re.compile(
+    r"[^.].*\.(extxyz|xyz|traj|db|cif|vasp|xsf|gen|res|pdb)|.*(POSCAR|CONTCAR|OUTCAR).*|.*vasprun.*\.xml", re.IGNORECASE
+)
+"""Names that are read in a folder, without the ending of a compression. ASE takes a README.md for a format, too."""
+
 DATABASE_PAGE = 256
 """Rows fetched from an ASE database at a time; ASE itself would load every row of the query at once."""
 
@@ -69,16 +74,16 @@ def read_each(path: str | Path, keys: LabelKeys) -> Iterator[Structure | InputEr
 
 
 def structure_files(folder: Path) -> list[Path]:
-    """The files directly in a folder that ASE knows as structures, by name with 2 before 10.
+    """The files directly in a folder whose names are those of structures, 2 before 10; see :data:`STRUCTURE_FILE`.
 
     Raises:
         InputError: if there is none.
     """
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    found = [path for path in sorted(files, key=natural_order) if _is_structure_file(path)]
+    names = {path: get_compression(path.name)[0] for path in folder.iterdir() if path.is_file()}
+    found = sorted((path for path, name in names.items() if STRUCTURE_FILE.fullmatch(name)), key=natural_order)
     if not found:
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise InputError(f"{folder}: no structure file in it; found {names}")
+        entries = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise InputError(f"{folder}: no structure file in it; found {entries}")
     return found
 
 
@@ -86,14 +91,6 @@ def natural_order(path: str | Path) -> list[tuple[int, int, str]]:
     """A key for sorting in which 2 comes before 10."""
     pieces = re.findall(r"\d+|\D+", str(path))
     return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
-
-
-def _is_structure_file(path: Path) -> bool:
-    try:
-        _format_of(path)
-    except InputError:
-        return False
-    return True
 
 
 def write(path: str | Path, structures: Iterable[Structure]) -> int:

@@ -8,11 +8,11 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from ase.geometry import complete_cell, minkowski_reduce
 from jaxtyping import Float
 from numpy import ndarray
 
 from equicat.data.contacts import composition, formula_of
+from equicat.data.images import reduced_basis
 from equicat.data.labels import USUAL_KEYS, LabelKeys
 from equicat.data.readers import read
 from equicat.data.structure import Structure
@@ -226,9 +226,8 @@ def in_plane(structure: Structure) -> Float[ndarray, "2 2"]:
         NoVacuum: if there is no surface.
     """
     across = np.arange(3) == vacuum_axis(structure)
-    reduced, _ = minkowski_reduce(complete_cell(structure.cell * ~across[:, None]), ~across)
-    products = reduced[~across] @ reduced[~across].T
-    return np.abs(products if products[0, 0] <= products[1, 1] else products[::-1, ::-1])
+    basis, _ = reduced_basis(structure.cell[~across])
+    return np.abs(basis @ basis.T)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
 from ase.filters import StrainFilter
-from ase.geometry import find_mic
 from ase.optimize import LBFGS
+
+from equicat.data.images import minimum_image
 
 LATTICE_GUESS = {"Al": 4.05, "Ni": 3.52, "Cu": 3.61, "Pd": 3.89, "Ag": 4.09, "Pt": 3.92, "Au": 4.08}
 """Å, measured; where the relaxation of the EMT lattice starts."""
@@ -152,8 +153,8 @@ def add_adsorbate(slab: Atoms, name: str, rng: np.random.Generator, max_tilt: fl
     reach = CONTACT * (covalent_radii[adsorbate.numbers][:, None] + covalent_radii[slab.numbers])
     sideways = adsorbate.positions[:, None] - slab.positions
     sideways[..., 2] = 0.0
-    distance, _ = find_mic(sideways.reshape(-1, 3), slab.cell, slab.pbc)
-    lateral = np.linalg.norm(distance, axis=1).reshape(reach.shape)
+    shortest = minimum_image(sideways.reshape(-1, 3), slab.cell.array, slab.pbc)
+    lateral = np.linalg.norm(shortest, axis=1).reshape(reach.shape)
     # Height at which the pair touches; pairs too far apart sideways never do.
     touching = slab.positions[:, 2] + np.sqrt(np.maximum(reach**2 - lateral**2, 0.0))
     lift = np.where(lateral < reach, touching - adsorbate.positions[:, 2:], -np.inf).max()
