@@ -1,6 +1,7 @@
 """`equicat predict`: no label is needed, no file is left half-written, and what is written reads back."""
 
 import dataclasses
+import re
 
 import ase.io
 import numpy as np
@@ -106,7 +107,7 @@ class TestManyFiles:
     def test_table(self, run, folder):
         predict(run, [folder / "poscars", folder / "more.extxyz"], out=folder / "out.extxyz", progress=False)
         lines = as_text(folder / "out.extxyz", 5, limit=3).splitlines()
-        assert lines[0].split("  ")[-2:] == ["energy [eV]", "largest force [eV/Å]"]
+        assert re.split(r"\s{2,}", lines[0])[-2:] == ["energy [eV]", "largest force [eV/Å]"]
         first = next(equicat.read(folder / "out.extxyz"))
         largest = np.linalg.norm(first.forces[~first.fixed], axis=1).max()
         assert lines[1].endswith(f"POSCAR_1, frame 0  {first.energy:11.4f}  {largest:20.4f}")
