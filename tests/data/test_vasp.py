@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from emt_relaxations import relax, system, write_outcar, write_vasprun
 
+from equicat.data.labels import USUAL_KEYS
 from equicat.data.readers import read, read_each
 from equicat.data.structure import Structure
 from equicat.data.vasp import progress_of
@@ -59,7 +60,7 @@ class TestFilesBesideAnOutcar:
     def test_a_contcar_of_another_calculation_is_passed_over(self, frames, outcar, other):
         ase.io.write(outcar.with_name("CONTCAR"), other(frames[0]), format="vasp")
         assert n_fixed(outcar) == 4
-        assert all(isinstance(s, Structure) for s in read_each(outcar))
+        assert all(isinstance(s, Structure) for s in read_each(outcar, USUAL_KEYS))
 
     @pytest.mark.parametrize("text", ["", "no structure\n", "Cu\n1.0\n1 0 0\n"])
     def test_an_empty_or_broken_contcar_is_passed_over(self, outcar, text):
@@ -118,18 +119,18 @@ class TestFilesThatBreakOff:
         write_vasprun(tmp_path / "vasprun.xml", frames)
         text = (tmp_path / "vasprun.xml").read_text()
         (tmp_path / "vasprun.xml").write_text(text[: int(0.6 * len(text))])
-        *good, last = read_each(tmp_path / "vasprun.xml")
+        *good, last = read_each(tmp_path / "vasprun.xml", USUAL_KEYS)
         assert len(good) == 3
         assert "frame 3: cannot be read as vasp-xml (EOFError: the file breaks off, as it does when a job is" in str(
             last
         )
         middle = int(0.6 * len(text))
         (tmp_path / "vasprun.xml").write_text(text[:middle] + "<&" + text[middle:])
-        *good, last = read_each(tmp_path / "vasprun.xml")
+        *good, last = read_each(tmp_path / "vasprun.xml", USUAL_KEYS)
         assert len(good) == 3
         assert "the file is damaged here; it has 6 frames" in str(last)
         (tmp_path / "vasprun.xml").write_text(text)
-        assert len(list(read_each(tmp_path / "vasprun.xml"))) == 6
+        assert len(list(read_each(tmp_path / "vasprun.xml", USUAL_KEYS))) == 6
 
 
 class TestOutcarAndVasprunOfOneCalculation:
