@@ -154,6 +154,17 @@ def without_docstring(module: ast.Module) -> Iterator[str]:
 
 
 @each_module
+def test_docstrings_stand_alone(name):
+    """A docstring that begins so leans on the line above, and has to be solved."""
+    texts = (
+        node.value.value
+        for node in ast.walk(tree(MODULES[name]))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
+    assert [text for text in texts if re.match(r"\s*(Of|What|The same|By it)\b", text)] == []
+
+
+@each_module
 def test_what_is_public_has_a_docstring(name):
     assert list(without_docstring(tree(MODULES[name]))) == []
 

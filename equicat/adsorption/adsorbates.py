@@ -18,7 +18,7 @@ from equicat.errors import InputError, nearest
 from equicat.extras import extra
 
 SMILES = "smiles:"
-"""What SMILES begin with: ``CO`` is carbon monoxide, ``smiles:CO`` methanol."""
+"""Prefix of SMILES: ``CO`` is carbon monoxide, ``smiles:CO`` methanol."""
 TOO_CLOSE = 0.6
 """Sums of covalent radii. Atoms of an adsorbate closer than this are a mistake in it."""
 AS_LOW = 0.05

@@ -46,7 +46,7 @@ class SlabConfig(Checked):
 
 @dataclass(frozen=True)
 class SlabName:
-    """What a slab is cut from, along which plane, and how large it is."""
+    """Parts of a slab's name: bulk, facet and size."""
 
     bulk: str
     """Element, or file of a bulk structure."""

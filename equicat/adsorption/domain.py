@@ -1,4 +1,4 @@
-"""What a model was trained on, as far as adsorption energies ask for it."""
+"""Comparison of relaxed placements with a model's training data."""
 
 from collections.abc import Sequence
 

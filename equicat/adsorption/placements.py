@@ -64,7 +64,7 @@ class Placement:
 
     @property
     def load(self) -> str:
-        """What is on the slab: ``CO``, ``4 CO``, ``CO+O``."""
+        """Adsorbates on the slab in words: ``CO``, ``4 CO``, ``CO+O``."""
         return load_name(self.adsorbates)
 
 
@@ -234,7 +234,7 @@ def _lowered(
 def _overlap(
     slab: Slab, numbers: Int[ndarray, "n"], positions: Float[ndarray, "n 3"], molecule: Int[ndarray, "n"]
 ) -> str:
-    """What is wrong with a placement, or an empty string."""
+    """Reason why a placement is left out, or an empty string."""
     new = molecule >= 0
     s = slab.structure
     ratios = contact_ratios(numbers, positions, s.cell, s.pbc, new)

@@ -1,4 +1,4 @@
-"""What an adsorption energy is measured against: the model's own clean slab, and gases where its energies are total."""
+"""References of adsorption energies: the model's own clean slab, and gases where its energies are total."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class EnergyReference:
     """Gas energies of a references file."""
     file: str | None
     trained_on: str = ""
-    """What the training data had subtracted, in words."""
+    """Gas references that were subtracted from the training data, in words."""
     clean_slabs: bool | None = None
     """Whether the training data held clean slabs; None if that is not known."""
 
@@ -73,7 +73,7 @@ class EnergyReference:
                     ) from error
 
     def sentences(self, clean_slab: float, adsorbates: Iterable[Adsorbate]) -> tuple[str, ...]:
-        """What the energies are, for people.
+        """Sentences for people that say which energies the results are.
 
         Args:
             clean_slab: energy (eV) that the model gives the relaxed clean slab.

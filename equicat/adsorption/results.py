@@ -64,15 +64,15 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class AdsorptionEnergies:
-    """What :func:`equicat.adsorption_energies` gives."""
+    """Results of :func:`equicat.adsorption_energies`."""
 
     rows: list[Row]
     """Distinct relaxed structures: by adsorbate, those without flags first, the lowest energy first."""
     slab: Slab
     notes: tuple[str, ...]
-    """What was built, fixed, placed and left out."""
+    """Sentences on how the slab was built, and on atoms fixed and adsorbates placed or left out."""
     reference: tuple[str, ...]
-    """What the energies are."""
+    """Sentences on the kind of the energies and their references."""
     warnings: tuple[str, ...]
     clean_slab: Structure
     """Relaxed."""

@@ -49,7 +49,7 @@ class Batch:
     sources: tuple[str, ...] = ()
     """How messages name each system: file and frame."""
     dtype: torch.dtype = torch.float32
-    """Of pair vectors, and so of what a network computes."""
+    """Type of pair vectors, and so of all that a network computes."""
 
     def __post_init__(self) -> None:
         n, s, e = len(self.positions), len(self.cell), self.edge_index.shape[1]

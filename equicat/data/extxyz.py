@@ -54,7 +54,7 @@ def _unmarked(value: Any) -> Any:
 
 
 def advice_on(error: Exception, file_format: str) -> str:
-    """What a user may do about a frame that cannot be read."""
+    """Advice on a frame that cannot be read, for the end of a message."""
     if file_format == "extxyz" and not isinstance(error, EOFError):
         symbol = error.args[0] if isinstance(error, KeyError) and error.args else None
         if isinstance(symbol, str):

@@ -16,7 +16,7 @@ from numpy import ndarray
 from equicat.errors import InputError
 
 LABELS = ("energy", "forces", "stress", "relaxed_energy", "relaxed_positions")
-"""What a model can be trained on: names of fields of a structure, and of entries and columns of files."""
+"""Labels that a model can be trained on: names of fields of a structure, and of entries and columns of files."""
 
 ASYMMETRY = 1e-3
 """A stress whose components differ by more from their transposed ones, relative to the largest, is none."""
@@ -74,7 +74,7 @@ def labels_of_atoms(atoms: Atoms, keys: LabelKeys, where: str) -> dict[str, Any]
 
 
 def results_of(atoms: Atoms) -> dict[str, Any]:
-    """What the calculator of the atoms has computed; nothing without one."""
+    """Results of the atoms' calculator; empty without one."""
     return {} if atoms.calc is None else atoms.calc.results
 
 

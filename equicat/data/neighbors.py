@@ -28,7 +28,7 @@ GRID_VISITS = 50_000
 """Pairs of grid cells that may be looked through for a small system: below a millisecond."""
 
 GRID_VISITS_PER_ATOM = 200
-"""The same per atom of a large system; one that fills its box takes some 20."""
+"""Pairs of grid cells that may be looked through per atom of a large system; one that fills its box takes some 20."""
 
 GRID_CELLS = 1e5
 """Vesin merges cells where there are more, and divides by zero if that leaves none along a short side of the box."""

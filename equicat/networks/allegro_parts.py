@@ -342,7 +342,7 @@ class NequipAllegro(Allegro):
         geometry: Geometry,
         prepared: Prepared,
     ) -> Latent:
-        """What layer k adds to the sums of later readers, and the weights of the next environment."""
+        """Scalars that layer k adds to the sums of later readers, and the weights of the next environment."""
         mine, *others = latent.scalar_features  # sums that this layer and later readers see
         first, *rest = self.layers[k].latent_mlp.weights[:-1]
         own = first[(k + 1) * self.config.n_scalars :]

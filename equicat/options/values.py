@@ -1,4 +1,4 @@
-"""What an option may be: types with limits, the words for them, and how text becomes a value.
+"""Values of options: types with limits, words for them, and how text becomes a value.
 
 A limit stands in the type of a field or parameter, beside its default, and nowhere else::
 
@@ -174,7 +174,7 @@ def shown(value: Any) -> str:
 
 
 def words(hint: Any, plural: bool = False) -> str:
-    """What a type may be, as in "it must be a whole number of at least 1"."""
+    """A type in words, as in "it must be a whole number of at least 1"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         said = words(arguments[0], plural)

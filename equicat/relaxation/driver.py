@@ -68,7 +68,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a system."""
+    """Result of relaxing one system."""
 
     number: int
     """Its place in the input."""

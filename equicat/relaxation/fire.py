@@ -55,7 +55,7 @@ class FIRE:
 
 @dataclass(frozen=True, eq=False)
 class FIREState:
-    """What the optimiser knows of all systems."""
+    """State of the optimiser for all systems."""
 
     config: FIRE
     velocities: Float[Tensor, "n_atoms 3"]

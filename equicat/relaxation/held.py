@@ -1,4 +1,4 @@
-"""What may not move: atoms that are fixed, and directions along which others are held."""
+"""Constraints: atoms that are fixed, and directions along which others are held."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ def free_directions(structure: Structure) -> Float[ndarray, "n_atoms 3 3"]:
 
 @dataclass(frozen=True, eq=False)
 class Freedom:
-    """What may move, of all systems that are relaxed together."""
+    """Directions in which the atoms of all systems that are relaxed together may move."""
 
     projectors: Float[Tensor, "n_atoms 3 3"]
     moves: Bool[Tensor, "n_atoms 3"]

@@ -53,7 +53,7 @@ PRESETS = {"oc20": LBFGS(), "ase": LBFGS(memory=100, max_step=0.2)}
 
 @dataclass(frozen=True, eq=False)
 class LBFGSState:
-    """What the optimiser knows of all systems. The newest pair of the history comes first."""
+    """State of the optimiser for all systems. The newest pair of the history comes first."""
 
     steps: Float[Tensor, "n_pairs n_atoms 3"]
     """s, Å."""
@@ -62,9 +62,9 @@ class LBFGSState:
     rho: Float[Tensor, "n_pairs n_systems"]
     """ρ = 1 / (s·y); 0 for a pair that the system does not have."""
     positions: Float[Tensor, "n_atoms 3"]
-    """Of the step before, Å."""
+    """Positions at the step before, Å."""
     forces: Float[Tensor, "n_atoms 3"]
-    """Of the step before, eV/Å."""
+    """Forces at the step before, eV/Å."""
     started: Bool[Tensor, "n_systems"]
     """Whether the system has made a step."""
 

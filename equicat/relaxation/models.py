@@ -1,4 +1,4 @@
-"""What a relaxation asks for energies and forces: a trained model, or ASE calculators in its place."""
+"""Sources of energies and forces for relaxations: a trained model, or ASE calculators in its place."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -100,7 +100,7 @@ class CalculatorForces:
 def force_model(
     model: str | Path | Potential | ForceModel, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> ForceModel:
-    """What relaxes with ``model``.
+    """The source of energies and forces that ``model`` stands for.
 
     Args:
         model: run directory, a loaded potential, or anything that is a :class:`ForceModel` already.

@@ -1,4 +1,4 @@
-"""What is kept of a relaxed system, as a line of JSON and as a structure."""
+"""Record of a relaxed system, as a line of JSON and as a structure."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from equicat.relaxation.driver import Frame, Outcome
 from equicat.relaxation.judge import flags_of
 
 INFO_KEYS = ("energy_reference", "converged", "n_steps", "seconds", "flags", "fmax")
-"""What ``info`` says of a relaxed structure; the same keys of the initial one, relaxed before, are dropped."""
+"""Keys of ``info`` that describe a relaxation; those of an initial structure that was relaxed before are dropped."""
 
 
 @dataclass(frozen=True, eq=False)

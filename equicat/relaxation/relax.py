@@ -32,7 +32,7 @@ OVERLAP = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Relaxed:
-    """What a relaxation gives."""
+    """Results of a relaxation."""
 
     structures: list[Structure]
     """In the order of the input, with energy (eV) and forces (eV/Å), and in ``info``: ``converged``, ``n_steps``,
@@ -169,7 +169,7 @@ def _warn_outside(model: ForceModel, structures: Sequence[Structure]) -> None:
 
 
 def digest_of(model: ForceModel) -> str:
-    """What tells one model from another, for :func:`~equicat.relaxation.parts.plan_of`."""
+    """Digest that tells one model from another, for :func:`~equicat.relaxation.parts.plan_of`."""
     if not isinstance(model, PotentialForces):
         return type(model).__name__
     digest = hashlib.sha256(repr((model.potential.config, model.elements, model.energy_reference)).encode())

@@ -72,7 +72,7 @@ class Graphs:
         self.recorded: dict[tuple[int, int], _Recorded] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Graphs":
-        """What is recorded stays with what it was recorded for."""
+        """A copy without recordings: graphs stay with the model that they were recorded for."""
         return Graphs(self.function, self.far)
 
     def __call__(
@@ -81,7 +81,7 @@ class Graphs:
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """What ``function`` returns, in new memory.
+        """The results of ``function``, in new memory.
 
         Args:
             edge_vec: Å.
