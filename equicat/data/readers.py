@@ -18,7 +18,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, get_compression, get_
 
 from equicat.data import vasp
 from equicat.data.extxyz import advice_on, atoms_of_text, entries_to_write, value_to_write
-from equicat.data.labels import LABELS, LabelKeys
+from equicat.data.labels import LABELS, USUAL_KEYS, LabelKeys
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
@@ -61,7 +61,7 @@ def read(
     return _select(_valid(_structures(path, _format_of(path), keys)), index, path)
 
 
-def read_each(path: str | Path, keys: LabelKeys) -> Iterator[Structure | InputError]:
+def read_each(path: str | Path, keys: LabelKeys = USUAL_KEYS) -> Iterator[Structure | InputError]:
     """As :func:`read`, but a frame that :func:`read` would refuse comes as its error, in its place.
 
     After an invalid structure reading goes on; where the file itself breaks off, the error is the last item.

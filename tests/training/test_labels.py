@@ -14,12 +14,15 @@ from equicat.training.config import from_mapping
 from equicat.training.train import train
 
 STRUCTURES = [dataclasses.replace(relaxing(seed), sid="") for seed in range(5)]
+VALIDATION = [dataclasses.replace(relaxing(seed), sid="") for seed in (7, 8)]
 
 
 def config_of(folder, task: str, frames, **options):
-    """A run of one epoch, one structure a batch, on a file of these frames."""
+    """A run of one epoch, one structure a batch, on a file of these frames; validated on others."""
     write(folder / "a.extxyz", frames)
+    write(folder / "val.extxyz", VALIDATION)
     values = configuration(folder / "a.extxyz", folder / "run", run={"max_epochs": 1, "batch_size": 1}, **options)
+    values["data"]["val"] = [str(folder / "val.extxyz")]
     values["data"]["energy_reference"] = "adsorption"
     return from_mapping(values | {"task": task})
 
@@ -48,7 +51,7 @@ def test_labels_that_a_task_does_not_use_change_nothing(tmp_path, task, unused):
         text = (tmp_path / name / "a.extxyz").read_text()
         if name == "spoilt" and "energy" in unused:
             (tmp_path / name / "a.extxyz").write_text(text.replace(" energy=10000000.0", " energy=none"))
-        result = evaluate(run, tmp_path / name / "a.extxyz", progress=False)
+        result = evaluate(run, tmp_path / name / "a.extxyz", energy_reference="adsorption", progress=False)
         weights.append(equicat.load(run).state_dict())
         metrics.append(result["splits"]["a"]["rows"]["allegro"])
     assert metrics[0] == metrics[1]
@@ -78,25 +81,26 @@ def test_forces_and_energy_under_other_names(tmp_path):
     names = {"energy=": "REF_energy=", ":forces:": ":REF_forces:", "relaxed_REF_energy": "relaxed_energy"}
     config = config_of(tmp_path, "s2ef", STRUCTURES)
     expected = equicat.load(train(config).run).state_dict()
-    text = (tmp_path / "a.extxyz").read_text()
-    for old, new in names.items():
-        text = text.replace(old, new)
-    (tmp_path / "a.extxyz").write_text(text)
+    for file in (tmp_path / "a.extxyz", tmp_path / "val.extxyz"):
+        text = file.read_text()
+        for old, new in names.items():
+            text = text.replace(old, new)
+        file.write_text(text)
     keys = {"energy_key": "REF_energy", "forces_key": "REF_forces"}
     run = dataclasses.replace(config.run, out=str(tmp_path / "other"))
     found = train(dataclasses.replace(config, run=run, data=dataclasses.replace(config.data, **keys)))
     for name, tensor in equicat.load(found.run).state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), expected[name].numpy(), err_msg=name)
-    assert evaluate(found.run, tmp_path / "a.extxyz", progress=False, **keys)["splits"]["a"]["n_systems"] == 5
+    how = keys | {"energy_reference": "adsorption", "progress": False}
+    assert evaluate(found.run, tmp_path / "a.extxyz", **how)["splits"]["a"]["n_structures"] == 5
 
 
 def test_an_element_that_only_validation_has_is_found_before_anything_is_written(tmp_path):
-    write(
-        tmp_path / "val.extxyz", [STRUCTURES[0], dataclasses.replace(STRUCTURES[1], numbers=STRUCTURES[1].numbers - 1)]
-    )
+    other = dataclasses.replace(VALIDATION[1], numbers=VALIDATION[1].numbers - 1)
+    write(tmp_path / "other.extxyz", [VALIDATION[0], other])
     config = config_of(tmp_path, "s2ef", STRUCTURES)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, val=(str(tmp_path / "val.extxyz"),)))
-    with pytest.raises(InputError, match=r"val.extxyz, frame 1: element (N|Ni) was not in the training data"):
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, val=(str(tmp_path / "other.extxyz"),)))
+    with pytest.raises(InputError, match=r"other.extxyz, frame 1: element (N|Ni) was not in the training data"):
         train(config)
     assert not (tmp_path / "run").exists()
 
