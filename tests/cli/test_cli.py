@@ -74,7 +74,7 @@ def test_train_help_describes_options_with_units(capsys):
     out = " ".join(succeed(capsys, "train", "--help").split())
     assert "Highest degree of the spherical harmonics" in out
     assert "Distance (Å)" in out
-    assert "(a whole number of at least 1; default: 3)" in out
+    assert "(a whole number of at least 1 and at most 100; default: 3)" in out
 
 
 def test_train_help_names_networks_and_built_in_configurations(capsys):
