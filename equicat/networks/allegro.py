@@ -86,7 +86,7 @@ class NequipAllegroConfig(Checked, section="model"):
     """Which architecture."""
     cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    pair_cutoffs: tuple[PositiveNumber, ...] | None = None
+    pair_cutoffs: Annotated[tuple[PositiveNumber, ...], Length(1)] | None = None
     """Å, shorter cutoffs of ordered pairs of elements (centre, neighbour), row by row; null: ``cutoff`` for all."""
     n_layers: Depth = 2
     """Tensor-product layers."""
@@ -122,7 +122,7 @@ class NequipAllegroConfig(Checked, section="model"):
     """Whether these come out of a SiLU (a hidden layer of the readout), or are linear."""
     avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
-    neighbors_of_element: tuple[PositiveNumber, ...] | None = None
+    neighbors_of_element: Annotated[tuple[PositiveNumber, ...], Length(1)] | None = None
     """Neighbours on average of the atoms of each element, where they differ; normalises environments."""
 
     def __post_init__(self) -> None:
@@ -131,6 +131,19 @@ class NequipAllegroConfig(Checked, section="model"):
             raise InputError(
                 f"model.embedding_width is {self.width}; it must be even, since half of it is the centre's element"
             )
+        if self.pair_cutoffs is not None and max(self.pair_cutoffs) > self.cutoff:
+            raise InputError(f"model.pair_cutoffs has {max(self.pair_cutoffs)}, but model.cutoff is {self.cutoff}")
+
+    def check_elements(self, n_species: int) -> None:
+        """Make sure that what is given by element is given for all of them.
+
+        Raises:
+            InputError: naming the option that is too short or too long.
+        """
+        for name, n in (("pair_cutoffs", n_species**2), ("neighbors_of_element", n_species)):
+            values = getattr(self, name)
+            if values is not None and len(values) != n:
+                raise InputError(f"model.{name} has {len(values)} entries; {n_species} elements need {n}")
 
     @property
     def width(self) -> int:
