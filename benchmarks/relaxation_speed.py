@@ -4,7 +4,7 @@ Slabs of 37 to 81 atoms (Cu, Pd, Ag, Au with O, OH or CO, two lower layers fixed
 with both, to the same ``fmax`` and with the same settings of L-BFGS; a minute of training makes the model::
 
     equicat data emt data --n_systems 60 --metals '["Cu","Pd","Ag","Au"]'
-    equicat train equicat/studies/demo.yaml --data.train '[data]' --data.val '[data]' --run.out run \\
+    equicat train small --data data --run.out run \\
         --run.max_minutes 1.5
     python benchmarks/relaxation_speed.py run --n_systems 32
 

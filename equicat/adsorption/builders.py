@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from ase import Atoms, build
@@ -14,7 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols, reference_states
 from equicat.data.readers import read
 from equicat.errors import InputError, nearest
 from equicat.extras import extra
-from equicat.options.values import Checked, Natural, PositiveNumber
+from equicat.options.values import Checked, Natural, Range
 
 NAME = re.compile(r"(?P<bulk>.+?)\s*\(\s*(?P<facet>[-\d\s,]+)\)\s*(?P<size>\d+\s*x\s*\d+\s*x\s*\d+)\s*")
 """``Cu(111) 3x3x4``, ``cu3pd.cif(1,1,1) 2x2x4``."""
@@ -36,9 +36,9 @@ class SlabConfig(Checked):
 
     fixed_layers: Natural | None = None
     """Lowest layers that are fixed. Default: the atoms that the slab's file fixes, else the lowest two layers."""
-    vacuum: PositiveNumber = 20.0
+    vacuum: Annotated[float, Range(above=0, at_most=1000)] = 20.0
     """Å between a slab that is built and its image above."""
-    lattice_constant: PositiveNumber | None = None
+    lattice_constant: Annotated[float, Range(above=0, at_most=100)] | None = None
     """Å, of a slab that is built of an element. Default: the measured one, as ASE has it."""
     termination: Natural = 0
     """Which of the terminations that pymatgen finds, from 0."""

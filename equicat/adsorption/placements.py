@@ -21,7 +21,7 @@ from equicat.adsorption.slabs import Slab
 from equicat.data.contacts import BONDED_RATIO, contact_ratios
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
-from equicat.options.values import Checked, Length, Natural, Number, Positive, PositiveNumber
+from equicat.options.values import Checked, Length, Natural, Number, PositiveNumber, Range
 
 CONTACT = 1.0
 """Distance at which a lowered adsorbate stops, in sums of covalent radii."""
@@ -37,11 +37,11 @@ class PlacementConfig(Checked):
     """Names of sites, such as fcc, or the beginning of names, such as bridge. Default: all."""
     finder: Finder = "auto"
     """Who finds sites: pymatgen, delaunay (equicat's own), or auto (pymatgen if it is installed)."""
-    rotations: Positive = 3
+    rotations: Annotated[int, Range(at_least=1, at_most=360)] = 3
     """Equal turns about the normal of the surface; those that change nothing are left out."""
     heights: Annotated[tuple[Number, ...], Length(1)] = (0.0,)
     """Å above the height at which the first atom touches the slab (a sum of covalent radii)."""
-    n_random: Natural = 0
+    n_random: Annotated[int, Range(at_least=0, at_most=100_000)] = 0
     """Further placements of each adsorbate, at random points and turns."""
     seed: Natural = 0
     """Seed of the random placements."""

@@ -29,7 +29,7 @@ from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import write
 from equicat.data.store import Store
 from equicat.errors import InputError
-from equicat.options.values import Checked, Positive, PositiveNumber
+from equicat.options.values import Checked, Cutoff, Positive
 
 TARGETS = {"2M": 2_000_000, "20M": 20_000_000, "134M": 133_934_018}
 """OC20's training sets, for the extrapolation."""
@@ -47,7 +47,7 @@ class DataBenchConfig(Checked):
     """Structures of which batches with graphs are made."""
     batch_size: Positive = 16
     """Structures in a batch."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours in the graphs."""
     repeats: Positive = 3
     """Times that all measurements take turns; medians count."""

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.errors import InputError
-from equicat.options.values import Checked, Positive
+from equicat.options.values import Checked, Positive, Workers
 from equicat.run_directory import environment
 
 Results = dict[str, Any]
@@ -50,7 +50,7 @@ class BenchConfig(Checked):
     """Interpreter of an environment that has nequip-allegro; default: this one (extra [bench])."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to measure."""
-    threads: Positive = 2
+    threads: Workers = 2
     """Threads on the processor that each contestant gets."""
     repeats: Positive = 5
     """Interleaved repetitions, of which the median is taken."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from equicat.cli.runs import write_json
-from equicat.options.values import Length, Positive
+from equicat.options.values import Length, Range
 
 ATOMS = (300, 1000, 3000, 10000, 30000, 100000)
 
@@ -35,7 +35,7 @@ def speed(
 
 def scaling(
     *,
-    atoms: Annotated[tuple[Positive, ...], Length(1)] = ATOMS,
+    atoms: Annotated[tuple[Annotated[int, Range(at_least=1, at_most=10**7)], ...], Length(1)] = ATOMS,
     systems: Annotated[tuple[Literal["bulk", "slab"], ...], Length(1)] = ("bulk", "slab"),
     json: str | None = None,
     figure: str | None = None,

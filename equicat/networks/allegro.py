@@ -28,7 +28,7 @@ from equicat.kernels.harmonics import spherical_harmonics
 from equicat.kernels.irreps import Parity
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope
-from equicat.options.values import Checked, Length, Natural, Positive, PositiveNumber, Range
+from equicat.options.values import Checked, Cutoff, Degree, Depth, EnvelopeExponent, Length, PositiveNumber, Width
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,29 @@ class AllegroConfig(Checked, section="model"):
 
     name: Literal["allegro"] = "allegro"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    n_layers: Positive = 3
+    n_layers: Depth = 3
     """Tensor-product layers."""
-    l_max: Natural = 2
+    l_max: Degree = 2
     """Highest degree of the spherical harmonics and tensor features."""
     parity: Parity = "full"
     """full: tensor features of both parities for each degree; restricted: only that of the harmonics."""
-    tensor_channels: Positive = 32
+    tensor_channels: Width = 32
     """Channels of the tensor features."""
-    n_bessel: Positive = 8
+    n_bessel: Width = 8
     """Radial basis functions."""
     bessel_trainable: bool = True
     """Train the frequencies of the radial basis."""
     normalize_basis: bool = False
     """Shift and scale each radial function to mean 0 and standard deviation 1 over the cutoff, as the authors' code."""
-    envelope_p: Annotated[int, Range(at_least=2)] = 6
+    envelope_p: EnvelopeExponent = 6
     """Exponent of the polynomial envelope; two continuous derivatives at the cutoff for any p ≥ 2."""
-    two_body_mlp: Annotated[tuple[Positive, ...], Length(2)] = (64, 128, 256, 512)
+    two_body_mlp: Annotated[tuple[Width, ...], Length(2)] = (64, 128, 256, 512)
     """Widths of the two-body MLP; the last is the number of scalar features."""
-    latent_mlp: Annotated[tuple[Positive, ...], Length(1)] = (512,)
+    latent_mlp: Annotated[tuple[Width, ...], Length(1)] = (512,)
     """Widths of each layer's latent MLP; the last must equal that of the two-body MLP."""
-    env_embed_mlp: tuple[Positive, ...] = ()
+    env_embed_mlp: tuple[Width, ...] = ()
     """Hidden widths of the map from scalars to environment weights; empty means linear."""
     avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
@@ -84,45 +84,45 @@ class NequipAllegroConfig(Checked, section="model"):
 
     name: Literal["nequip-allegro"] = "nequip-allegro"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    pair_cutoffs: tuple[PositiveNumber, ...] | None = None
+    pair_cutoffs: Annotated[tuple[PositiveNumber, ...], Length(1)] | None = None
     """Å, shorter cutoffs of ordered pairs of elements (centre, neighbour), row by row; null: ``cutoff`` for all."""
-    n_layers: Positive = 2
+    n_layers: Depth = 2
     """Tensor-product layers."""
-    l_max: Natural = 2
+    l_max: Degree = 2
     """Highest degree of the spherical harmonics and tensor features."""
     parity: Parity = "full"
     """full: tensor features of both parities for each degree; restricted: only that of the harmonics."""
-    n_scalars: Positive = 64
+    n_scalars: Width = 64
     """Scalars that each layer adds."""
-    tensor_channels: Positive = 32
+    tensor_channels: Width = 32
     """Channels of the tensor features."""
     coupling: Literal["channel", "path"] = "channel"
     """channel: each channel weights each tensor-product path; path: all channels share the weights."""
     radial: Literal["bessel", "spline"] = "bessel"
     """bessel: one basis times an embedding of the elements; spline: a radial function of its own for each pair."""
-    n_radial: Positive = 8
+    n_radial: Width = 8
     """Radial basis functions."""
     bessel_trainable: bool = False
     """Train the frequencies of the radial basis (bessel)."""
-    envelope_p: Annotated[int, Range(at_least=2)] = 6
+    envelope_p: EnvelopeExponent = 6
     """Exponent of the polynomial envelope (bessel)."""
-    spline_span: Positive = 12
+    spline_span: Width = 12
     """How many splines overlap (spline)."""
-    embedding_width: Positive | None = None
+    embedding_width: Width | None = None
     """Width of the radial and chemical embedding; null takes n_scalars."""
-    two_body_hidden: tuple[Positive, ...] = (64,)
+    two_body_hidden: tuple[Width, ...] = (64,)
     """Hidden widths of the two-body MLP."""
-    latent_hidden: Annotated[tuple[Positive, ...], Length(1)] = (64,)
+    latent_hidden: Annotated[tuple[Width, ...], Length(1)] = (64,)
     """Hidden widths of each layer's latent MLP, at least one."""
-    n_features: Positive = 32
+    n_features: Width = 32
     """Width of the features that are made of the scalars of all layers."""
     features_silu: bool = True
     """Whether these come out of a SiLU (a hidden layer of the readout), or are linear."""
     avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
-    neighbors_of_element: tuple[PositiveNumber, ...] | None = None
+    neighbors_of_element: Annotated[tuple[PositiveNumber, ...], Length(1)] | None = None
     """Neighbours on average of the atoms of each element, where they differ; normalises environments."""
 
     def __post_init__(self) -> None:
@@ -131,6 +131,19 @@ class NequipAllegroConfig(Checked, section="model"):
             raise InputError(
                 f"model.embedding_width is {self.width}; it must be even, since half of it is the centre's element"
             )
+        if self.pair_cutoffs is not None and max(self.pair_cutoffs) > self.cutoff:
+            raise InputError(f"model.pair_cutoffs has {max(self.pair_cutoffs)}, but model.cutoff is {self.cutoff}")
+
+    def check_elements(self, n_species: int) -> None:
+        """Make sure that what is given by element is given for all of them.
+
+        Raises:
+            InputError: naming the option that is too short or too long.
+        """
+        for name, n in (("pair_cutoffs", n_species**2), ("neighbors_of_element", n_species)):
+            values = getattr(self, name)
+            if values is not None and len(values) != n:
+                raise InputError(f"model.{name} has {len(values)} entries; {n_species} elements need {n}")
 
     @property
     def width(self) -> int:

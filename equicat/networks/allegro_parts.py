@@ -242,6 +242,7 @@ class NequipAllegro(Allegro):
         super().__init__(config, n_species, vectors)
         n_scalars, self.n_weights = config.n_scalars, (config.l_max + 1) * config.tensor_channels
         self.basis: nn.Module
+        config.check_elements(n_species)
         self.embedding: nn.Module
         if config.radial == "bessel":
             self.basis = BesselBasis(config.n_radial, config.bessel_trainable)

@@ -175,11 +175,28 @@ class Parser(Options, ArgumentParser):
             message = f"unknown option --{found[1]}{suggestion(found[1], options, '--')}"
         elif found := re.match(r"argument --(\S+): expected", message):
             message = f"--{found[1]} needs a value"
-        elif found := re.match(r"argument \w+: invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            commands = re.findall(r"'(.+?)'", found[2])
-            message = f"no command {found[1]!r}{nearest(found[1], commands)}; commands: {', '.join(commands)}"
+        elif found := re.match(r"argument \w+: invalid choice: '(.*?)'", message):
+            message = f"no command {found[1]!r}{nearest(found[1], self.commands)}; commands: {', '.join(self.commands)}"
+        elif found := re.match(r"the following arguments are required: (.*)", message):
+            self.missing([key.split(".") for key in found[1].split(", ")])
+        elif found := re.match(r'expected "(.*)" to be one of', message):
+            self.missing([found[1].split(".")])
         command = self.prog.removeprefix("equicat").strip()
         raise InputError(f"{command}: {message}" if command else message)
+
+    def missing(self, keys: Sequence[Sequence[str]]) -> NoReturn:
+        """Say what is missing, after the commands that lead to it.
+
+        Raises:
+            InputError: always.
+        """
+        command, names = keys[0][0], [key[-1] for key in keys]
+        if command in self.commands:
+            self.commands[command].missing([key[1:] for key in keys])
+        if self.commands:
+            self.error(f"name a command: {', '.join(self.commands)}")
+        options = {action.dest: action.option_strings for action in self._values()}
+        self.error(f"give {', '.join((options[name] or [name.upper()])[0] for name in names)}")
 
     def _values(self) -> list[Action]:
         return [action for action in self._actions if isinstance(action.type, Value)]
@@ -223,4 +240,4 @@ def suggestion(name: str, known: Sequence[str], dashes: str = "") -> str:
         return f"; the nearest is {dashes}{by_last[match[0]]}"
     here = [k for k in known if k.rpartition(".")[0] == place]
     here = here or list(dict.fromkeys(k.split(".")[0] for k in known))
-    return f"; options here: {', '.join(f'{dashes}{k}' for k in here)}"
+    return f"; options here: {', '.join(f'{dashes}{k}' for k in here)}" if here else ""

@@ -1,9 +1,9 @@
 """The options of a relaxation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from equicat.options.values import Checked, Natural, Positive, PositiveNumber
+from equicat.options.values import Checked, Natural, Positive, PositiveNumber, Range
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RelaxConfig(Checked):
     """eV/Å; a system is relaxed when the force on each atom, along what is free, is shorter."""
     max_steps: Natural = 300
     """Steps after which a system is given up as not converged."""
-    skin: PositiveNumber = 0.5
+    skin: Annotated[float, Range(above=0, at_most=20)] = 0.5
     """Å beyond the cutoff that neighbour lists reach, so that they hold for several steps; changes no result."""
     edges: Positive | None = None
     """Edges in a batch at most; a system with more is relaxed alone. Default: 100,000 for strictly local models, 10,000

@@ -13,7 +13,7 @@ from equicat.data.directory import require_store
 from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.options.values import Natural, Positive
+from equicat.options.values import Natural, Workers
 from equicat.sources.packing import PackOptions, Piece, pack
 
 NAMED_SIZES = {"10k": 10_000, "100k": 100_000, "200k": 200_000, "2M": 2_000_000}
@@ -84,7 +84,7 @@ def write_subset(
     *,
     size: str | int,
     seed: Natural = 0,
-    workers: Positive = 1,
+    workers: Workers = 1,
     progress: bool = True,
 ) -> int:
     """Write some structures of a store as a store of their own, and return their number.

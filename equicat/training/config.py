@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -13,7 +13,7 @@ from equicat.models.heads import DisplacementHead
 from equicat.networks.allegro import AllegroConfig
 from equicat.networks.catalogue import NetworkConfig
 from equicat.options.parser import Parser
-from equicat.options.values import Checked, Natural, Positive, PositiveNumber, Seed
+from equicat.options.values import Checked, Positive, PositiveNumber, Range, Seed, Width
 from equicat.run_directory import plain
 from equicat.tasks.tasks import LossConfig
 from equicat.training.normalization import NormalizationConfig
@@ -61,7 +61,7 @@ class RunConfig(Checked, section="run"):
     started processes, else all GPUs, or one CPU."""
     recompute: bool = False
     """Train with bounded memory: a few centres at a time, computed twice (networks without message passing)."""
-    num_workers: Natural = 0
+    num_workers: Annotated[int, Range(at_least=0, at_most=1024)] = 0
     """Processes that read structures and build neighbour lists; 0 does it in the training process."""
     wandb: bool = False
     """Log to Weights & Biases; offline unless an API key is set."""
@@ -88,7 +88,7 @@ class TrainConfig(Checked):
     data: DataConfig = field(default_factory=DataConfig)
     model: NetworkConfig = field(default_factory=AllegroConfig)
     """The network; `--model.name NAME --help` lists the options of another one."""
-    output_mlp: tuple[Positive, ...] = (128,)
+    output_mlp: tuple[Width, ...] = (128,)
     """Hidden widths of the maps from features to what is predicted."""
     output_nonlinearity: Literal["silu"] | None = "silu"
     """Nonlinearity between the matrices of these maps, for scalars; null as in the published Allegro."""

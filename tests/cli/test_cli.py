@@ -5,11 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from ase.io import read as ase_read
 from conftest import command_names, labelled
 
 import equicat
-from equicat import Structure
+from equicat import InputError, Structure
+from equicat.cli import main as cli
 from equicat.cli.main import COMMANDS, main
 from equicat.data.datasets import open_dataset
 from equicat.data.info import DatasetInfo
@@ -74,7 +76,7 @@ def test_train_help_describes_options_with_units(capsys):
     out = " ".join(succeed(capsys, "train", "--help").split())
     assert "Highest degree of the spherical harmonics" in out
     assert "Distance (Å)" in out
-    assert "(a whole number of at least 1; default: 3)" in out
+    assert "(a whole number of at least 1 and at most 100; default: 3)" in out
 
 
 def test_train_help_names_networks_and_built_in_configurations(capsys):
@@ -231,6 +233,125 @@ def test_demo_from_end_to_end(capsys, tmp_path):
     assert html.count("initial structure with displacements") == 4  # one system in each validation split
     assert "displacements parity, val_ood_ads" in html
     assert equicat.load(tmp_path / "demo" / "run").info.energy_reference == "adsorption"
+
+
+# ---- values of options -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parsed(capsys, monkeypatch):
+    """The arguments that a command would get."""
+
+    def parse(*arguments) -> dict:
+        found = []
+        monkeypatch.setattr(cli, "chosen", lambda parser, options: (lambda: found.append(options), {}))
+        succeed(capsys, *arguments)
+        (options,) = found
+        while "subcommand" in options:
+            options = options[options.subcommand]
+        return options.as_dict()
+
+    return parse
+
+
+def test_text_stays_text_and_one_value_is_a_list_of_one(parsed, tmp_path):
+    found = parsed("data", "import", "out", "a.traj", "b.traj", "--split.held_out_adsorbates", "[CO,NO]")
+    assert (found["files"], found["split"].held_out_adsorbates) == (["a.traj", "b.traj"], ("CO", "NO"))
+    assert parsed("data", "import", "out", "a.traj", "--split.held_out_adsorbates", "NO")["split"].held_out_adsorbates
+    found = parsed("train", "small", "--data.train", "a.xyz", "--data.train_where", "{split: no}")
+    assert found["data"].train == ("a.xyz",)
+    assert found["data"].train_where == {"split": "no"}
+    path = yaml_file(tmp_path, "data: {train: a.xyz}\nnormalization: {references: {N: -1, No: -2, Y: 1e1}}")
+    found = parsed("train", path)
+    assert found["data"].train == ("a.xyz",)
+    assert found["normalization"].references == {"N": -1.0, "No": -2.0, "Y": 10.0}
+
+
+def test_data_is_short_for_training_and_validation_data(parsed, data, tmp_path):
+    assert parsed("train", "small", "--data", data)["data"].val == (str(data),)
+    assert parsed("train", "small", "--data", data / "s2ef" / "train")["data"].val == (), "a store: a tenth is drawn"
+    found = parsed("train", yaml_file(tmp_path, "data: a.xyz"), "--data.n_val", "5")["data"]
+    assert (found.train, found.val, found.n_val) == (("a.xyz",), (), 5)
+
+
+def test_options_can_stand_without_true(parsed):
+    assert parsed("data", "info", "x", "--verify")["verify"] is True
+    assert parsed("train", "small", "--run.resume", "--data", "x")["run"].resume is True
+    assert parsed("data", "oc20", "out", "--from", "disk", "--strict")["from_"] == "disk"
+
+
+def test_a_printed_configuration_is_the_same_as_a_file(capsys, tmp_path):
+    text = succeed(capsys, "train", "small/schnet", "--run.max_minutes", "7", "--print_config")
+    path = yaml_file(tmp_path, text)
+    assert succeed(capsys, "train", path, "--print_config") == text
+    config = from_mapping(read_yaml(path))
+    assert (config.model.name, config.run.max_minutes) == ("schnet", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model.two_body_mlp", "[8]", "model.two_body_mlp is [8]; it must be a list of whole numbers"),
+        ("--data.n_val", "0", "data.n_val is 0; it must be a whole number of at least 1, or null"),
+        ("--run.seed", "-1", "run.seed is -1; it must be a whole number of at least 0"),
+        ("--run.devices", "x", "run.devices is x; it must be auto or a whole number of at least 1"),
+        ("--optimizer.ema_decay", "2", "optimizer.ema_decay is 2; it must be a number of at least 0 and below 1"),
+        ("--optimizer.lr", "nan", "optimizer.lr is nan; it must be a number above 0"),
+        ("--loss.forces_weight", "-1e-3", "loss.forces_weight is -1e-3; it must be a number of at least 0"),
+        ("--normalization.scale", "0", "normalization.scale is 0; it must be a number above 0, or null"),
+        ("--task", "dance", "task is dance; it must be one of s2ef, is2re, is2rs"),
+        ("--optimizer.schedule", "milestones", "optimizer.milestones is empty"),
+        ("--optimizer.schedule", "plateau", "optimizer.warmup_steps is 20, but the schedule plateau has no warm-up"),
+        ("--optimizer.amsgrad", "true", "optimizer.amsgrad is for optimizer.name adam, but that is muon"),
+        ("--noise.sigma", "0.1", "noise.sigma is 0.1, but noise.share is 0"),
+        ("--data.val_where", "{split: val}", "data.val_where selects frames of the files in data.val, which is empty"),
+    ],
+)
+def test_training_options_that_make_no_sense(capsys, option, value, message):
+    assert message in fail(capsys, "train", "small", "--data.train", "a.xyz", option, value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("evaluate RUN --batch_size 0", "batch_size is 0; it must be a whole number of at least 1"),
+        ("predict RUN a.xyz --out o.xyz --device gpu", "device is gpu; it must be auto, cpu, cuda or cuda:N"),
+        ("predict RUN a.xyz", "equicat: predict: give --out"),
+        ("predict", "equicat: predict: give RUN, STRUCTURES, --out"),
+        ("data", "equicat: data: name a command: emt, import"),
+        ("predict RUN a.xyz --out o.xyz --devise cpu", "unknown option --devise; the nearest is --device"),
+        ("data emt out --n_systems 3", "n_systems is 3; it must be a whole number of at least 10"),
+        ("data emt out --metals Xx", "unknown metal 'Xx'"),
+        ("data import out a --rules.fmax 0", "rules.fmax is 0; it must be a number above 0"),
+        ("data import out a --rules.dissociate drop", "the nearest is --rules.dissociated"),
+        ("data oc20 out --workers 0", "workers is 0; it must be a whole number of at least 1"),
+        ("data subset a b --size 5 --seed -1", "seed is -1; it must be a whole number of at least 0"),
+        ("bench speed --sizes huge", "sizes is huge; it must be a list of one of small, paper"),
+        ("relax RUN a.xyz --out o.xyz --fmax 0", "fmax is 0; it must be a number above 0"),
+        ("tran small", "no command 'tran' (did you mean 'train'?); commands: demo, train"),
+        ("train smal", "no built-in one of that name (did you mean 'small'?)"),
+    ],
+)
+def test_options_of_other_commands_that_make_no_sense(capsys, words, message):
+    assert message in fail(capsys, *words.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(capsys, run, data):
+    assert "device is cuda, but PyTorch can use 0 GPUs here" in fail(capsys, "evaluate", run, "--device", "cuda")
+    message = fail(capsys, "train", "small", "--data", data, "--run.accelerator", "gpu")
+    assert "run.accelerator is gpu, but PyTorch can use no GPU here; take cpu, or auto" in message
+    with pytest.raises(InputError, match="device is cuda:1"):
+        equicat.Calculator(run, device="cuda:1")
+    assert equicat.Calculator(run).potential.scale.device.type == "cpu"
+
+
+def test_paths_that_cannot_be_used_are_one_line(capsys, run, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    there = tmp_path / "file" / "out"
+    assert "file" in fail(capsys, "train", "small", "--data", data, "--run.out", tmp_path / "file")
+    assert "file" in fail(capsys, "train", "small", "--data", data, "--run.out", there)
+    assert "file" in fail(capsys, "train", "small", "--data", data, "--data.train", tmp_path)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------

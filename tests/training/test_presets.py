@@ -70,6 +70,19 @@ def test_small_networks_are_of_equal_size(path):
     assert found + (n_features + 1) * hidden == pytest.approx(reference + 65 * 32, rel=0.12)
 
 
+def test_small_networks_are_trained_alike():
+    configs = [from_mapping(read_yaml(path)) for path in (FOLDER / "small").glob("*.yaml")]
+    assert {config.model.name for config in configs} == {*NETWORKS} - {"nequip-allegro"}
+    assert len({(c.optimizer, c.loss, c.run.batch_size, c.run.max_minutes, c.model.cutoff) for c in configs}) == 1
+
+
+def test_built_in_configurations_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_configuration("small") == find_configuration("small/allegro") == FOLDER / "small" / "allegro.yaml"
+    (tmp_path / "small").write_text("task: is2re")
+    assert find_configuration("small") == Path("small"), "a file that is there goes first"
+
+
 def test_published_results_have_sources():
     with (ROOT / "equicat" / "studies" / "published_oc20.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

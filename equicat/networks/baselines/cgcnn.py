@@ -25,7 +25,7 @@ from equicat.errors import InputError
 from equicat.extras import extra
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope
-from equicat.options.values import Checked, Positive, PositiveNumber, Range
+from equicat.options.values import Checked, Cutoff, Depth, Range, Width
 
 CATEGORIES = {
     "group": 19,
@@ -51,17 +51,17 @@ class CGCNNConfig(Checked, section="model"):
 
     name: Literal["cgcnn"] = "cgcnn"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    atom_embedding_size: Positive = 128
+    atom_embedding_size: Width = 128
     """Features of an atom."""
-    n_graph_conv_layers: Positive = 2
+    n_graph_conv_layers: Depth = 2
     """Convolutions."""
-    fc_feat_size: Positive = 128
+    fc_feat_size: Width = 128
     """Width of the fully connected layers."""
-    n_fc_layers: Positive = 3
+    n_fc_layers: Depth = 3
     """Fully connected layers."""
-    n_gaussians: Annotated[int, Range(at_least=2)] = 100
+    n_gaussians: Annotated[int, Range(at_least=2, at_most=16384)] = 100
     """Gaussians in which a distance is expanded."""
     smooth: bool = True
     """Messages vanish smoothly at the cutoff; false is as published, with an energy that jumps there."""

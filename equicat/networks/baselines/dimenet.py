@@ -10,7 +10,7 @@ are those of all blocks side by side, so one linear map without hidden layers on
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,7 @@ from equicat.networks.baselines.memory import check_memory
 from equicat.networks.baselines.padding import chunks
 from equicat.networks.features import Features
 from equicat.networks.layers import silu
-from equicat.options.values import Checked, Natural, Positive, PositiveNumber
+from equicat.options.values import Checked, Cutoff, Depth, ExtraDepth, Range, Width
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,29 @@ class DimeNetPlusPlusConfig(Checked, section="model"):
 
     name: Literal["dimenet++"] = "dimenet++"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    hidden_channels: Positive = 192
+    hidden_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 192
     """Width of messages."""
-    out_emb_channels: Positive = 192
+    out_emb_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 192
     """Width of the atom features of each output block."""
-    n_blocks: Positive = 3
+    n_blocks: Depth = 3
     """Interaction blocks."""
-    int_emb_size: Positive = 64
+    int_emb_size: Width = 64
     """Width of messages in the sum over triplets."""
-    basis_emb_size: Positive = 8
+    basis_emb_size: Width = 8
     """Width between the two maps of each basis."""
-    n_spherical: Positive = 7
+    n_spherical: Annotated[int, Range(at_least=1, at_most=20)] = 7
     """Degrees of the angular basis."""
-    n_radial: Positive = 6
+    n_radial: Width = 6
     """Functions of each radial basis."""
-    envelope_exponent: Positive = 5
+    envelope_exponent: Annotated[int, Range(at_least=1, at_most=99)] = 5
     """Exponent as the published code counts it: the polynomial envelope has p = exponent + 1."""
-    n_before_skip: Natural = 1
+    n_before_skip: ExtraDepth = 1
     """Residual layers of a block before its skip connection."""
-    n_after_skip: Natural = 2
+    n_after_skip: ExtraDepth = 2
     """Residual layers after it."""
-    n_output_layers: Natural = 3
+    n_output_layers: ExtraDepth = 3
     """Hidden layers of an output block."""
 
 
@@ -64,25 +64,25 @@ class DimeNetConfig(Checked, section="model"):
 
     name: Literal["dimenet"] = "dimenet"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    hidden_channels: Positive = 128
+    hidden_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 128
     """Width of messages, and of the atom features of each output block."""
-    n_blocks: Positive = 6
+    n_blocks: Depth = 6
     """Interaction blocks."""
-    n_bilinear: Positive = 8
+    n_bilinear: Width = 8
     """Width of the basis in the bilinear layer."""
-    n_spherical: Positive = 7
+    n_spherical: Annotated[int, Range(at_least=1, at_most=20)] = 7
     """Degrees of the angular basis."""
-    n_radial: Positive = 6
+    n_radial: Width = 6
     """Functions of each radial basis."""
-    envelope_exponent: Positive = 5
+    envelope_exponent: Annotated[int, Range(at_least=1, at_most=99)] = 5
     """Exponent as the published code counts it: the polynomial envelope has p = exponent + 1."""
-    n_before_skip: Natural = 1
+    n_before_skip: ExtraDepth = 1
     """Residual layers of a block before its skip connection."""
-    n_after_skip: Natural = 2
+    n_after_skip: ExtraDepth = 2
     """Residual layers after it."""
-    n_output_layers: Natural = 3
+    n_output_layers: ExtraDepth = 3
     """Hidden layers of an output block."""
     angle_at: Literal["middle", "end"] = "middle"
     """middle: the angle of the paper and of OC20's code, between k → j and j → i; end: that of the original code and of

@@ -31,7 +31,7 @@ from equicat.networks.baselines.angles import AngularSums, reverse_edges
 from equicat.networks.baselines.gemnet_layers import ACTIVATION_GAIN, Dense, Residual, Scale, merge, mlp, orthogonal
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope, silu
-from equicat.options.values import Checked, Natural, Positive, PositiveNumber, Range
+from equicat.options.values import Checked, Cutoff, Depth, EnvelopeExponent, ExtraDepth, Range, Width
 
 Graph = tuple[Tensor, Tensor, Tensor]
 """edge_vec, edge_index, species: what a network is called with."""
@@ -46,35 +46,35 @@ class GemNetConfig(Checked, section="model"):
 
     name: Literal["gemnet"] = "gemnet"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    n_blocks: Positive = 3
+    n_blocks: Depth = 3
     """Interaction blocks."""
-    atom_features: Positive = 512
+    atom_features: Width = 512
     """Width of the embeddings of atoms."""
-    edge_features: Positive = 512
+    edge_features: Width = 512
     """Width of the embeddings of edges."""
-    triplet_features: Positive = 64
+    triplet_features: Width = 64
     """Width of edges in the sum over triplets."""
-    bilinear_features: Positive = 64
+    bilinear_features: Width = 64
     """Width after it."""
-    rbf_features: Positive = 16
+    rbf_features: Width = 16
     """Width to which the radial basis is mapped, the same for all blocks."""
-    cbf_features: Positive = 16
+    cbf_features: Width = 16
     """Width to which the radial part of the circular basis is mapped, the same for all blocks."""
-    n_radial: Annotated[int, Range(at_least=2)] = 128
+    n_radial: Annotated[int, Range(at_least=2, at_most=16384)] = 128
     """Gaussians of the radial basis."""
-    n_spherical: Positive = 7
+    n_spherical: Annotated[int, Range(at_least=1, at_most=20)] = 7
     """Degrees of the angular basis."""
-    envelope_p: Annotated[int, Range(at_least=2)] = 5
+    envelope_p: EnvelopeExponent = 5
     """Exponent of the polynomial envelope."""
-    n_before_skip: Natural = 1
+    n_before_skip: ExtraDepth = 1
     """Residual layers of an edge's update before its skip connection."""
-    n_after_skip: Natural = 2
+    n_after_skip: ExtraDepth = 2
     """Residual layers after it."""
-    n_concat: Natural = 1
+    n_concat: ExtraDepth = 1
     """Residual layers of the update of edges from atoms."""
-    n_atom: Natural = 3
+    n_atom: ExtraDepth = 3
     """Residual layers of the update of atoms, and of the output blocks."""
 
 

@@ -8,7 +8,7 @@ is an adapter: from pair vectors to the dictionary that those layers pass along,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,7 @@ from equicat.extras import extra
 from equicat.kernels.harmonics import spherical_harmonics
 from equicat.networks.features import Features
 from equicat.networks.layers import BesselBasis, polynomial_envelope
-from equicat.options.values import Checked, Natural, Positive, PositiveNumber, Range
+from equicat.options.values import Checked, Cutoff, Degree, Depth, EnvelopeExponent, ExtraDepth, PositiveNumber, Width
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,25 @@ class NequIPConfig(Checked, section="model"):
 
     name: Literal["nequip"] = "nequip"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    n_layers: Positive = 4
+    n_layers: Depth = 4
     """Interaction layers."""
-    l_max: Natural = 1
+    l_max: Degree = 1
     """Highest degree of the spherical harmonics and features."""
     parity: bool = True
     """Features of both parities for each degree; otherwise only that of the harmonics."""
-    n_channels: Positive = 32
+    n_channels: Width = 32
     """Channels of each kind of feature, and of the embedding of elements."""
-    n_bessel: Positive = 8
+    n_bessel: Width = 8
     """Radial basis functions."""
     bessel_trainable: bool = False
     """Train the frequencies of the radial basis."""
-    envelope_p: Annotated[int, Range(at_least=2)] = 6
+    envelope_p: EnvelopeExponent = 6
     """Exponent of the polynomial envelope."""
-    radial_mlp_depth: Natural = 1
+    radial_mlp_depth: ExtraDepth = 1
     """Hidden layers of the radial MLPs."""
-    radial_mlp_width: Positive = 128
+    radial_mlp_width: Width = 128
     """Width of the hidden layers of the radial MLPs."""
     avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""

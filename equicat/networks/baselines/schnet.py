@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from equicat.extras import extra
 from equicat.networks.baselines.angles import once_per_pair
 from equicat.networks.features import Features
-from equicat.options.values import Checked, Positive, PositiveNumber, Range
+from equicat.options.values import Checked, Cutoff, Depth, Range, Width
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class SchNetConfig(Checked, section="model"):
 
     name: Literal["schnet"] = "schnet"
     """Which architecture."""
-    cutoff: PositiveNumber = 6.0
+    cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    hidden_channels: Annotated[int, Range(at_least=2)] = 1024
+    hidden_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 1024
     """Features of an atom."""
-    n_filters: Positive = 256
+    n_filters: Width = 256
     """Width of the filters."""
-    n_interactions: Positive = 3
+    n_interactions: Depth = 3
     """Interaction blocks."""
-    n_gaussians: Annotated[int, Range(at_least=2)] = 200
+    n_gaussians: Annotated[int, Range(at_least=2, at_most=16384)] = 200
     """Gaussians in which a distance is expanded."""
 
 

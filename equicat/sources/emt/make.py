@@ -29,7 +29,16 @@ from equicat.data.info import DatasetInfo
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
 from equicat.files import replacing_directory
-from equicat.options.values import Checked, Length, Natural, NonNegativeNumber, Positive, PositiveNumber, Range
+from equicat.options.values import (
+    Checked,
+    Length,
+    Natural,
+    NonNegativeNumber,
+    Positive,
+    PositiveNumber,
+    Range,
+    Workers,
+)
 from equicat.sources.dft.rules import Rules, fmax_of, judge
 from equicat.sources.emt.chemistry import (
     ADSORBATES,
@@ -71,7 +80,7 @@ class EMTConfig(Checked):
     last frame always stay. This thins out the nearly force-free end."""
     max_frames: Annotated[int, Range(at_least=2)] = 12
     """Largest number of frames of one relaxation."""
-    rattle: NonNegativeNumber = 0.1
+    rattle: Annotated[float, Range(at_least=0, at_most=2)] = 0.1
     """Standard deviation (Å) of the random displacement of each free atom from its ideal place at the start, along each
     axis; 0.1 is about that of a surface atom at room temperature."""
     max_tilt: Annotated[float, Range(at_least=0, at_most=180)] = 30.0
@@ -82,7 +91,7 @@ class EMTConfig(Checked):
     """Names of the adsorbates, held-out ones included."""
     clean_slabs: bool = True
     """Add the relaxed clean slab of each system to the S2EF frames, once, with an adsorption energy of 0 eV."""
-    workers: Positive | None = None
+    workers: Workers | None = None
     """Processes; one for each core if not given."""
 
     def __post_init__(self) -> None:

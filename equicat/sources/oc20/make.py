@@ -15,7 +15,7 @@ from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import writing_to
-from equicat.options.values import Checked, Positive, PositiveNumber
+from equicat.options.values import Checked, Cutoff, Workers
 from equicat.sources.oc20.catalogue import MAPPING, MIRROR, Split, splits_named
 from equicat.sources.oc20.download import download, require_space, unpack
 from equicat.sources.oc20.files import DATABASES, RAW, grouped, pieces_of
@@ -57,11 +57,11 @@ class OC20Config(Checked):
     """oc20_data_mapping.pkl to join, or download. Default: the one in the directory, if there is one."""
     precision: Literal["source", "float32", "float64"] = "source"
     """Precision of positions, cells and forces: float64, float32 (half the size), or source, which loses nothing."""
-    edges_within: PositiveNumber | None = None
+    edges_within: Cutoff | None = None
     """Count the pairs nearer than this (Å) for batches of equal numbers of edges; takes longer."""
     strict: bool = False
     """Stop at the first bad structure; without it bad ones are left out, counted and listed."""
-    workers: Positive | None = None
+    workers: Workers | None = None
     """Processes. Default: one a processor."""
     progress: bool = True
     """Show progress."""
