@@ -1,6 +1,7 @@
 """The training and validation data that a configuration names."""
 
 import glob
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -79,7 +80,7 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
     rng = np.random.default_rng(config.split_seed)
     if config.val:
         held_out = source.open(config.val, config.val_where, "val_id")
-        _refuse_shared(everything, held_out)
+        _warn_of_shared(everything, held_out)
         train = _draw(everything, config.n_train, rng, "data.n_train")
         val = _draw(held_out, config.n_val, rng, "data.n_val")
     else:
@@ -95,20 +96,18 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
     return train, val
 
 
-def _refuse_shared(train: Dataset, val: Dataset) -> None:
-    """Make sure that no store, and no frame of a file, is both training and validation data.
-
-    Raises:
-        InputError: naming it.
-    """
+def _warn_of_shared(train: Dataset, val: Dataset) -> None:
+    """Warn once of a store, or frames of a file, that are both training and validation data."""
     sources = [
         {str(data.path.resolve())} if isinstance(data, Store) else {_resolved(s.source) for s in data}
         for data in (train, val)
     ]
-    for shared in sorted(sources[0] & sources[1])[:1]:
-        raise InputError(
-            f"{shared}: is both training and validation data, so errors on it would say nothing of other structures; "
-            "give validation data of its own (data.val), or [] to hold a part of the training data out"
+    shared = sorted(sources[0] & sources[1])
+    if shared:
+        warnings.warn(
+            f"{shared[0]}: is both training and validation data, so errors on it say nothing of other structures; "
+            "give validation data of its own (data.val), or [] to hold a part of the training data out",
+            stacklevel=3,
         )
 
 

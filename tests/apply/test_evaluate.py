@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from equicat.apply.results import as_text, folder_for
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import write
 from equicat.data.store import write_store
+from equicat.data.training_data import DataConfig, training_data
 from equicat.errors import InputError
 from equicat.report.page import write_report
 from equicat.training.config import from_mapping
@@ -234,7 +236,7 @@ def test_relaxed_energies_lose_the_slab_too(data, tmp_path):
 # ---- training and validation data ------------------------------------------------------------------------------------
 
 
-def test_one_store_or_file_for_both_is_refused(data, tmp_path):
+def test_one_store_or_file_for_both_is_warned_of(data, tmp_path):
     path = data / "s2ef" / "train"
     link = tmp_path / "link"
     link.symlink_to(path)
@@ -246,10 +248,10 @@ def test_one_store_or_file_for_both_is_refused(data, tmp_path):
         (tmp_path / "a.extxyz", tmp_path / "a.extxyz"),
         (tmp_path / "*.extxyz", tmp_path / "b.extxyz"),
     ):
-        options = {"train": [str(train_path)], "val": [str(val_path)]}
-        with pytest.raises(InputError, match="is both training and validation data"):
-            train(from_mapping(configuration(data, tmp_path / "run", data_options=options)))
-    assert not (tmp_path / "run").exists()
+        reference = None if Path(train_path).is_dir() else "adsorption"
+        config = DataConfig((str(train_path),), (str(val_path),), energy_reference=reference)
+        with pytest.warns(UserWarning, match="is both training and validation data"):
+            training_data(config, "s2ef", ("energy", "forces"))
 
 
 def test_one_file_divided_by_its_own_words_is_fine(data, tmp_path):
@@ -265,7 +267,7 @@ def test_one_file_divided_by_its_own_words_is_fine(data, tmp_path):
     summary = evaluate_validation(train(from_mapping(values)).run, **QUIET)
     assert summary["splits"]["val"]["n_trained_on"] == 4, "other frames of the same relaxations"
     options["val_where"] = {}
-    with pytest.raises(InputError, match=r"a\.extxyz, frame 1: is both training and validation data"):
+    with pytest.warns(UserWarning, match=r"a\.extxyz, frame 1: is both training and validation data"):
         train(from_mapping(configuration(data, tmp_path / "other", data_options=options)))
 
 
