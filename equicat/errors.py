@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""The one exception that users are meant to see, and what they are told when nothing is wrong."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,11 @@ class InputError(ValueError):
         self.lines = (message, *problems)
 
 
-class OutsideTraining(UserWarning):
+class Remark(UserWarning):
+    """Something that a user should know; the command line prints it as one line."""
+
+
+class OutsideTraining(Remark):
     """A structure is unlike those that a model was trained on; ``warnings.simplefilter`` decides what happens then."""
 
 

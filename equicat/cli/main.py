@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from equicat import __version__
 from equicat.cli import bench, data, relax, runs
 from equicat.cli.train import TrainParser
-from equicat.errors import InputError, OutsideTraining
+from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
 
 Commands = Mapping[str, Any]
@@ -74,12 +74,12 @@ def chosen(parser: Parser, options: Namespace) -> tuple[Callable[..., None], dic
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Shows what is said to users of a model as one line; other warnings keep their place in the code."""
+    """Shows what users should know as one line; other warnings keep their place in the code."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, OutsideTraining):
+            if issubclass(category, Remark):
                 print(f"equicat: warning: {message}", file=sys.stderr)
             else:
                 usual(message, category, *place, **more)

@@ -20,7 +20,7 @@ from equicat.data import vasp
 from equicat.data.extxyz import advice_on, atoms_of_text, entries_to_write, value_to_write
 from equicat.data.labels import LABELS, USUAL_KEYS, LabelKeys
 from equicat.data.structure import Structure
-from equicat.errors import InputError
+from equicat.errors import InputError, Remark
 from equicat.files import replacing_file
 
 STRUCTURE_FILE = re.compile(
@@ -120,7 +120,7 @@ def write(path: str | Path, structures: Iterable[Structure]) -> int:
         if n_frames == 0:
             raise InputError(f"{path}: no structures to write")
     if changes:
-        warnings.warn(f"{path}: {', '.join(changes)}", stacklevel=2)
+        warnings.warn(f"{path}: {', '.join(changes)}", Remark, stacklevel=2)
     return n_frames
 
 

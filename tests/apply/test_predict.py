@@ -11,7 +11,7 @@ from conftest import labelled
 import equicat
 from equicat.apply.predict import as_text, predict
 from equicat.data.readers import write
-from equicat.errors import InputError
+from equicat.errors import InputError, Remark
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_entries_of_any_name_come_back(run, structures, tmp_path):
     for k, key in enumerate(keys):
         atoms.info[key] = 1.5 + k
     ase.io.write(tmp_path / "a.traj", atoms)
-    with pytest.warns(UserWarning, match="is written as 'info_stress'"):
+    with pytest.warns(Remark, match="is written as 'info_stress'"):
         predict(run, tmp_path / "a.traj", out=tmp_path / "out.extxyz", progress=False)
     (back,) = equicat.read(tmp_path / "out.extxyz")
     values = {value for value in back.info.values() if isinstance(value, float)}

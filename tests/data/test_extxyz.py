@@ -9,7 +9,7 @@ from ase import Atoms
 
 from equicat.data.readers import read, write
 from equicat.data.structure import Structure
-from equicat.errors import InputError
+from equicat.errors import InputError, Remark
 
 STRESS = np.array([[1.0, 0.1, 0.2], [0.1, 2.0, 0.3], [0.2, 0.3, 3.0]])
 
@@ -111,7 +111,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("key", [*RESERVED, "relaxed_energy", "sid", "fid", "a\nb", "a=b", ""])
     def test_entries_that_the_format_would_misread_get_another_name(self, tmp_path, key, value):
         structure = dataclasses.replace(self.STRUCTURE, info={key: value, "other": 1}, energy=-1.0)
-        with pytest.warns(UserWarning, match=r"a.extxyz: entry .* is written as 'info_"):
+        with pytest.warns(Remark, match=r"a.extxyz: entry .* is written as 'info_"):
             write(tmp_path / "a.extxyz", [structure])
         (back,) = read(tmp_path / "a.extxyz")
         (name,) = set(back.info) - {"other"}
@@ -132,13 +132,13 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("value", [None, np.arange(3), [1, 2], {"a": 1}, 1 + 2j])
     def test_what_is_neither_text_nor_number_is_left_out(self, tmp_path, value):
-        with pytest.warns(UserWarning, match="entry 'x' is left out, it is neither text nor number"):
+        with pytest.warns(Remark, match="entry 'x' is left out, it is neither text nor number"):
             write(tmp_path / "a.extxyz", [dataclasses.replace(self.STRUCTURE, info={"x": value, "y": 1})])
         assert next(read(tmp_path / "a.extxyz")).info == {"y": 1}
 
     def test_new_names_do_not_collide(self, tmp_path):
         info = {"stress": 1, "info_stress": 2, "a=b": 3, "a{b": 4}
-        with pytest.warns(UserWarning, match="info_stress_"):
+        with pytest.warns(Remark, match="info_stress_"):
             write(tmp_path / "a.extxyz", [dataclasses.replace(self.STRUCTURE, info=info)])
         assert sorted(next(read(tmp_path / "a.extxyz")).info.values()) == [1, 2, 3, 4]
 

@@ -95,14 +95,15 @@ def test_is_a_run_like_any_other(run, tmp_path, capsys):
 def test_tuning_starts_from_the_converted_weights(run, tmp_path):
     """One epoch with a learning rate of nearly nothing leaves the model as it was; a real one lowers the loss."""
     frames = []
-    for k in range(6):
+    for k in range(9):
         atoms = SYSTEMS["slab"].copy()
         atoms.rattle(0.05, seed=k)
         atoms.calc = SinglePointCalculator(atoms, energy=-460.0 - 0.1 * k, forces=np.zeros((len(atoms), 3)))
         frames.append(atoms)
-    ase_write(tmp_path / "data.extxyz", frames)
+    ase_write(tmp_path / "train.extxyz", frames[:6])
+    ase_write(tmp_path / "val.extxyz", frames[6:])
     values = tuning(equicat.load(run), run)
-    values |= {"data": {"train": [str(tmp_path / "data.extxyz")], "val": [str(tmp_path / "data.extxyz")]}}
+    values |= {"data": {name: [str(tmp_path / f"{name}.extxyz")] for name in ("train", "val")}}
     values["data"]["energy_reference"] = "total"
     losses = {}
     for lr in (1e-12, 1e-3):
