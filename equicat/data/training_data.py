@@ -16,7 +16,7 @@ from equicat.data.info import DatasetInfo
 from equicat.data.readers import read
 from equicat.data.store import Store
 from equicat.data.structure import Structure
-from equicat.errors import InputError
+from equicat.errors import InputError, Remark
 from equicat.options.values import Checked, Natural, Positive
 
 
@@ -107,6 +107,7 @@ def _warn_of_shared(train: Dataset, val: Dataset) -> None:
         warnings.warn(
             f"{shared[0]}: is both training and validation data, so errors on it say nothing of other structures; "
             "give validation data of its own (data.val), or [] to hold a part of the training data out",
+            Remark,
             stacklevel=3,
         )
 
