@@ -7,6 +7,9 @@ import torch
 from equicat.errors import InputError
 from equicat.options.values import Device, read_value
 
+MAX_PROCESSES_A_PROCESSOR = 8
+"""More processes that train than this, for each processor, are taken for a slip."""
+
 
 def n_gpus() -> int:
     """How many GPUs PyTorch can use."""
@@ -32,8 +35,8 @@ def torch_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def require_gpus(accelerator: str, devices: str | int) -> None:
-    """Make sure that the GPUs that a training asks for are there.
+def require_devices(accelerator: str, devices: str | int) -> None:
+    """Make sure that the devices that a training asks for are there.
 
     Args:
         accelerator: auto, cpu or gpu, as in ``run.accelerator``.
@@ -47,3 +50,6 @@ def require_gpus(accelerator: str, devices: str | int) -> None:
         raise InputError("run.accelerator is gpu, but PyTorch can use no GPU here; take cpu, or auto")
     if isinstance(devices, int) and accelerator != "cpu" and 0 < gpus < devices:
         raise InputError(f"run.devices is {devices}, but PyTorch can use {gpus} GPUs here")
+    processors = os.cpu_count() or 1
+    if isinstance(devices, int) and devices > max(gpus, MAX_PROCESSES_A_PROCESSOR * processors):
+        raise InputError(f"run.devices is {devices}, but this machine has {processors} processors")

@@ -112,6 +112,8 @@ Degree = Annotated[int, Range(at_least=0, at_most=12)]
 Depth = Annotated[int, Range(at_least=1, at_most=100)]
 ExtraDepth = Annotated[int, Range(at_least=0, at_most=100)]
 Width = Annotated[int, Range(at_least=1, at_most=16384)]
+WidthOfSeveral = Annotated[int, Range(at_least=2, at_most=16384)]
+"""Width over which a variance can be taken."""
 EnvelopeExponent = Annotated[int, Range(at_least=2, at_most=100)]
 Workers = Annotated[int, Range(at_least=1, at_most=1024)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]

@@ -17,7 +17,7 @@ from equicat.data.noise import Corrupted
 from equicat.data.structure import Structure
 from equicat.data.training_data import training_data
 from equicat.errors import InputError
-from equicat.models.devices import require_gpus
+from equicat.models.devices import require_devices
 from equicat.run_directory import NewRun, check_free, new_run
 from equicat.tasks.tasks import outputs_of, resolved, task_of
 from equicat.training.callbacks import RunWriter
@@ -59,7 +59,7 @@ def train(config: TrainConfig) -> TrainResult:
         KeyboardInterrupt: if the user interrupts the training.
     """
     run = Path(config.run.out)
-    require_gpus(config.run.accelerator, config.run.devices)
+    require_devices(config.run.accelerator, config.run.devices)
     earlier = read_resumption(run) if config.run.resume else None
     if earlier is None and is_main_process():
         check_free(run, config.run.overwrite)

@@ -310,7 +310,7 @@ def test_zbl_of_two_copper_atoms():
             r"two_body_mlp \[64, .* 512\] and model.latent_mlp \[32\] must be equal",
         ),
         (AllegroConfig, {"n_layers": 0}, "model.n_layers is 0; it must be a whole number of at least 1"),
-        (AllegroConfig, {"cutoff": -1.0}, "model.cutoff is -1.0; it must be a number above 0"),
+        (AllegroConfig, {"cutoff": -1.0}, "model.cutoff is -1.0; it must be a number of at least 0.5"),
         (NequipAllegroConfig, {"n_layers": 0}, "model.n_layers is 0; it must be a whole number of at least 1"),
         (NequipAllegroConfig, {"n_scalars": 0}, "model.n_scalars is 0; it must be a whole number of at least 1"),
         (NequipAllegroConfig, {"latent_hidden": ()}, "model.latent_hidden is .* with at least 1 of them"),

@@ -112,3 +112,9 @@ def test_another_number_of_devices_than_processes_is_refused(monkeypatch):
         devices_and_nodes(RunConfig(devices=4))
     with pytest.raises(InputError, match=r"run\.devices is two; it must be auto or a whole number of at least 1"):
         from_mapping({"run": {"devices": "two"}})
+
+
+def test_more_processes_than_a_machine_can_have_are_refused(data, tmp_path):
+    values = configuration(data, tmp_path / "run", run={"devices": 100_000})
+    with pytest.raises(InputError, match=r"run\.devices is 100000, but this machine has \d+ processors"):
+        train(from_mapping(values))

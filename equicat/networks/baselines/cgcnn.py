@@ -14,7 +14,7 @@ import itertools
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from ase.data import chemical_symbols
@@ -25,7 +25,7 @@ from equicat.errors import InputError
 from equicat.extras import extra
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope
-from equicat.options.values import Checked, Cutoff, Depth, Range, Width
+from equicat.options.values import Checked, Cutoff, Depth, Width, WidthOfSeveral
 
 CATEGORIES = {
     "group": 19,
@@ -61,7 +61,7 @@ class CGCNNConfig(Checked, section="model"):
     """Width of the fully connected layers."""
     n_fc_layers: Depth = 3
     """Fully connected layers."""
-    n_gaussians: Annotated[int, Range(at_least=2, at_most=16384)] = 100
+    n_gaussians: WidthOfSeveral = 100
     """Gaussians in which a distance is expanded."""
     smooth: bool = True
     """Messages vanish smoothly at the cutoff; false is as published, with an energy that jumps there."""

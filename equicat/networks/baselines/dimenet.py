@@ -23,7 +23,7 @@ from equicat.networks.baselines.memory import check_memory
 from equicat.networks.baselines.padding import chunks
 from equicat.networks.features import Features
 from equicat.networks.layers import silu
-from equicat.options.values import Checked, Cutoff, Depth, ExtraDepth, Range, Width
+from equicat.options.values import Checked, Cutoff, Depth, ExtraDepth, Range, Width, WidthOfSeveral
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class DimeNetPlusPlusConfig(Checked, section="model"):
     """Which architecture."""
     cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    hidden_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 192
+    hidden_channels: WidthOfSeveral = 192
     """Width of messages."""
-    out_emb_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 192
+    out_emb_channels: WidthOfSeveral = 192
     """Width of the atom features of each output block."""
     n_blocks: Depth = 3
     """Interaction blocks."""
@@ -66,7 +66,7 @@ class DimeNetConfig(Checked, section="model"):
     """Which architecture."""
     cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    hidden_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 128
+    hidden_channels: WidthOfSeveral = 128
     """Width of messages, and of the atom features of each output block."""
     n_blocks: Depth = 6
     """Interaction blocks."""

@@ -31,7 +31,7 @@ from equicat.networks.baselines.angles import AngularSums, reverse_edges
 from equicat.networks.baselines.gemnet_layers import ACTIVATION_GAIN, Dense, Residual, Scale, merge, mlp, orthogonal
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope, silu
-from equicat.options.values import Checked, Cutoff, Depth, EnvelopeExponent, ExtraDepth, Range, Width
+from equicat.options.values import Checked, Cutoff, Depth, EnvelopeExponent, ExtraDepth, Range, WidthOfSeveral
 
 Graph = tuple[Tensor, Tensor, Tensor]
 """edge_vec, edge_index, species: what a network is called with."""
@@ -50,19 +50,19 @@ class GemNetConfig(Checked, section="model"):
     """Distance (Å) up to which two atoms are neighbours."""
     n_blocks: Depth = 3
     """Interaction blocks."""
-    atom_features: Width = 512
+    atom_features: WidthOfSeveral = 512
     """Width of the embeddings of atoms."""
-    edge_features: Width = 512
+    edge_features: WidthOfSeveral = 512
     """Width of the embeddings of edges."""
-    triplet_features: Width = 64
+    triplet_features: WidthOfSeveral = 64
     """Width of edges in the sum over triplets."""
-    bilinear_features: Width = 64
+    bilinear_features: WidthOfSeveral = 64
     """Width after it."""
-    rbf_features: Width = 16
+    rbf_features: WidthOfSeveral = 16
     """Width to which the radial basis is mapped, the same for all blocks."""
-    cbf_features: Width = 16
+    cbf_features: WidthOfSeveral = 16
     """Width to which the radial part of the circular basis is mapped, the same for all blocks."""
-    n_radial: Annotated[int, Range(at_least=2, at_most=16384)] = 128
+    n_radial: WidthOfSeveral = 128
     """Gaussians of the radial basis."""
     n_spherical: Annotated[int, Range(at_least=1, at_most=20)] = 7
     """Degrees of the angular basis."""

@@ -9,7 +9,7 @@ constant that the original adds for each atom belongs to the reference energies 
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from equicat.extras import extra
 from equicat.networks.baselines.angles import once_per_pair
 from equicat.networks.features import Features
-from equicat.options.values import Checked, Cutoff, Depth, Range, Width
+from equicat.options.values import Checked, Cutoff, Depth, Width, WidthOfSeveral
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class SchNetConfig(Checked, section="model"):
     """Which architecture."""
     cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    hidden_channels: Annotated[int, Range(at_least=2, at_most=16384)] = 1024
+    hidden_channels: WidthOfSeveral = 1024
     """Features of an atom."""
     n_filters: Width = 256
     """Width of the filters."""
     n_interactions: Depth = 3
     """Interaction blocks."""
-    n_gaussians: Annotated[int, Range(at_least=2, at_most=16384)] = 200
+    n_gaussians: WidthOfSeveral = 200
     """Gaussians in which a distance is expanded."""
 
 
