@@ -74,15 +74,16 @@ def chosen(parser: Parser, options: Namespace) -> tuple[Callable[..., None], dic
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Shows what users should know as one line; other warnings keep their place in the code."""
+    """Shows what users should know as one line, once; other warnings keep their place in the code."""
     with warnings.catch_warnings():
-        usual = warnings.showwarning
+        usual, shown = warnings.showwarning, set[str]()
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, Remark):
-                print(f"equicat: warning: {message}", file=sys.stderr)
-            else:
+            if not issubclass(category, Remark):
                 usual(message, category, *place, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                print(f"equicat: warning: {message}", file=sys.stderr)
 
         warnings.showwarning = show
         yield

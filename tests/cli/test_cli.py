@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from equicat.cli.main import COMMANDS, main
 from equicat.data.datasets import open_dataset
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read, write
+from equicat.errors import Remark
 from equicat.data.store import write_store
 from equicat.networks.catalogue import NETWORKS
 from equicat.options.text import read_yaml
@@ -181,6 +183,16 @@ def test_structures_outside_of_the_training_data_get_one_line(capsys, run, tmp_p
     assert "outside of the training data" in fail(capsys, *arguments, "--outside_training", "error")
     assert main([str(a) for a in (*arguments, "--outside_training", "ignore")]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_remark_is_printed_once(monkeypatch, capsys):
+    def report(**options):
+        for text in ("first", "second", "first"):
+            warnings.warn(text, Remark, stacklevel=1)
+
+    monkeypatch.setattr(cli, "chosen", lambda parser, options: (report, {}))
+    assert main(["report", "run"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["equicat: warning: first", "equicat: warning: second"]
 
 
 def test_calculator_agrees_with_finite_differences(run):
