@@ -17,8 +17,8 @@ from equicat.cli.main import COMMANDS, main
 from equicat.data.datasets import open_dataset
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read, write
-from equicat.errors import Remark
 from equicat.data.store import write_store
+from equicat.errors import Remark
 from equicat.networks.catalogue import NETWORKS
 from equicat.options.text import read_yaml
 from equicat.sources.emt.make import EMTConfig
