@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 from ase.data import atomic_numbers
+from jaxtyping import Shaped
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from equicat.models.potential import Potential
 from equicat.models.repulsion import COULOMB, EnergyTerms, Repulsion
 from equicat.networks.allegro import NequipAllegroConfig
 
-Arrays = Mapping[str, ndarray]
+Arrays = Mapping[str, Shaped[ndarray, "..."]]
 
 
 def from_nequip_allegro(source: str | Path | nn.Module, energy_reference: str = "total") -> Potential:
@@ -103,7 +104,7 @@ def tuning(model: Potential, run: str | Path) -> dict[str, Any]:
     return {"task": "s2ef", "model": network, "output_mlp": list(model.info.output_mlp), "run": start}
 
 
-def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, ndarray]]:
+def read_arrays(path: Path) -> tuple[dict[str, Any], Arrays]:
     """Description and arrays of a model, from a file that :mod:`equicat.interfaces.nequip_allegro_extract` wrote."""
     with np.load(path) as file:
         arrays = dict(file)

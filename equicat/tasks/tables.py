@@ -38,8 +38,8 @@ class Metric:
     root: bool = False
     """Whether the metric is the square root of the pooled mean (RMSE)."""
     shown: str = ""
-    """Where it appears, as words: ``table`` of results, ``log`` (metrics.csv), ``bars`` by split in a report,
-    ``headline`` of a report and of the progress bar."""
+    """Places where the metric appears, as words: ``table`` of results, ``log`` (metrics.csv), ``bars`` by split in a
+    report, ``headline`` of a report and of the progress bar."""
 
     @property
     def heading(self) -> str:
@@ -48,7 +48,7 @@ class Metric:
 
     @property
     def factor(self) -> float:
-        """From the value to the number that is shown."""
+        """The value times this is the number that is shown."""
         return 100.0 if self.unit == "%" else 1.0
 
     def text(self, value: float | None) -> str:

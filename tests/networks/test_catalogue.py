@@ -49,7 +49,7 @@ def values_of(name: str, data, out, **parts):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["allegro", "nequip-allegro", "nequip"])
 def test_constants_keep_their_dtype_when_only_the_device_changes(name, dtype):
-    """As Lightning moves a model: ``.to(device)``, without a dtype."""
+    """Lightning moves a model so: ``.to(device)``, without a dtype."""
     if name == "nequip":
         pytest.importorskip("nequip", reason="NequIP needs the extra [nequip]")
     config = NETWORKS[name].config(cutoff=4.0, n_layers=2, avg_num_neighbors=10.0)

@@ -194,7 +194,7 @@ def test_files_of_a_run_take_the_umask(run):
 
 
 def test_losses_do_not_depend_on_how_structures_are_batched(data, tmp_path):
-    """They are means over all systems and all free atoms, not means of the means of batches."""
+    """Losses are means over all systems and all free atoms, not means of the means of batches."""
     options = {"lr": 1e-30, "ema_decay": None}
     found = []
     for size in (1, 5, 16):

@@ -33,7 +33,7 @@ from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope, silu
 from equicat.options.values import Checked, Cutoff, Depth, EnvelopeExponent, ExtraDepth, Range, WidthOfSeveral
 
-Graph = tuple[Tensor, Tensor, Tensor]
+Graph = tuple[Float[Tensor, "n_edges 3"], Int[Tensor, "2 n_edges"], Int[Tensor, "n_atoms"]]
 """edge_vec, edge_index, species: what a network is called with."""
 
 UNFITTED_STEPS = 100
