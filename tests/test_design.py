@@ -172,7 +172,13 @@ def test_what_is_public_has_a_docstring(name):
     assert list(without_docstring(tree(MODULES[name]))) == []
 
 
-@pytest.mark.parametrize("statement", ["import equicat", "from equicat.cli.main import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from equicat.cli.main import main; main(['--help'])",
+        "import equicat.sources.oc20.make, equicat.sources.dft.make, equicat.sources.emt.make",
+    ],
+)
 def test_import_does_not_wait_for_torch(statement):
     check = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0
@@ -323,15 +329,29 @@ def test_no_file_names_a_folder_of_one_machine():
         assert re.findall(r"(?<![\w.])/(?:tmp|work|home|root)/", text) == [], file
 
 
-def readme_blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+"""Pages that are kept true; decisions are not rewritten."""
+
+
+def readme_blocks(language: str, page: Path = ROOT / "README.md") -> list[str]:
+    text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def readme_commands(program: str) -> list[str]:
+def readme_commands(program: str, page: Path = ROOT / "README.md") -> list[str]:
     """Lines of the shell blocks that run ``program``, without comments, continued lines joined."""
-    text = "\n".join(readme_blocks("bash")).replace("\\\n", " ")
+    text = "\n".join(readme_blocks("bash", page)).replace("\\\n", " ")
     return [" ".join(line.split()) for line in text.splitlines() if line.split()[:1] == [program]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_files_that_exist(page):
+    """Links between pages, and paths of the repository in the text, which leave the package's name out or not."""
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not link.startswith("http")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:equicat|tests|docs|benchmarks|configs)/[\w./-]+|[a-z_]+/[\w/]+\.(?:py|cpp|h))`", text)
+    assert [path for path in paths if not ((ROOT / path).exists() or (PACKAGE / path).exists())] == []
 
 
 def test_readme_names_every_folder():
@@ -348,8 +368,11 @@ def test_readme_makes_targets_that_exist():
     assert set(wanted) <= set(targets)
 
 
-@pytest.mark.parametrize("command", readme_commands("equicat"))
-def test_readme_commands_parse(command, monkeypatch):
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in readme_commands("equicat", page)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_pages_parse(command, monkeypatch):
     """Options, choices and configuration files are checked; nothing is run."""
     runs = []
     monkeypatch.setattr(cli, "chosen", lambda parser, options: (lambda: runs.append(options), {}))

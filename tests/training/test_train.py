@@ -45,9 +45,9 @@ def test_run_directory_holds_everything(run):
 
 
 def test_training_lowers_the_loss(data, tmp_path):
-    result = train(from_mapping(configuration(data, tmp_path / "run", run={"max_epochs": 40})))
+    result = train(from_mapping(configuration(data, tmp_path / "run", run={"max_epochs": 12})))
     log = rows(result.run)
-    assert float(log[-1]["train_loss"]) < 0.6 * float(log[0]["train_loss"])
+    assert float(log[-1]["train_loss"]) < 0.8 * float(log[0]["train_loss"])
     assert result.best_val_loss == pytest.approx(min(float(r["val_loss"]) for r in log), rel=1e-4)
 
 
