@@ -34,6 +34,7 @@ from equicat.tasks.leaderboard import (
     s2ef_arrays,
     write_submission,
 )
+from equicat.tasks.tables import aligned
 from equicat.tasks.tasks import task_of, values_of
 
 
@@ -171,11 +172,8 @@ def as_text(out: str | Path, n_structures: int, limit: int = 20) -> str:
     if first.initial_positions is not None:
         columns["largest move [Å]"] = [_largest(s.positions - s.initial_positions, s) for s in structures]
     columns = {title: values for title, values in columns.items() if values[0] is not None}
-    width = max(map(len, names))
-    lines = ["  ".join(["".ljust(width), *columns])]
-    for k, name in enumerate(names):
-        values = [f"{column[k]:.4f}".rjust(len(title)) for title, column in columns.items()]
-        lines.append("  ".join([name.ljust(width), *values]))
+    rows = [[name, *(f"{values[k]:.4f}" for values in columns.values())] for k, name in enumerate(names)]
+    lines = aligned([["", *columns], *rows])
     if n_structures > limit:
         lines.append(f"and {n_structures - limit:,} more")
     return "\n".join([*lines, f"Energies: {first.info['energy_reference']}. Largest of the free atoms."])
