@@ -7,7 +7,7 @@ one follows one of the other, so that whatever else the machine does slows both;
 they wait for each other. Published sizes of OC20, cutoff 6 Å.
 fairchem's graphs are cut to the 50 nearest neighbours, as OC20's are; so are ours for the networks that can use such a
 list, the others get all pairs. The GemNets, which take most time and memory, get two of the slabs. Models that OUT has
-are not measured again; without ``--peer_python`` ours are measured alone.
+are not measured again; without ``--peer_python`` ours are measured alone. ``--json`` writes the table for tables.py.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from envelope import markdown, table, write
+
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.bench.speed import BenchConfig, interleaved, slabs, write_systems
 from equicat.files import write_json
@@ -27,14 +29,14 @@ from equicat.run_directory import environment
 
 WORKER = Path(__file__).with_name("baselines_speed_worker.py")
 N_SYSTEMS = {"gemnet-dt": 2, "gemnet-t": 2}
-"""Instead of all eight."""
+"""Slabs for the networks that get fewer than all eight."""
 MODELS = ("schnet-200k", "schnet-2M", "cgcnn-200k", "cgcnn-2M", "dimenet++-200k", "gemnet-dt", "gemnet-t")
 WHATS = ("inference", "training")
 Row = dict[str, Any]
 
 
 def measure(name: str, sides: dict[str, str], systems: Path, config: BenchConfig) -> dict[str, Row]:
-    """Of each side (its name, its interpreter): times in s, memory in GB, edges, parameters; or why it failed."""
+    """Times in s, memory in GB, edges and parameters of each side (name: interpreter), or why it failed."""
     rows: dict[str, Row] = {}
     with ExitStack() as stack:
         running = {}
@@ -57,10 +59,10 @@ def measure(name: str, sides: dict[str, str], systems: Path, config: BenchConfig
     return rows
 
 
-def table(results: dict[str, dict[str, Row]]) -> str:
-    """One row a model, ours / fairchem, and fairchem's time over ours; peak memory of the process in GB."""
-    lines = ["| | parameters | edges | inference [s] | training step [s] | inference [GB] | training [GB] |"]
-    lines.append("|---" * 7 + "|")
+def shown(results: dict[str, dict[str, Row]]) -> dict[str, Any]:
+    """A table: one row a model, ours / fairchem, and fairchem's time over ours; peak memory of the process in GB."""
+    columns = ["", "parameters", "edges", "inference [s]", "training step [s]", "inference [GB]", "training [GB]"]
+    lines = []
     for name, rows in results.items():
         found = [row for row in rows.values() if "failed" not in row]
         cells = [" / ".join(f"{row['parameters']:,}" for row in found)]
@@ -70,8 +72,8 @@ def table(results: dict[str, dict[str, Row]]) -> str:
             cells.append(" / ".join(f"{row[f'{what}_s']:.3f}" for row in found) + ratio)
         cells += [" / ".join(f"{row[f'{what}_memory']['peak_gb']:.2f}" for row in found) for what in WHATS]
         failed = [f"{side}: {row['failed']}" for side, row in rows.items() if "failed" in row]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |" + "; ".join(failed))
-    return "\n".join(lines)
+        lines.append([" ".join([name, *failed]), *cells])
+    return table(columns, lines)
 
 
 def main() -> None:
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=5, help="of each, interleaved; the median counts")
     parser.add_argument("--threads", type=int, default=2, help="with 1, processor time is told instead of time")
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     options = parser.parse_args()
     if options.ocp:
         os.environ["PYTHONPATH"] = os.pathsep.join([options.ocp, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -95,7 +98,10 @@ def main() -> None:
             if name not in out["models"]:
                 out["models"][name] = measure(name, sides, Path(folder) / "systems.npz", config)
                 write_json(options.out, out)
-    print(table(out["models"]))
+    results = shown(out["models"])
+    print(markdown(results))
+    if options.json:
+        write(options.json, "Baselines beside fairchem 1.10: speed and memory", {"": results})
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / "equicat" / "peers"))
+sys.path.append(str(Path(__file__).parents[1] / "equicat" / "bench" / "peers"))
 import worker
 
 CUTOFF = 6.0
 """Å."""
 MAX_NEIGHBORS = 50
-"""Of OC20's graphs, which keep the nearest so many of every atom."""
+"""The nearest so many neighbours of every atom are kept, as in OC20's graphs."""
 CUTS = ("schnet", "cgcnn")
 """Networks of ours that can use such a graph; the others need every pair in both directions."""
 Predict = Callable[[], tuple[Tensor, Tensor]]
@@ -30,7 +30,7 @@ Predict = Callable[[], tuple[Tensor, Tensor]]
 
 
 def equicat(name: str, systems: list[dict[str, np.ndarray]]) -> tuple[Predict, torch.nn.Module, int, str]:
-    """What predicts, its module, the number of edges, and how they were chosen."""
+    """Our network: a function that predicts, its module, the number of edges, and how they were chosen."""
     from equicat.data.batch import Batch
     from equicat.data.structure import Structure
     from equicat.models.model import minus_gradient
@@ -71,7 +71,7 @@ def equicat(name: str, systems: list[dict[str, np.ndarray]]) -> tuple[Predict, t
 
 
 def _fairchem_models() -> dict[str, Callable[[], torch.nn.Module]]:
-    """Of fairchem 1.10 (CGCNN: the last OCP), with the hyperparameters published for OC20."""
+    """Models of fairchem 1.10 (CGCNN: of the last OCP), with the hyperparameters published for OC20."""
     import fairchem_reference as reference
 
     gemnet = {
@@ -93,7 +93,7 @@ def _fairchem_models() -> dict[str, Callable[[], torch.nn.Module]]:
 
 
 def fairchem(name: str, systems: list[dict[str, np.ndarray]]) -> tuple[Predict, torch.nn.Module, int, str]:
-    """The same of fairchem."""
+    """fairchem's network: a function that predicts, its module, the number of edges, and how they were chosen."""
     model = _fairchem_models()[name]()
     from fairchem.core.common.utils import radius_graph_pbc
     from torch_geometric.data import Batch, Data
@@ -132,12 +132,12 @@ class Baseline:
         self.setup_s = {"all": worker.seconds_since(start)}
 
     def inference(self) -> tuple[Tensor, Tensor]:
-        """Energies and forces."""
+        """Energies in eV and forces in eV/Å."""
         self.model.eval()
         return self.predict()
 
     def training(self) -> tuple[Tensor, Tensor]:
-        """One step."""
+        """One training step; energies in eV and forces in eV/Å before it."""
         self.model.train()
         self.optimizer.zero_grad()
         energy, forces = self.predict()
@@ -147,7 +147,7 @@ class Baseline:
 
 
 def _about(contestant: Baseline, request: dict[str, Any]) -> dict[str, Any]:
-    """What was measured."""
+    """The form of the model, and the environment in which it runs."""
     _, forces = contestant.inference()
     return {
         "edges": contestant.edges,
@@ -159,7 +159,7 @@ def _about(contestant: Baseline, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seconds(contestant: Baseline, request: dict[str, Any]) -> float:
-    """Of one call; with one thread those of computing, not of waiting, so that other work counts less."""
+    """Seconds of one call; with one thread those of computing, not of waiting, so that other work counts less."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     {"inference": contestant.inference, "training": contestant.training}[request["what"]]()

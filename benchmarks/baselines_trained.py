@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from envelope import markdown, table, write
 
 from equicat.apply.evaluate import evaluate
 from equicat.models import saved
@@ -95,11 +96,11 @@ def run_one(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def table(results: list[dict[str, Any]], metric: str) -> str:
-    """Mean ± standard deviation over seeds; one row a network, one column a split, trivial baselines below."""
+def shown(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """A table of mean ± standard deviation over seeds: a row for each network, a column for each split, trivial
+    baselines below."""
     splits = list(results[0]["splits"])
-    lines = [f"| {metric} | seeds | parameters | s/step | epochs | MB | {' | '.join(splits)} |"]
-    lines.append("|---" * (6 + len(splits)) + "|")
+    lines = []
 
     def cell(found: list[float]) -> str:
         return f"{np.mean(found):.4f}" + (f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else "")
@@ -110,12 +111,12 @@ def table(results: list[dict[str, Any]], metric: str) -> str:
         cells = [network, str(len(mine)), f"{mine[0]['n_parameters']:,}", f"{seconds:.3f}"]
         cells += [f"{np.mean([r['epochs'] for r in mine]):.1f}", f"{max(r['memory_mb'] for r in mine):.0f}"]
         cells += [cell([r["splits"][s]["network"][metric] for r in mine]) for s in splits]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     for title, row in results[0]["splits"][splits[0]].items():
         if title != "network" and metric in row:
             cells = [f"{results[0]['splits'][s][title][metric]:.4f}" for s in splits]
-            lines.append(f"| {title} | | | | | | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([title, *[""] * 5, *cells])
+    return table(["", "seeds", "parameters", "s/step", "epochs", "MB", *splits], lines)
 
 
 def main() -> None:
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="budget of epochs")
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--cutoff", type=float, default=5.0)
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if bool(options.minutes) == bool(options.epochs):
@@ -147,7 +149,10 @@ def main() -> None:
             with options.out.open("a") as file:
                 file.write(line + "\n")
     chosen = [r for r in done if r["network"] in options.networks]
-    print("\n\n".join(table(chosen, metric) for metric in SHOWN[options.task]))
+    tables = {metric: shown(chosen, metric) for metric in SHOWN[options.task]}
+    print("\n\n".join(f"{metric}\n\n{markdown(found)}" for metric, found in tables.items()))
+    if options.json:
+        write(options.json, f"Networks trained alike: {options.task}", tables)
 
 
 if __name__ == "__main__":

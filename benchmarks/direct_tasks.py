@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from envelope import markdown, table, write
 
 from equicat.apply.evaluate import evaluate_split
+from equicat.apply.options import ApplyOptions
 from equicat.apply.predict import predictions
 from equicat.data.datasets import open_dataset
 from equicat.data.directory import splits_of
@@ -63,8 +65,8 @@ def configuration(variant: str, seed: int, data: str, out: Path, options: argpar
 
 def per_adsorbate_mae(model: Any, dataset: Any) -> float:
     """eV, with the number of tag-2 atoms as the number of adsorbates."""
-    errors = []
-    for batch, prediction in predictions(model, dataset, 32, progress=False):
+    errors, options = [], ApplyOptions(batch_size=32, progress=False)
+    for batch, prediction in predictions(model, dataset, options, labels=("relaxed_energy",)):
         n = torch.bincount(batch.system_idx[batch.tags == 2], minlength=batch.n_systems)
         errors += ((prediction.relaxed_energy - batch.relaxed_energy).abs() / n).tolist()
     return float(np.mean(errors))
@@ -81,7 +83,7 @@ def run_one(variant: str, seed: int, options: argparse.Namespace) -> dict[str, A
         for name, path in splits_of(options.data, "is2re").items():
             if name != "train":
                 dataset = open_dataset(path)
-                splits[name] = evaluate_split(model, dataset, progress=False).rows
+                splits[name] = evaluate_split(model, dataset, ApplyOptions(progress=False)).rows
                 if options.per_adsorbate and "relaxed_energy" in model.info.outputs:
                     splits[name]["allegro"]["energy_per_adsorbate_mae"] = per_adsorbate_mae(model, dataset)
         n_parameters = sum(p.numel() for p in model.parameters())
@@ -90,13 +92,12 @@ def run_one(variant: str, seed: int, options: argparse.Namespace) -> dict[str, A
     return {"variant": variant, "seed": seed, "seconds": seconds, "n_parameters": n_parameters, "splits": splits}
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over seeds, by split and variant; baselines once."""
-    lines = []
+def shown(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """A table for each split, mean ± standard deviation over seeds by variant; baselines once."""
+    tables = {}
     for split in results[0]["splits"]:
         names = [n for n in SHOWN if any(n in r["splits"][split]["allegro"] for r in results)]
-        lines.append(f"\n### {split}\n\n| | " + " | ".join(names) + " | s |")
-        lines.append("|---" * (len(names) + 2) + "|")
+        lines = []
         rows: dict[str, list[tuple[dict[str, float], float]]] = {}
         for r in results:
             rows.setdefault(r["variant"], []).append((r["splits"][split]["allegro"], r["seconds"]))
@@ -109,8 +110,9 @@ def table(results: list[dict[str, Any]]) -> str:
                 seen = [row[name] for row, _ in found if name in row]
                 spread = f" ± {np.std(seen, ddof=1):.4f}" if len(seen) > 1 else ""
                 cells.append(f"{np.mean(seen):.4f}{spread}" if seen else "–")
-            lines.append(f"| {title} | " + " | ".join(cells) + f" | {np.mean([s for _, s in found]):.0f} |")
-    return "\n".join(lines)
+            lines.append([title, *cells, f"{np.mean([s for _, s in found]):.0f}"])
+        tables[split] = table(["", *names, "s"], lines)
+    return tables
 
 
 def main() -> None:
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--cutoff", type=float, default=5.0)
     parser.add_argument("--per_adsorbate", action="store_true")
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     options = parser.parse_args()
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for seed in options.seeds:
@@ -131,7 +134,10 @@ def main() -> None:
                 done.append(run_one(variant, seed, options))
                 with options.out.open("a") as file:
                     file.write(json.dumps(done[-1]) + "\n")
-    print(table([r for r in done if r["variant"] in options.variants]))
+    tables = shown([r for r in done if r["variant"] in options.variants])
+    print("\n\n".join(f"### {split}\n\n{markdown(found)}" for split, found in tables.items()))
+    if options.json:
+        write(options.json, "Relaxed energies and structures straight from the initial structure", tables)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Energies, forces and weights of small models of fairchem-core 1.10 on a slab, for tests/test_fairchem.py.
+"""Energies, forces and weights of small models of fairchem-core 1.10 on a slab.
+
+They are what tests/networks/baselines/test_fairchem.py compares with.
 
 Run it in an environment of its own, which equicat is not in:
 
     pip install torch torch_geometric torch_scatter ase lmdb e3nn numba orjson hydra-core submitit pydantic torchtnt \\
         tensorboard wandb huggingface-hub && pip install --no-deps fairchem-core==1.10.0
-    PYTHONPATH=OCP python benchmarks/fairchem_reference.py tests/data/fairchem.npz
+    PYTHONPATH=OCP python benchmarks/fairchem_reference.py tests/fixtures/fairchem.npz
 
 with OCP a checkout of github.com/FAIR-Chem/fairchem at commit b154639, the last with CGCNN. fairchem 1.10 asks for
 torch 2.4, but these models run with later versions. torch_sparse is not needed: what the models use of it is below.
@@ -90,7 +92,7 @@ def slab() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     add_adsorbate(atoms, molecule("CO"), 2.0, "ontop")
     atoms.pbc = True
     atoms.rattle(0.1, seed=0)
-    # Its graph code is in single precision whatever the model's: take numbers that it can hold.
+    # fairchem makes graphs in single precision whatever the model's: take numbers that it can hold.
     return atoms.numbers, atoms.positions.astype(np.float32), atoms.cell.array.astype(np.float32)
 
 

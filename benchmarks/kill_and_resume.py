@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from envelope import table, write
+
 
 def command(raw: Path, out: Path) -> list[str]:
     how = ["--split", "200k", "--workers", "2", "--progress", "false"]
@@ -33,13 +35,15 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="directory to make")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--longest", type=float, default=20.0, help="seconds until a kill, at most")
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     options = parser.parse_args()
     undisturbed, killed = options.work / "undisturbed", options.work / "killed"
     started = time.monotonic()
     subprocess.run(command(options.raw, undisturbed), check=True)
     print(f"undisturbed: {time.monotonic() - started:.1f} s", flush=True)
-    rng, n_killed = random.Random(0), 0
-    while n_killed < options.kills:
+    rng = random.Random(0)
+    kills: list[tuple[int, str, int]] = []
+    while len(kills) < options.kills:
         process = subprocess.Popen(command(options.raw, killed), start_new_session=True)
         wait = rng.uniform(5.0, options.longest)
         try:
@@ -49,12 +53,16 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            n_killed += 1
             shards = len(list(killed.glob("s2ef/.train.partial/store/*.safetensors")))
-            print(f"kill {n_killed} after {wait:.1f} s, {shards} shards there", flush=True)
+            kills.append((len(kills) + 1, f"{wait:.1f}", shards))
+            print(f"kill {len(kills)} after {wait:.1f} s, {shards} shards there", flush=True)
     subprocess.run(command(options.raw, killed), check=True)
     found = difference(undisturbed / "s2ef", killed / "s2ef")
-    print("the same bytes" if not found else f"different: {found}")
+    outcome = "the same bytes" if not found else f"different: {', '.join(found)}"
+    print(outcome)
+    if options.json:
+        results = {"": table(["kill", "after [s]", "shards written"], kills)}
+        write(options.json, "A conversion killed at random moments", results, notes=[f"Compared: {outcome}."])
     sys.exit(bool(found))
 
 

@@ -8,14 +8,17 @@ with both, to the same ``fmax`` and with the same settings of L-BFGS; a minute o
         --run.max_minutes 1.5
     python benchmarks/relaxation_speed.py run --n_systems 32
 
-It prints seconds (of the clock, and of the processor: on a busy machine only those can be compared), steps, how far
+The table has seconds (of the clock, and of the processor: on a busy machine only those can be compared), steps, how far
 apart the relaxed energies are, and the share of the batched time that is spent outside the model. ``--edges`` sets the
 size of batches (several to compare). ``--emt N`` instead relaxes N slabs with EMT itself, both ways.
+``--json`` writes the table for tables.py.
 """
 
 import argparse
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from ase.build import add_adsorbate, fcc100, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.optimize import LBFGS
+from envelope import markdown, table, write
 
 import equicat
 from equicat.data.structure import Structure
@@ -67,7 +71,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number of relaxations."""
+    """Outcome of a number of relaxations, and the time that they took."""
 
     energies: list[float]
     n_steps: list[int]
@@ -81,7 +85,7 @@ class Measurement:
 
 
 def batched(model: ForceModel, slabs: list[Atoms], config: RelaxConfig) -> Measurement:
-    """All together."""
+    """Relax all together."""
     timed = Timed(model)
     wall, processor = time.perf_counter(), time.process_time()
     outcomes = list(Driver(timed, config).run(enumerate(Structure.from_ase(atoms) for atoms in slabs)))
@@ -92,7 +96,7 @@ def batched(model: ForceModel, slabs: list[Atoms], config: RelaxConfig) -> Measu
 
 
 def one_by_one(calculator, slabs: list[Atoms], config: RelaxConfig) -> Measurement:
-    """One after the other, with ASE."""
+    """Relax one after the other, with ASE."""
     settings = PRESETS[config.preset]
     energies, n_steps, converged = [], [], []
     wall, processor = time.perf_counter(), time.process_time()
@@ -104,6 +108,33 @@ def one_by_one(calculator, slabs: list[Atoms], config: RelaxConfig) -> Measureme
         energies.append(atoms.get_potential_energy())
         n_steps.append(optimizer.nsteps)
     return Measurement(energies, n_steps, converged, time.perf_counter() - wall, time.process_time() - processor)
+
+
+COLUMNS = (
+    *("", "clock [s]", "processor [s]", "steps", "atoms x steps / s"),
+    *(
+        "ASE's clock / ours",
+        "ASE's processor / ours",
+        "outside the model",
+        "energies apart, median [meV] (above 1 meV)",
+    ),
+)
+
+
+def row(name: str, found: Measurement, sizes: list[int]) -> list[Any]:
+    """Times of one way to relax."""
+    atom_steps = ((np.array(found.n_steps) + 1) * sizes).sum()
+    steps = f"{np.mean(found.n_steps):.1f}"
+    return [name, f"{found.wall:.1f}", f"{found.processor:.1f}", steps, f"{atom_steps / found.wall:,.0f}"]
+
+
+def compared(ours: Measurement, ase: Measurement) -> list[str]:
+    """Ratios of times, share of ours outside of the model, and energies of the systems that converged both ways."""
+    both = np.array(ours.converged) & np.array(ase.converged)
+    apart = 1000 * np.abs(np.array(ours.energies) - ase.energies)[both]
+    energies = f"{np.median(apart):.4f} ({(apart > 1).sum()} of {both.sum()})" if both.any() else "none converged"
+    ratios = [f"{ase.wall / ours.wall:.1f}", f"{ase.processor / ours.processor:.1f}"]
+    return [*ratios, f"{1 - ours.in_model / ours.wall:.0%}", energies]
 
 
 def main() -> None:
@@ -118,6 +149,7 @@ def main() -> None:
     parser.add_argument("--skin", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--emt", type=int, default=0, metavar="N")
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     options = parser.parse_args()
     how = {name: getattr(options, name) for name in ("preset", "fmax", "max_steps", "skin")}
     if options.emt:
@@ -127,32 +159,20 @@ def main() -> None:
         n = options.n_systems
     slabs = [slab(seed) for seed in range(n)]
     sizes = [len(atoms) for atoms in slabs]
-    print(f"{n} slabs of {min(sizes)} to {max(sizes)} atoms, {torch.get_num_threads()} threads, {options}")
     ase = one_by_one(calculator, slabs, RelaxConfig(**how))
-    show("ASE one by one", ase, sizes)
+    rows = [[*row("ASE, one by one", ase, sizes), "", "", "", ""]]
     for edges in options.edges:
         ours = batched(model, slabs, RelaxConfig(edges=edges, **how))
-        show(f"batches of {edges:,}", ours, sizes)
-        both = np.array(ours.converged) & np.array(ase.converged)
-        apart = 1000 * np.abs(np.array(ours.energies) - ase.energies)[both]
-        print(
-            f"    {ase.wall / ours.wall:.1f} times as fast by the clock, {ase.processor / ours.processor:.1f} by the "
-            f"processor; {1 - ours.in_model / ours.wall:.0%} outside the model"
-        )
-        if both.any():
-            print(
-                f"    {both.sum()} converged both ways: energies {np.median(apart):.4f} meV apart in the median, "
-                f"{(apart > 1).sum()} further apart than 1 meV"
-            )
-
-
-def show(name: str, found: Measurement, sizes: list[int]) -> None:
-    """One line."""
-    atom_steps = ((np.array(found.n_steps) + 1) * sizes).sum()
-    print(
-        f"{name:<20} {found.wall:7.1f} s, {found.processor:7.1f} s of the processor, {np.mean(found.n_steps):5.1f} "
-        f"steps, {atom_steps / found.wall:9,.0f} atoms x steps / s"
+        rows.append([*row(f"batches of {edges:,} edges", ours, sizes), *compared(ours, ase)])
+        print(" ".join(map(str, rows[-1])), flush=True)
+    results = table(COLUMNS, rows)
+    about = (
+        f"{n} slabs of {min(sizes)} to {max(sizes)} atoms, {torch.get_num_threads()} threads; "
+        f"{', '.join(f'{name} {value}' for name, value in how.items())}."
     )
+    print(f"{about}\n{markdown(results)}")
+    if options.json:
+        write(options.json, "Batched relaxations beside ASE's L-BFGS", {"": results}, notes=[about])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What TF32 and bf16 matrix products would do to a trained model's forces, on any machine.
+"""The error that TF32 and bf16 matrix products would add to a trained model's forces, found on any machine.
 
 Operands of all matrix products, forward and backward, are rounded as tensor cores round them; products and sums stay
 float32, as theirs do. PyTorch's operators are used, whose products those on a GPU are.
@@ -8,9 +8,11 @@ float32, as theirs do. PyTorch's operators are used, whose products those on a G
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from envelope import markdown, table, write
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,10 +48,11 @@ class Rounded(TorchDispatchMode):
 
 
 def main() -> None:
-    """One line for each rounding."""
+    """A table with a row for each rounding."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run")
     parser.add_argument("data")
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     options = parser.parse_args()
     potential = equicat.load(options.run).eval()
     data = equicat.open_dataset(options.data)
@@ -65,14 +68,18 @@ def main() -> None:
         return torch.cat([potential(batch).forces.detach() for batch in batches])[free].double()
 
     exact = forces()
-    print(f"{len(structures)} structures, {len(exact)} free atoms; force MAE [eV/Å]")
-    print(f"float32: {(exact - labels).abs().mean():.5f} from the labels")
+    rows = [("float32", f"{(exact - labels).abs().mean():.5f}", "", "")]
     for name, rounding in {"TF32": tf32, "bf16": bf16}.items():
         with Rounded(rounding) as rounded:
             found = forces()
         assert rounded.count > 0, "no matrix product was rounded; set EQUICAT_NATIVE=0"
         error, change = (found - labels).abs().mean(), (found - exact).abs().mean()
-        print(f"{name}: {error:.5f} from the labels, {change:.6f} from float32 ({rounded.count} products)")
+        rows.append((name, f"{error:.5f}", f"{change:.6f}", rounded.count))
+    results = table(["factors", "force MAE to the labels [eV/Å]", "to float32 [eV/Å]", "products"], rows)
+    size = f"{len(structures)} structures, {len(exact)} free atoms."
+    print(f"{markdown(results)}\n{size}")
+    if options.json:
+        write(options.json, "Forces with rounded matrix products", {"": results}, notes=[size])
 
 
 if __name__ == "__main__":

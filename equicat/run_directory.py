@@ -48,6 +48,7 @@ EVALUATIONS = "evaluations"
 OTHER_METRICS = "metrics.json"
 """Metrics of an evaluation on other data, in its folder; of the form of :data:`EVALUATION`."""
 REPORT = "report.html"
+"""The page about the run."""
 
 FORMAT_VERSION = 2
 """Format of ``model.json`` and of the names in ``model.safetensors``."""

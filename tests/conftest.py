@@ -75,7 +75,7 @@ def labelled(seed: int) -> Structure:
 
 
 def relaxing(seed: int) -> Structure:
-    """The same system as the start of a relaxation along its forces, with one atom wrapped to another cell."""
+    """The system of ``labelled`` as the start of a relaxation along its forces, one atom wrapped to another cell."""
     start = labelled(seed)
     moved = np.where(start.fixed[:, None], 0.0, 0.1 * np.clip(start.forces, -5, 5))
     wrapped = np.zeros((len(start), 3))

@@ -42,7 +42,7 @@ def system(metal: str, adsorbate: str, seed: int = 0) -> Atoms:
 
 
 def write_outcar(path: Path, frames: list[Atoms]) -> None:
-    """As much of an OUTCAR as ASE reads; the constraint is in a POSCAR beside it."""
+    """Write as much of an OUTCAR as ASE reads; the constraint is in a POSCAR beside it."""
     symbols = list(dict.fromkeys(frames[0].get_chemical_symbols()))
     text = "".join(f" POTCAR:    PAW_PBE {s} 01Jan2000\n" for _ in range(2) for s in symbols)
     text += f"   ions per type = {' '.join(str(frames[0].get_chemical_symbols().count(s)) for s in symbols)}\n"
@@ -62,7 +62,7 @@ def write_outcar(path: Path, frames: list[Atoms]) -> None:
 
 
 def write_vasprun(path: Path, frames: list[Atoms]) -> None:
-    """As much of a vasprun.xml as ASE reads; positions are wrapped into the cell, as VASP writes them."""
+    """Write as much of a vasprun.xml as ASE reads; positions are wrapped into the cell, as VASP writes them."""
 
     def rows(name: str, values: np.ndarray, kind: str = "") -> str:
         lines = "".join(f"<v{kind}>{' '.join(map(str, v))}</v>" for v in values)

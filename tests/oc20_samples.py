@@ -43,7 +43,7 @@ def oc20_like(seed: int, n_atoms: int | None = None) -> Structure:
 
 
 def with_relaxed(structure: Structure) -> Structure:
-    """The same as an IS2RE system: no frame number, relaxed energy and positions."""
+    """A structure as an IS2RE system: no frame number, relaxed energy and positions."""
     values = {**vars(structure), "fid": None, "relaxed_energy": structure.energy - 1.0}
     return Structure(**values | {"relaxed_positions": structure.positions + 0.125})
 

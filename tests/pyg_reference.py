@@ -40,7 +40,7 @@ def spherical_basis(num_spherical: int, num_radial: int, cutoff: float, envelope
 
 
 def dimenet_energy(model: torch.nn.Module, numbers: Tensor, positions: Tensor) -> Tensor:
-    """Its energy, with the graph functions replaced while it runs."""
+    """The energy of PyTorch Geometric's DimeNet, with its graph functions replaced while it runs."""
     theirs = dimenet.radius_graph, dimenet.triplets
     dimenet.radius_graph, dimenet.triplets = radius_graph, triplets
     try:

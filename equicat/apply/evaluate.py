@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from jaxtyping import Float, Shaped
+from numpy import ndarray
 from torch import Tensor
 
 from equicat.apply.options import ApplyOptions
@@ -44,8 +46,8 @@ class Examples:
     def __init__(self) -> None:
         self.kept: list[tuple[float, str, dict[str, np.ndarray]]] = []
 
-    def add(self, batch: Batch, displacements: Tensor) -> None:
-        """Look through a batch; ``displacements`` [n_atoms, 3] are the model's, Å."""
+    def add(self, batch: Batch, displacements: Float[Tensor, "n_atoms 3"]) -> None:
+        """Look through a batch; ``displacements`` are the model's, Å."""
         assert batch.displacements is not None
         for k in range(batch.n_systems):
             here = batch.system_idx == k
@@ -61,7 +63,7 @@ class Examples:
             self.kept.append((float(moved.mean()) if len(moved) else 0.0, name, system))
         self.kept = sorted(self.kept, key=lambda entry: -entry[0])[: self.COUNT]
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Shaped[ndarray, "_ ..."]]:
         """``example_numbers`` and so on, systems one after the other; nothing if there are none."""
         if not self.kept:
             return {}

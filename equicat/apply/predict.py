@@ -26,7 +26,15 @@ from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.domain import DomainWatch
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
-from equicat.tasks.leaderboard import LEADERBOARD_SPLITS, is2re_arrays, is2rs_arrays, s2ef_arrays, write_submission
+from equicat.tasks.leaderboard import (
+    LEADERBOARD_SPLITS,
+    Arrays,
+    is2re_arrays,
+    is2rs_arrays,
+    s2ef_arrays,
+    write_submission,
+)
+from equicat.tasks.tables import aligned
 from equicat.tasks.tasks import task_of, values_of
 
 
@@ -164,11 +172,8 @@ def as_text(out: str | Path, n_structures: int, limit: int = 20) -> str:
     if first.initial_positions is not None:
         columns["largest move [Å]"] = [_largest(s.positions - s.initial_positions, s) for s in structures]
     columns = {title: values for title, values in columns.items() if values[0] is not None}
-    width = max(map(len, names))
-    lines = ["  ".join(["".ljust(width), *columns])]
-    for k, name in enumerate(names):
-        values = [f"{column[k]:.4f}".rjust(len(title)) for title, column in columns.items()]
-        lines.append("  ".join([name.ljust(width), *values]))
+    rows = [[name, *(f"{values[k]:.4f}" for values in columns.values())] for k, name in enumerate(names)]
+    lines = aligned([["", *columns], *rows])
     if n_structures > limit:
         lines.append(f"and {n_structures - limit:,} more")
     return "\n".join([*lines, f"Energies: {first.info['energy_reference']}. Largest of the free atoms."])
@@ -216,9 +221,7 @@ def _labels(prediction: Prediction | RelaxedPrediction, batch: Batch, ends: ndar
         yield labels if stress is None else labels | {"stress": stress[k].double().cpu().numpy()}
 
 
-def leaderboard_arrays(
-    structures: Sequence[Structure], outputs: tuple[str, ...], *, forces_of: str = "free"
-) -> dict[str, ndarray]:
+def leaderboard_arrays(structures: Sequence[Structure], outputs: tuple[str, ...], *, forces_of: str = "free") -> Arrays:
     """The arrays of :mod:`equicat.tasks.leaderboard` for structures that carry a model's predictions as labels.
 
     A model of relaxed energies and structures gives the arrays of both.
@@ -227,7 +230,7 @@ def leaderboard_arrays(
         InputError: if ids are missing or repeated, or a prediction is not finite.
     """
     ids, n_atoms = np.array([s.id for s in structures]), np.array([len(s.numbers) for s in structures])
-    arrays: dict[str, ndarray] = {}
+    arrays: Arrays = {}
     if "energy" in outputs:
         energy, fixed = np.array([s.energy for s in structures]), np.concatenate([s.fixed for s in structures])
         forces = np.concatenate([s.forces for s in structures])

@@ -35,7 +35,7 @@ class SplitResult:
     n_chose_checkpoint: int | None = None
     """Systems by which the saved weights were chosen; None if the run does not know."""
     outside_training: list[str] = field(default_factory=list)
-    """In what the structures are unlike those of the training data."""
+    """Remarks on how the structures are unlike those of the training data."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:

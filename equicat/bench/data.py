@@ -166,7 +166,7 @@ def _stream(path: str) -> dict[str, Any]:
 
 
 def _in_own_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """So that memory is that of this measurement only."""
+    """The function's result; a process of its own, so that memory is that of this measurement only."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

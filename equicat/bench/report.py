@@ -1,24 +1,16 @@
 """Measurements of `equicat bench` as text and as figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from equicat.files import replacing_file
+from equicat.tasks.tables import aligned
 
 Results = Mapping[str, Any]
 COLORS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#64473a", "#9b9a97")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = (
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _number(value: float | None, decimals: int = 3) -> str:
@@ -48,7 +40,7 @@ def speed_text(results: Results) -> str:
             rows.append([contestant, *map(_number, values), f"{row['forces_difference']:.0e}"])
         limits, ratios = size["limits"], size["ratios"]
         text = f"{name}: {size['n_atoms']} atoms, {size['n_edges']} edges, {results['threads']} threads"
-        parts.append(f"{text}, {results['device']}\n{_table(rows)}")
+        parts.append("\n".join([f"{text}, {results['device']}", *aligned(rows)]))
         if ratios:
             parts.append("the peer's best over ours: " + ", ".join(f"{k} {v:.1f}x" for k, v in ratios.items()))
         parts.append(
@@ -74,7 +66,7 @@ def scaling_text(results: Results) -> str:
         if "kb_per_atom" in series:
             spread = f", time per atom within a factor {series.get('time_per_atom_spread', 1):.2f} from 1,000 atoms on"
             rows.append([f"  {series['kb_per_atom']:.1f} kB an atom{spread}", *[""] * 6])
-    return _table(rows)
+    return "\n".join(aligned(rows))
 
 
 def speed_figure(results: Results, path: Path) -> None:

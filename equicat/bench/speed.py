@@ -202,7 +202,7 @@ def _speed_of(size: str, config: BenchConfig, folder: Path, frames: Sequence[Ato
                 rows[name][f"{what}_s"], rows[name][f"{what}_all_s"] = statistics.median(seconds), seconds
         limits = running["equicat"].ask("limits", device=config.device)
         for what in ("inference", "training"):
-            # Those of PyTorch's operators; a kernel does what it does without its knowledge.
+            # Counted for PyTorch's operators, because it cannot see into a kernel.
             flop = running.get("equicat, operators", running["equicat"]).ask("flop", what=what)
             achieved = flop / rows["equicat"][f"{what}_s"] / 1e9
             limits |= {f"{what}_gflop": flop / 1e9, f"{what}_gflops": achieved}

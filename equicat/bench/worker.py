@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from ase import Atoms
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equicat.bench.peers import worker
@@ -51,15 +53,15 @@ class Ours:
         """PyTorch's optimisers bring its compiler along: memory that an inference does without."""
         return torch.optim.Adam(self.trainable, lr=1e-9, fused=True)
 
-    def inference(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Energies and forces."""
+    def inference(self) -> tuple[Float[Tensor, "n_systems"], Float[Tensor, "n_atoms 3"]]:
+        """Energies in eV and forces in eV/Å."""
         self.model.eval().requires_grad_(False)
         with torch.no_grad():
             out = self.model(self.batch)
         return out.energy, out.forces
 
-    def training(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step."""
+    def training(self) -> tuple[Float[Tensor, "n_systems"], Float[Tensor, "n_atoms 3"]]:
+        """One training step; energies in eV and forces in eV/Å before it."""
         self.model.train()
         for p in self.trainable:
             p.requires_grad_(True)

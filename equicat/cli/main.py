@@ -15,7 +15,7 @@ from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
 
 Commands = Mapping[str, Any]
-"""By name: a function, a class of parsers of one, or further commands."""
+"""Commands by name: each is a function, a class of parsers of one, or a set of further commands."""
 
 COMMANDS: Commands = {
     "demo": runs.demo,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from numpy import ndarray
 from torch import Tensor
 
@@ -98,7 +98,7 @@ class Batch:
         more = f" and {self.n_systems - limit} more" if self.n_systems > limit else ""
         return "; ".join(self.sources[:limit]) + more
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, function: Callable[[Shaped[Tensor, "*shape"]], Shaped[Tensor, "*shape"]]) -> "Batch":
         """A copy with ``function`` applied to every tensor."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         mapped: dict[str, Any] = {name: function(v) if isinstance(v, Tensor) else v for name, v in fields.items()}

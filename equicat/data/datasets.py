@@ -16,7 +16,7 @@ from equicat.data.directory import require_store, splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.labels import LABELS
 from equicat.data.readers import natural_order, read, structure_files
-from equicat.data.shards import OPTIONAL, PER_ATOM, labels_of
+from equicat.data.shards import OPTIONAL, PER_ATOM, Column, labels_of
 from equicat.data.store import Store, checked_index, column_named, write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
@@ -65,18 +65,18 @@ class MemoryDataset(Sequence[Structure]):
         return self._structures[checked_index(i, len(self))]
 
     @cached_property
-    def _arrays(self) -> dict[str, ndarray]:
-        columns: dict[str, ndarray] = {"n_atoms": self.n_atoms}
+    def _arrays(self) -> dict[str, Column]:
+        columns: dict[str, Column] = {"n_atoms": self.n_atoms}
         for name in self.fields:
             values = [s.sid.encode() if name == "sid" else getattr(s, name) for s in self._structures]
             columns[name] = np.concatenate(values) if name in PER_ATOM else np.array(values)
         return columns
 
-    def array(self, name: str) -> ndarray:
+    def array(self, name: str) -> Column:
         """A field of all structures at once, as :meth:`Store.array`."""
         return column_named(name, self._arrays, self.path)
 
-    def chunks(self, *names: str) -> Iterator[list[ndarray]]:
+    def chunks(self, *names: str) -> Iterator[list[Column]]:
         """The named fields of all structures, as :meth:`Store.chunks`; here in one piece."""
         yield [self.array(name) for name in names]
 
@@ -216,7 +216,7 @@ class Subset(Sequence[Structure]):
     def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
         return self.dataset[int(self.indices[i])]
 
-    def array(self, name: str) -> ndarray:
+    def array(self, name: str) -> Column:
         """A field of all structures at once: [total_atoms, ...] or [n_structures, ...]."""
         values = self.dataset.array(name)
         if name not in PER_ATOM:
@@ -224,7 +224,7 @@ class Subset(Sequence[Structure]):
         starts = np.concatenate([[0], np.cumsum(self.dataset.n_atoms)])
         return np.concatenate([values[starts[i] : starts[i + 1]] for i in self.indices])
 
-    def chunks(self, *names: str) -> Iterator[list[ndarray]]:
+    def chunks(self, *names: str) -> Iterator[list[Column]]:
         """The named fields of all structures, as :meth:`Store.chunks`; here in one piece."""
         yield [self.array(name) for name in names]
 
@@ -232,7 +232,7 @@ class Subset(Sequence[Structure]):
 AnyDataset = Dataset | Subset
 
 
-def pieces(dataset: AnyDataset, *names: str, most: int | None = None) -> Iterator[list[ndarray]]:
+def pieces(dataset: AnyDataset, *names: str, most: int | None = None) -> Iterator[list[Column]]:
     """The named fields of a data set piece by piece, so that a large store is never in memory as a whole.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from numpy import ndarray
 
 from equicat.errors import InputError
@@ -141,7 +141,7 @@ def whole_number(value: Any) -> int | None:
     return number if is_whole and abs(number) < MAX_INTEGER else None
 
 
-def numbers_of_atoms(value: Any, name: str, where: str) -> ndarray | None:
+def numbers_of_atoms(value: Any, name: str, where: str) -> Float64[ndarray, "..."] | None:
     """A column of atoms as float64; None stays None.
 
     Raises:

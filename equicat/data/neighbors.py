@@ -12,7 +12,6 @@ from ase.geometry import complete_cell
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import sparse
-from vesin import NeighborList
 
 from equicat.data.images import reduced_basis
 from equicat.data.structure import Structure
@@ -98,6 +97,8 @@ def _pairs(structure: Structure, cutoff: float) -> Pairs:
         _refuse_crowds(structure, cutoff)
     if not _fits_grid(structure, heights, cutoff):
         return _by_tree(structure, cutoff)
+    from vesin import NeighborList  # brings PyTorch along, which processes that only read structures do without
+
     search = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
     centers, neighbors, shifts, distances = search.compute(positions, cell, periodic=pbc, quantities="ijSd")
     return centers.view(np.int64), neighbors.view(np.int64), shifts, distances

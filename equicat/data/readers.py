@@ -62,7 +62,7 @@ def read(
 
 
 def read_each(path: str | Path, keys: LabelKeys = USUAL_KEYS) -> Iterator[Structure | InputError]:
-    """As :func:`read`, but a frame that :func:`read` would refuse comes as its error, in its place.
+    """The structures of a file as of :func:`read`, but an error in the place of each frame that it would refuse.
 
     After an invalid structure reading goes on; where the file itself breaks off, the error is the last item.
 

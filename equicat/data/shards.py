@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from numpy import ndarray
 
 from equicat.data.labels import LABELS
@@ -28,6 +28,9 @@ BASIC = ("positions", "numbers", "cell", "pbc", "fixed", "tags")
 """Fields that every structure has."""
 PER_ATOM = {"positions", "numbers", "fixed", "tags", "forces", "relaxed_positions"}
 PRECISIONS = ("float64", "float32")
+
+Column = Shaped[ndarray, "_ ..."]
+"""A field of many structures, one row for each of their atoms or for each of them; texts are bytes."""
 
 _DTYPES = {"numbers": "uint8", "pbc": "bool", "fixed": "bool", "tags": "int16", "fid": "int64"}
 _DTYPES |= {"energy": "float64", "relaxed_energy": "float64"}
@@ -151,7 +154,7 @@ class ShardBuilder:
         return _bytes_of(values) if kind == "text" else np.array(values, dtype=kind)
 
 
-def open_shard(path: Path, n_bytes: int) -> dict[str, ndarray]:
+def open_shard(path: Path, n_bytes: int) -> dict[str, Column]:
     """The arrays of a shard, mapped; texts as arrays of bytes.
 
     Args:

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from equicat.data.info import DatasetInfo
-from equicat.data.shards import BASIC, PER_ATOM, Schema, ShardBuilder, open_shard, sha256
+from equicat.data.shards import BASIC, PER_ATOM, Column, Schema, ShardBuilder, open_shard, sha256
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
 from equicat.files import read_json, replacing_directory, write_json
@@ -107,7 +107,7 @@ class Store(Sequence[Structure]):
             raise InputError(f"{path}: {len(values)} rows, index.json says {len(self)}; write the store again")
         return values
 
-    def shard(self, k: int) -> dict[str, ndarray]:
+    def shard(self, k: int) -> dict[str, Column]:
         """The arrays of a shard, memory-mapped.
 
         Raises:
@@ -126,7 +126,7 @@ class Store(Sequence[Structure]):
             self._open.popitem(last=False)
         return arrays
 
-    def chunks(self, *names: str) -> Iterator[list[ndarray]]:
+    def chunks(self, *names: str) -> Iterator[list[Column]]:
         """The named fields of all structures, shard by shard, memory-mapped.
 
         Raises:
@@ -136,7 +136,7 @@ class Store(Sequence[Structure]):
             arrays = self.shard(k)
             yield [column_named(name, arrays, self.path) for name in names]
 
-    def array(self, name: str) -> ndarray:
+    def array(self, name: str) -> Column:
         """A field of all structures at once: [total_atoms, ...] or [n_structures, ...]; texts are bytes.
 
         Memory-mapped if the store has one shard, else copied into memory: :meth:`chunks` is for what is large.
@@ -180,7 +180,7 @@ def checked_index(i: int, length: int) -> int:
     return int(i) % length
 
 
-def column_named(name: str, columns: dict[str, ndarray], path: Path) -> ndarray:
+def column_named(name: str, columns: dict[str, Column], path: Path) -> Column:
     """The array of that name.
 
     Raises:

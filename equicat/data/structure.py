@@ -118,7 +118,7 @@ class Structure:
 
     def _check_cell(self) -> None:
         periodic = self.cell[self.pbc]
-        # Its triangular factor has the volume on the diagonal; a determinant would lose it in large differences.
+        # The triangular factor has the volume on its diagonal; a determinant would lose it in large differences.
         volume = abs(np.prod(np.diag(np.linalg.qr(periodic.T, mode="r"))))
         if volume < MIN_VOLUME:
             raise InputError(
@@ -128,7 +128,7 @@ class Structure:
 
     @classmethod
     def unchecked(cls, **fields: Any) -> "Structure":
-        """From fields that were checked before, as those of a store were when it was written; none is checked again."""
+        """A structure of fields that are not checked again: those of a store were checked when it was written."""
         structure = object.__new__(cls)
         structure.__dict__.update(_UNLABELLED, **fields)
         return structure

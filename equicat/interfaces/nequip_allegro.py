@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import yaml
 from ase.data import atomic_numbers
+from jaxtyping import Shaped
 from numpy import ndarray
-from torch import Tensor, nn
+from torch import Tensor
 
 from equicat.data.fitted import Statistics
 from equicat.errors import InputError
@@ -29,31 +30,7 @@ from equicat.models.potential import Potential
 from equicat.models.repulsion import COULOMB, EnergyTerms, Repulsion
 from equicat.networks.allegro import NequipAllegroConfig
 
-Arrays = Mapping[str, ndarray]
-
-
-def from_nequip_allegro(source: str | Path | nn.Module, energy_reference: str = "total") -> Potential:
-    """A model of the nequip-allegro package as a potential, with the same energies and forces.
-
-    Args:
-        source: what the package's ``AllegroModel`` returns, or a checkpoint or package file; these hold pickles, so
-            open only files that you trust. The package must be installed.
-        energy_reference: adsorption, total or relative: which energy it was trained on.
-
-    Raises:
-        InputError: if the model has a part that ours lacks; the message names it.
-    """
-    if not isinstance(source, nn.Module):
-        try:
-            source = peer.load(str(source))
-        except ImportError as error:
-            raise InputError(
-                f"{error.name} is not installed here; run `pip install 'equicat[bench]'`, or give --peer_python"
-            ) from error
-    try:
-        return potential(*peer.extract(source), energy_reference)
-    except ValueError as error:
-        raise InputError(f"the model cannot be converted: {error}") from error
+Arrays = Mapping[str, Shaped[ndarray, "..."]]
 
 
 def convert(
@@ -103,7 +80,7 @@ def tuning(model: Potential, run: str | Path) -> dict[str, Any]:
     return {"task": "s2ef", "model": network, "output_mlp": list(model.info.output_mlp), "run": start}
 
 
-def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, ndarray]]:
+def read_arrays(path: Path) -> tuple[dict[str, Any], Arrays]:
     """Description and arrays of a model, from a file that :mod:`equicat.interfaces.nequip_allegro_extract` wrote."""
     with np.load(path) as file:
         arrays = dict(file)

@@ -1,7 +1,8 @@
 """Reads a model of the nequip-allegro package and writes its numbers as plain arrays; needs that package, not equicat.
 
-``python nequip_allegro.py MODEL OUT.npz`` takes a checkpoint (``.ckpt``) or a package (``.nequip.zip``). A package
-holds its own copy of the classes, so modules are told apart by the names that the model gives them, never by class.
+``python nequip_allegro_extract.py MODEL OUT.npz`` takes a checkpoint (``.ckpt``) or a package (``.nequip.zip``). A
+package holds its own copy of the classes, so modules are told apart by the names that the model gives them, never by
+class.
 """
 
 import argparse

@@ -106,7 +106,7 @@ class DomainWatch:
 
 
 def _findings(domain: Domain, batch: Batch, adsorption: bool) -> Iterator[tuple[int, str, str]]:
-    """For every structure outside: its number in the batch, what is unusual (a key), and the same in words."""
+    """Number in the batch, what is unusual (a key), and that in words, for every structure outside of the domain."""
     numbers, tags, ends = (t.cpu().numpy() for t in (batch.numbers, batch.tags, batch.n_atoms.cumsum(0)))
     for k, (z, tag) in enumerate(zip(np.split(numbers, ends[:-1]), np.split(tags, ends[:-1]), strict=True)):
         for subject, text in _kind_findings(domain, z, tag):

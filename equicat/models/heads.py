@@ -55,7 +55,9 @@ class AtomSum(nn.Module):
         super().__init__()
         self.norm = 1 / math.sqrt(avg_num_neighbors)
 
-    def forward(self, rows: Tensor, features: Features, center: Tensor, n_atoms: int) -> Tensor:
+    def forward(
+        self, rows: Float[Tensor, "n *width"], features: Features, center: Int[Tensor, "n_edges"], n_atoms: int
+    ) -> Float[Tensor, "n_atoms *width"]:
         if features.per == "atom":
             return rows
         return rows.new_zeros(n_atoms, *rows.shape[1:]).index_add(0, center, rows) * self.norm

@@ -151,7 +151,7 @@ class Potential(AtomisticModel):
             energies, gradient = energies + repulsion.detach(), gradient + slope
         return energies, gradient
 
-    def factor(self, species: Int[Tensor, "n_atoms"]) -> Tensor:
+    def factor(self, species: Int[Tensor, "n_atoms"]) -> Float[Tensor, "n_atoms"] | Float[Tensor, ""]:
         """s f_{Z_i} of every atom in eV; one number where there is no f."""
         if self.factor_bits is None:
             return self.scale

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from equicat.data.fitted import Domain, Statistics
 from equicat.errors import InputError
@@ -59,7 +61,7 @@ def build(
     return model.to(getattr(torch, info.dtype))
 
 
-def save(run: str | Path, model: AtomisticModel, state: dict[str, torch.Tensor] | None = None) -> None:
+def save(run: str | Path, model: AtomisticModel, state: dict[str, Shaped[Tensor, "..."]] | None = None) -> None:
     """Write ``model.safetensors`` and ``model.json``, each complete or not at all.
 
     Args:

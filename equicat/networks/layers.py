@@ -6,7 +6,7 @@ from functools import reduce
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from equicat.kernels.irreps import Contraction
@@ -28,7 +28,7 @@ class Exact(Generic[T]):
         self.exact: T = exact
         self.copies: dict[tuple[torch.device, torch.dtype], T] = {}
 
-    def like(self, tensor: Tensor) -> T:
+    def like(self, tensor: Shaped[Tensor, "..."]) -> T:
         """The constant for computing with this tensor."""
         key = (tensor.device, tensor.dtype)
         if key not in self.copies:
@@ -106,7 +106,7 @@ class MLP(nn.Module):
             x = (x if self.linear else silu(x)) @ weight
         return x
 
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> list[Float[Tensor, "_ _"]]:
         """The matrices between SiLUs: all weights, or their product where there are no SiLUs."""
         weights = list(self.weights)
         return [reduce(torch.matmul, weights)] if self.linear else weights

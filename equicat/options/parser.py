@@ -55,7 +55,7 @@ class Options(ActionsContainer):
     """Options whose values are read by :class:`Value`."""
 
     chosen: Mapping[str, str] = MappingProxyType({})
-    """By option whose type is a union of dataclasses, the ``name`` of the one that it is."""
+    """The ``name`` of the dataclass that is meant, for each option whose type is a union of dataclasses."""
 
     def add_argument(self, *names: Any, **how: Any) -> Any:
         """Add one option, its type hint as ``type``; jsonargparse calls this for every parameter that it finds."""

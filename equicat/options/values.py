@@ -90,7 +90,7 @@ class Words:
     """On the command line the entries of this list are words of their own, not one list in brackets."""
 
     positional: bool = False
-    """They stand without the option's name."""
+    """The words stand without the option's name before them."""
 
     def allows(self, entries: tuple[Any, ...]) -> bool:
         """Any list will do."""

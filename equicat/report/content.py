@@ -68,7 +68,7 @@ class Cell:
     text: str
     best: bool
     ratio: str
-    """To the best baseline, for an error of the model; else empty."""
+    """Best baseline over model, for an error of the model; else empty."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from equicat.report.data_section import data_section
 from equicat.report.pictures import AMPLIFIED
 from equicat.report.read import Evaluation, RunFiles, read_run
 from equicat.report.templates import template
-from equicat.run_directory import CONFIG, DESCRIPTION, ENVIRONMENT, EVALUATION, METRICS, PREDICTIONS
+from equicat.run_directory import CONFIG, DESCRIPTION, ENVIRONMENT, EVALUATION, METRICS, PREDICTIONS, REPORT
 
 RUN_FILES = (METRICS, CONFIG, ENVIRONMENT, DESCRIPTION, EVALUATION, PREDICTIONS)
 
@@ -46,7 +46,7 @@ def write_report(run_dir: Path, out: Path | None = None, evaluations: tuple[str,
         raise InputError(f"{run_dir}: not a run directory, it has none of {', '.join(RUN_FILES)}")
     run = read_run(run_dir)
     shown = _chosen(run, run_dir, evaluations)
-    out = run_dir / "report.html" if out is None else Path(out)
+    out = run_dir / REPORT if out is None else Path(out)
     page = render(run, shown)
     with replacing_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from markupsafe import Markup
 from numpy import ndarray
 
@@ -56,7 +56,7 @@ class Arrow:
     """Number of its colour: 1 is the reference, 2 the prediction."""
 
 
-def relaxations(arrays: dict[str, ndarray]) -> list[Relaxation]:
+def relaxations(arrays: dict[str, Shaped[ndarray, "_ ..."]]) -> list[Relaxation]:
     """The examples among a split's predictions; none if the task has none."""
     if "example_n_atoms" not in arrays:
         return []

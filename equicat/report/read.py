@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from jaxtyping import Shaped
 from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 
@@ -30,7 +31,7 @@ from equicat.run_directory import (
 BUFFERS = {"scale", "displacement_scale", "reference_energies"}
 """Tensors of ``model.safetensors`` that are no trained parameters."""
 
-Predictions = dict[str, dict[str, ndarray]]
+Predictions = dict[str, dict[str, Shaped[ndarray, "_ ..."]]]
 """Arrays by split: ``energy_true``, ``energy_pred`` [n], and ``forces_…`` or ``displacements_…`` [m, 3]."""
 
 
@@ -41,7 +42,7 @@ class Evaluation:
     name: str
     """Empty for the validation, else the name of its folder."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """Its JSON file."""
+    """The content of its JSON file."""
     predictions: Predictions = field(default_factory=dict)
 
     @property

@@ -268,7 +268,7 @@ def _run(job: _Job, todo: dict[int, Pieces], options: PackOptions, total: int) -
 
 
 _worker_job: _Job
-"""In a worker; sent once, because a mapping is large."""
+"""The job of this worker process; sent once, because a mapping is large."""
 
 
 def _start_worker(job: _Job) -> None:

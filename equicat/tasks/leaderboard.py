@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 from equicat.errors import InputError
@@ -22,9 +22,12 @@ VARIANTS = ("free", "all")
 """Which atoms' forces an S2EF file holds."""
 DTYPES = ("float16", "float32", "float64")
 
+Arrays = dict[str, Shaped[ndarray, "_ ..."]]
+"""Arrays of a file by name, with rows for structures or atoms."""
+
 
 def s2ef_arrays(
-    ids: ndarray,
+    ids: Shaped[ndarray, "n"],
     energy: Float[ndarray, "n"],
     forces: Float[ndarray, "n_atoms 3"],
     n_atoms: Int[ndarray, "n"],
@@ -32,7 +35,7 @@ def s2ef_arrays(
     *,
     atoms: str = "free",
     dtype: str = "float16",
-) -> dict[str, ndarray]:
+) -> Arrays:
     """The arrays of one S2EF split, rows in the string order of the ids.
 
     Args:
@@ -60,7 +63,7 @@ def s2ef_arrays(
     return arrays
 
 
-def is2re_arrays(ids: ndarray, energy: Float[ndarray, "n"], *, dtype: str = "float16") -> dict[str, ndarray]:
+def is2re_arrays(ids: Shaped[ndarray, "n"], energy: Float[ndarray, "n"], *, dtype: str = "float16") -> Arrays:
     """The arrays of one IS2RE split, rows in the string order of the ids.
 
     Args:
@@ -78,8 +81,8 @@ def is2re_arrays(ids: ndarray, energy: Float[ndarray, "n"], *, dtype: str = "flo
 
 
 def is2rs_arrays(
-    ids: ndarray, positions: Float[ndarray, "n_atoms 3"], n_atoms: Int[ndarray, "n"]
-) -> dict[str, ndarray]:
+    ids: Shaped[ndarray, "n"], positions: Float[ndarray, "n_atoms 3"], n_atoms: Int[ndarray, "n"]
+) -> Arrays:
     """The arrays of one IS2RS split, rows in the string order of the ids.
 
     Args:
@@ -99,7 +102,7 @@ def is2rs_arrays(
     return {"ids": texts, "pos": _cast("pos", np.concatenate(rows), "float64"), "chunk_idx": _starts(rows)}
 
 
-def write_submission(path: str | Path, splits: Mapping[str, Mapping[str, ndarray]]) -> None:
+def write_submission(path: str | Path, splits: Mapping[str, Arrays]) -> None:
     """Write the arrays of one split (under the name ``""``), or of all four, as an ``.npz`` file.
 
     Raises:
@@ -197,14 +200,14 @@ def _check_vectors(where: str, name: str, arrays: Mapping[str, ndarray], n: int)
         raise InputError(f"{where}chunk_idx must ascend from 0 to at most {len(vectors)}, the rows of {name}")
 
 
-def _ordered(ids: ndarray, energy: Float[ndarray, "n"], dtype: str) -> tuple[dict[str, ndarray], Int[ndarray, "n"]]:
+def _ordered(ids: Shaped[ndarray, "n"], energy: Float[ndarray, "n"], dtype: str) -> tuple[Arrays, Int[ndarray, "n"]]:
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     texts, order = _in_order(ids)
     return {"ids": texts, "energy": _cast("energy", np.asarray(energy)[order, None], dtype)}, order
 
 
-def _in_order(ids: ndarray) -> tuple[ndarray, Int[ndarray, "n"]]:
+def _in_order(ids: Shaped[ndarray, "n"]) -> tuple[Shaped[ndarray, "n"], Int[ndarray, "n"]]:
     texts = np.asarray(ids).astype(str)
     if len(texts) == 0 or "" in texts or len(np.unique(texts)) < len(texts):
         raise InputError("the leaderboard needs a different id for every structure: info keys sid and fid")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 from equicat.data.batch import Batch
@@ -46,8 +46,8 @@ class Mean:
     numel: int
 
     @classmethod
-    def of(cls, values: Tensor) -> "Mean":
-        """The mean of all entries of ``values`` (any shape, float or bool)."""
+    def of(cls, values: Shaped[Tensor, "..."]) -> "Mean":
+        """The mean of all entries of ``values``, floating-point or bool."""
         return cls(values.detach().sum(dtype=torch.float64), values.numel())
 
     @property

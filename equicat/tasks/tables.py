@@ -38,8 +38,8 @@ class Metric:
     root: bool = False
     """Whether the metric is the square root of the pooled mean (RMSE)."""
     shown: str = ""
-    """Where it appears, as words: ``table`` of results, ``log`` (metrics.csv), ``bars`` by split in a report,
-    ``headline`` of a report and of the progress bar."""
+    """Places where the metric appears, as words: ``table`` of results, ``log`` (metrics.csv), ``bars`` by split in a
+    report, ``headline`` of a report and of the progress bar."""
 
     @property
     def heading(self) -> str:
@@ -48,7 +48,7 @@ class Metric:
 
     @property
     def factor(self) -> float:
-        """From the value to the number that is shown."""
+        """The value times this is the number that is shown."""
         return 100.0 if self.unit == "%" else 1.0
 
     def text(self, value: float | None) -> str:
@@ -183,6 +183,13 @@ def table_columns(
     return tuple(m for m in metrics_shown("table") if any(m.name in row for row in rows.values()))
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text in columns: the first column begins, all others end, at one place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return ["  ".join(line).rstrip() for line in cells]
+
+
 def format_table(
     rows: Mapping[str, Mapping[str, float | None]],
     columns: Sequence[str] | None = None,
@@ -201,15 +208,11 @@ def format_table(
     shown = table_columns(rows, columns)
     lines = [["", *(metric.heading for metric in shown)]]
     lines += [[title, *(metric.text(row.get(metric.name)) for metric in shown)] for title, row in rows.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(shown) + 1)]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
-    text.insert(1, "  ".join("─" * width for width in widths))
+    text = aligned(lines)
+    text.insert(1, "  ".join("─" * max(map(len, column)) for column in zip(*lines, strict=True)))
     if energy_reference is not None:
         text.append(f"Energies: {energy_reference}. Fixed atoms are not counted.")
-    return "\n".join(line.rstrip() for line in text)
+    return "\n".join(text)
 
 
 def amount(n_structures: int, n_systems: int) -> str:

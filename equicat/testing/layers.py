@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from e3nn import o3
+from jaxtyping import Float64
 from torch import Tensor
 
 from equicat.testing.structures import random_rotation
@@ -13,7 +14,7 @@ EQUIVARIANCE = 1e-9
 
 
 def check_equivariance(
-    function: Callable[..., Tensor],
+    function: Callable[..., Float64[Tensor, "n dim_out channels_out"]],
     irreps_in: str | o3.Irreps | Sequence[str | o3.Irreps],
     irreps_out: str | o3.Irreps,
     *,

@@ -18,8 +18,8 @@ from equicat.networks.allegro_parts import AllegroLayer, NequipAllegro, Publishe
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope, silu
 
-Tensors = dict[Irrep, Tensor]
-"""By irrep, [n_edges, 2l + 1, channels]; harmonics without channels."""
+Tensors = dict[Irrep, Float[Tensor, "n_edges _ ..."]]
+"""Features of edges by irrep, [n_edges, 2l + 1, channels]; harmonics have no channels."""
 
 
 def plain_forward(

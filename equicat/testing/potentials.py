@@ -19,6 +19,8 @@ SYMMETRY = 1e-9
 """Relative deviation allowed where only the order of float64 operations may differ."""
 FINITE_DIFFERENCE = 1e-6
 """Relative deviation allowed between forces and central differences of the energy with step ``STEP``."""
+ATOMS_AT_A_TIME = 500
+"""Atoms of displaced structures in one batch."""
 STEP = 2e-5
 """Å."""
 SMOOTHNESS = 1e-6
@@ -217,11 +219,12 @@ def check_finite_difference_forces(
     for s, result in zip(structures, _each(potential, structures), strict=True):
         directions = rng.normal(size=(len(s), 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        for i, direction in enumerate(directions):
-            step = np.zeros((len(s), 3))
-            step[i] = STEP * direction
-            plus, minus = _each(potential, [replace(s, positions=s.positions + sign * step) for sign in (1, -1)])
-            error = abs((minus.energy - plus.energy) / (2 * STEP) - result.forces[i] @ direction)
+        steps = STEP * directions[:, None] * np.eye(len(s))[:, :, None]  # one atom each
+        moved = [replace(s, positions=s.positions + sign * step) for step in steps for sign in (1, -1)]
+        together = max(2, ATOMS_AT_A_TIME // len(s))
+        results = [r for k in range(0, len(moved), together) for r in _predict(potential, moved[k : k + together])]
+        for i, (plus, minus) in enumerate(zip(results[::2], results[1::2], strict=True)):
+            error = abs((minus.energy - plus.energy) / (2 * STEP) - result.forces[i] @ directions[i])
             allowed = tolerance * result.force_scale + ROUNDING * abs(result.energy) / STEP + MIN_FORCE
             what = f"the force on atom {i}, against the difference of energies,"
             _require("finite-difference forces", s.where, what, error, allowed, "eV/Å")

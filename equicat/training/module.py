@@ -73,7 +73,7 @@ class TrainingModule(pl.LightningModule):
         self._sums[stage].add(values_of(prediction, batch), self.task.target(batch), batch)
         return terms
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """This process's share of the loss of all processes' batches together.
 
         Sums are divided by the mean of all processes' counts; the mean over processes, which DDP takes of gradients, is

@@ -98,7 +98,7 @@ def test_systems_are_counted_not_frames(own, tmp_path):
 
 
 def test_what_was_trained_on_is_recognised(own, data, tmp_path):
-    """By sid in a store, by structure in a file without ids, another order of atoms and fewer digits."""
+    """A store is compared by sid, a file without ids by structure, in another order of atoms and with fewer digits."""
     assert evaluate(own, data / "s2ef" / "train", **QUIET)["splits"]["train"]["n_trained_on"] == 16
     rng = np.random.default_rng(0)
     anonymous = []

@@ -10,7 +10,7 @@ H OH H2O OOH H2O2 NH NH2 NH3 N2H4 HNO NO2 N2O SH H2S SO2 HCl SiH4 BH3 PH3 O2 O3 
 C CO CO2 CH CH4 CHO CH3O C2H6O HCN CHO2 CH4N2O CH3Cl
 Cu12 Cu3Pd CuO TiO2 SrTiO3 Cu12OH Pd12CO Cu27NH3
 """
-"""Without carbon, with carbon, with metals."""
+"""Formulas without carbon, with carbon, and with metals."""
 each = pytest.mark.parametrize("formula", AS_WRITTEN.split())
 
 

@@ -1,4 +1,4 @@
-"""What a training set covers: compositions of all systems, distances in a sample that misses no pair of elements."""
+"""A training set covers compositions of all systems, and distances in a sample that misses no pair of elements."""
 
 import dataclasses
 

@@ -23,7 +23,7 @@ from equicat.errors import InputError
 
 
 def changed(structure: Structure, digits: int = 9, seed: int = 0, **fields) -> Structure:
-    """The same structure as another program may write it: atoms in another order, in other images, rounded."""
+    """A structure as another program may write it: atoms in another order, in other images, rounded."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(structure))
     arrays = {name: getattr(structure, name)[order] for name in ("numbers", "fixed", "tags")}

@@ -1,4 +1,4 @@
-"""What an ASE ``Atoms`` carries: a label is read where it stands, checked if it is wanted, and left alone if not."""
+"""A label of an ASE ``Atoms`` is read where it stands, checked if it is wanted, and left alone if not."""
 
 import numpy as np
 import pytest

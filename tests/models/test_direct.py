@@ -145,9 +145,9 @@ def test_training_reaches_every_weight_and_lowers_the_loss(head, energy):
     batch = Batch.from_structures([relaxing(0), relaxing(1)], SMALL.cutoff)
     options = LossConfig(energy_weight=float(energy), displacement_weight=1.0)
     task = task_of(("relaxed_energy", "displacements") if energy else ("displacements",))
-    optimizer = torch.optim.Adam(direct.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(direct.parameters(), 1e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(20):
         optimizer.zero_grad()
         loss = total_loss(task.loss_terms(direct(batch), batch, direct, options))
         loss.backward()
@@ -254,7 +254,7 @@ def test_noisy_nodes_keep_fixed_atoms_and_the_relaxed_structure():
 def joint_run(data, tmp_path_factory):
     """IS2RE with displacements and noisy nodes; treat as read-only."""
     out = tmp_path_factory.mktemp("runs") / "joint"
-    values = configuration(data, out, run={"max_epochs": 50}, optimizer={"name": "muon", "schedule": "cosine"})
+    values = configuration(data, out, run={"max_epochs": 20}, optimizer={"name": "muon", "schedule": "cosine"})
     values |= {"task": "is2re", "loss": {"displacement_weight": 1.0}, "noise": {"share": 0.5, "sigma": 0.02}}
     return train(from_mapping(values)).run
 

@@ -73,7 +73,7 @@ def test_what_was_trained_on_is_inside():
     ],
 )
 def test_what_was_not_trained_on_is_outside(options, text, tags):
-    """Also where a file has no tags, or ASE's numbers of layers: elements tell the adsorbate."""
+    """A file without tags, or with ASE's numbers of layers, makes no difference: elements tell the adsorbate."""
     assert text in found(slab(**options, tags=tags))
 
 

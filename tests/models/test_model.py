@@ -1,4 +1,4 @@
-"""What every model has: reference energies that keep their digits."""
+"""Tests of what every model has: reference energies that keep their digits."""
 
 import copy
 import shutil
@@ -63,7 +63,7 @@ def test_scales_are_not_rounded_on_the_way_to_float64():
 
 
 def test_reference_energies_of_earlier_versions_are_loaded_as_they_are(run, tmp_path):
-    """They were rounded to the model's dtype, and the network was trained beside the rounded ones."""
+    """Earlier versions rounded reference energies to the model's dtype and trained the network beside those."""
     state = load_file(run / "model.safetensors")
     assert state["reference_energies"].dtype == torch.float64
     state["reference_energies"] = torch.tensor([0.1, -535650.1134629042])

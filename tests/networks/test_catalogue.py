@@ -49,7 +49,7 @@ def values_of(name: str, data, out, **parts):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["allegro", "nequip-allegro", "nequip"])
 def test_constants_keep_their_dtype_when_only_the_device_changes(name, dtype):
-    """As Lightning moves a model: ``.to(device)``, without a dtype."""
+    """Lightning moves a model so: ``.to(device)``, without a dtype."""
     if name == "nequip":
         pytest.importorskip("nequip", reason="NequIP needs the extra [nequip]")
     config = NETWORKS[name].config(cutoff=4.0, n_layers=2, avg_num_neighbors=10.0)
@@ -67,7 +67,7 @@ def test_every_network_trains_for_energies_and_forces(name, data, tmp_path):
         pytest.importorskip("nequip", reason="NequIP needs the extra [nequip]")
     if name in ("schnet", "cgcnn"):
         pytest.importorskip("torch_geometric", reason="baselines need the extra [baselines]")
-    run = train(from_mapping(values_of(name, data, tmp_path / "run", run={"max_epochs": 8}))).run
+    run = train(from_mapping(values_of(name, data, tmp_path / "run", run={"max_epochs": 4}))).run
     with (run / "metrics.csv").open() as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert losses[-1] < losses[0]
@@ -80,7 +80,7 @@ def test_every_network_trains_for_energies_and_forces(name, data, tmp_path):
 
 @pytest.mark.parametrize(("name", "head"), [("gemnet", "sum"), ("allegro", "vector"), ("allegro", "pair")])
 def test_direct_forces(name, head, data, tmp_path):
-    values = values_of(name, data, tmp_path / "run", run={"max_epochs": 8}) | {"force_head": head}
+    values = values_of(name, data, tmp_path / "run", run={"max_epochs": 4}) | {"force_head": head}
     run = train(from_mapping(values)).run
     with (run / "metrics.csv").open() as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]

@@ -48,9 +48,9 @@ class Config(Checked):
     """The network."""
     run: Run = field(default_factory=Run)
     files: tuple[str, ...] = ()
-    """What to read."""
+    """Files to read."""
     extra: Annotated[tuple[str, ...], Words()] = ()
-    """What to read as well."""
+    """Files to read as well."""
 
 
 def work(out: str, *, size: Positive, seed: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""What an option may be: limits, words, and text that becomes a value only where the type asks for it."""
+"""Tests of what an option may be: limits, words, and text that becomes a value only where the type asks for it."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal

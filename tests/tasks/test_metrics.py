@@ -38,7 +38,7 @@ def batch_of(system_idx: list[int], fixed: list[bool] | None = None, **fields: t
 
 
 def energies(prediction: torch.Tensor, target: torch.Tensor) -> tuple[Values, Values, Batch]:
-    """Of systems with one atom each."""
+    """Predicted and true energies of systems with one atom each, and their batch."""
     return Values(energy=prediction), Values(energy=target), batch_of(list(range(len(target))))
 
 

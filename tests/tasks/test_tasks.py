@@ -1,4 +1,4 @@
-"""What a task compares, what its loss adds up, and what one would guess without a model."""
+"""Tests of what a task compares, what its loss adds up, and what one would guess without a model."""
 
 import dataclasses
 

@@ -196,7 +196,7 @@ BROKEN: dict[type[Pair], set[str]] = {
     },
     PreferredDirection: {"rotation", "reflection"},
     Chiral: {"reflection"},
-    MeanOverBatch: {"batch_independence", "cross_system_gradient"},
+    MeanOverBatch: {"batch_independence", "cross_system_gradient", "finite_difference_forces"},
     LeakyGradient: {"cross_system_gradient"},
     MeanOverAtoms: {"additivity", "supercell"},
     MessagePassing: {"strict_locality"},

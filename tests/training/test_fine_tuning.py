@@ -150,7 +150,7 @@ def test_direct_models_are_tuned_alike(data, tmp_path, task):
 
 
 def test_a_tuned_run_goes_on(run, data, tmp_path):
-    """Without the run that it came from, which may be gone."""
+    """A tuned run does not need the run that it came from, which may be gone."""
     out = tuned(run, data, tmp_path / "out", dtype="float64")
     values = configuration(data, out, run={"max_epochs": 2, "resume": True, "dtype": "float64"})
     before = equicat.load(out).reference_energies

@@ -100,7 +100,7 @@ def stopped_after(config, n_epochs):
 
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch(data, tmp_path):
-    """Also if validation gets worse: an epoch is never done twice, and metrics.csv has one row of each."""
+    """An epoch is never done twice, even if validation gets worse, and metrics.csv has one row of each."""
     options = {"optimizer": {"lr": 0.3, "ema_decay": None, "gradient_clip": None} | STEADY}
     run = go(data, tmp_path / "run", 3, **options).run
     losses = [float(row["val_loss"]) for row in rows(run)]
@@ -283,7 +283,7 @@ def test_a_directory_without_checkpoints_is_refused(data, tmp_path):
     ],
 )
 def test_a_finished_run_has_nothing_to_do(data, copy, capsys, options, message):
-    """It does not train one more step, and says so."""
+    """A finished run is not trained for one more step, and the message says so."""
     if "early_stopping" in options:
         text = (copy / "metrics.csv").read_text()
         (copy / "metrics.csv").write_text(text.replace(rows(copy)[0]["val_loss"], "1e-9"))

@@ -45,9 +45,9 @@ def test_run_directory_holds_everything(run):
 
 
 def test_training_lowers_the_loss(data, tmp_path):
-    result = train(from_mapping(configuration(data, tmp_path / "run", run={"max_epochs": 40})))
+    result = train(from_mapping(configuration(data, tmp_path / "run", run={"max_epochs": 12})))
     log = rows(result.run)
-    assert float(log[-1]["train_loss"]) < 0.6 * float(log[0]["train_loss"])
+    assert float(log[-1]["train_loss"]) < 0.8 * float(log[0]["train_loss"])
     assert result.best_val_loss == pytest.approx(min(float(r["val_loss"]) for r in log), rel=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_files_of_a_run_take_the_umask(run):
 
 
 def test_losses_do_not_depend_on_how_structures_are_batched(data, tmp_path):
-    """They are means over all systems and all free atoms, not means of the means of batches."""
+    """Losses are means over all systems and all free atoms, not means of the means of batches."""
     options = {"lr": 1e-30, "ema_decay": None}
     found = []
     for size in (1, 5, 16):

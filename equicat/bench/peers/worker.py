@@ -128,7 +128,7 @@ REQUESTS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"seconds": _seconds
 
 
 def limits(device: str) -> dict[str, float]:
-    """In float32: GFLOP/s of a large matrix product, and GB/s of a large copy, read and written."""
+    """GFLOP/s of a large matrix product in float32, and GB/s of a large copy, read and written."""
     n, m = (2048, 1 << 26) if device == "cpu" else (8192, 1 << 28)
     a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
     x, y = torch.randn(m, device=device), torch.empty(m, device=device)

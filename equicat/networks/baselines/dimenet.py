@@ -27,23 +27,16 @@ from equicat.options.values import Checked, Cutoff, Depth, ExtraDepth, Range, Wi
 
 
 @dataclass(frozen=True)
-class DimeNetPlusPlusConfig(Checked, section="model"):
-    """Hyperparameters; the defaults are those of OC20's S2EF models."""
+class _Shared(Checked, section="model"):
+    """Hyperparameters that DimeNet and DimeNet++ have in common."""
 
-    name: Literal["dimenet++"] = "dimenet++"
-    """Which architecture."""
+    name: str = ""
     cutoff: Cutoff = 6.0
     """Distance (Å) up to which two atoms are neighbours."""
-    hidden_channels: WidthOfSeveral = 192
+    hidden_channels: WidthOfSeveral = 128
     """Width of messages."""
-    out_emb_channels: WidthOfSeveral = 192
-    """Width of the atom features of each output block."""
-    n_blocks: Depth = 3
+    n_blocks: Depth = 6
     """Interaction blocks."""
-    int_emb_size: Width = 64
-    """Width of messages in the sum over triplets."""
-    basis_emb_size: Width = 8
-    """Width between the two maps of each basis."""
     n_spherical: Annotated[int, Range(at_least=1, at_most=20)] = 7
     """Degrees of the angular basis."""
     n_radial: Width = 6
@@ -59,31 +52,33 @@ class DimeNetPlusPlusConfig(Checked, section="model"):
 
 
 @dataclass(frozen=True)
-class DimeNetConfig(Checked, section="model"):
+class DimeNetPlusPlusConfig(_Shared, section="model"):
+    """Hyperparameters; the defaults are those of OC20's S2EF models."""
+
+    name: Literal["dimenet++"] = "dimenet++"
+    """Which architecture."""
+    hidden_channels: WidthOfSeveral = 192
+    """Width of messages."""
+    n_blocks: Depth = 3
+    """Interaction blocks."""
+    out_emb_channels: WidthOfSeveral = 192
+    """Width of the atom features of each output block."""
+    int_emb_size: Width = 64
+    """Width of messages in the sum over triplets."""
+    basis_emb_size: Width = 8
+    """Width between the two maps of each basis."""
+
+
+@dataclass(frozen=True)
+class DimeNetConfig(_Shared, section="model"):
     """Hyperparameters; the defaults are those of the paper, with the cutoff of OC20."""
 
     name: Literal["dimenet"] = "dimenet"
     """Which architecture."""
-    cutoff: Cutoff = 6.0
-    """Distance (Å) up to which two atoms are neighbours."""
     hidden_channels: WidthOfSeveral = 128
     """Width of messages, and of the atom features of each output block."""
-    n_blocks: Depth = 6
-    """Interaction blocks."""
     n_bilinear: Width = 8
     """Width of the basis in the bilinear layer."""
-    n_spherical: Annotated[int, Range(at_least=1, at_most=20)] = 7
-    """Degrees of the angular basis."""
-    n_radial: Width = 6
-    """Functions of each radial basis."""
-    envelope_exponent: Annotated[int, Range(at_least=1, at_most=99)] = 5
-    """Exponent as the published code counts it: the polynomial envelope has p = exponent + 1."""
-    n_before_skip: ExtraDepth = 1
-    """Residual layers of a block before its skip connection."""
-    n_after_skip: ExtraDepth = 2
-    """Residual layers after it."""
-    n_output_layers: ExtraDepth = 3
-    """Hidden layers of an output block."""
     angle_at: Literal["middle", "end"] = "middle"
     """middle: the angle of the paper and of OC20's code, between k → j and j → i; end: that of the original code and of
     PyTorch Geometric, between i → j and i → k."""

@@ -33,8 +33,8 @@ from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope, silu
 from equicat.options.values import Checked, Cutoff, Depth, EnvelopeExponent, ExtraDepth, Range, WidthOfSeveral
 
-Graph = tuple[Tensor, Tensor, Tensor]
-"""edge_vec, edge_index, species: what a network is called with."""
+Graph = tuple[Float[Tensor, "_ 3"], Int[Tensor, "2 _"], Int[Tensor, "_"]]
+"""edge_vec, edge_index and species, with which a network is called; graphs of one list differ in size."""
 
 UNFITTED_STEPS = 100
 """So many training steps are let pass without fitted scale factors; enough to try things, not to waste a night."""

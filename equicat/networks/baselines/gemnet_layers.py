@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from equicat.networks.layers import silu
 
 
-def orthogonal(weight: Tensor) -> Tensor:
+def orthogonal(weight: Float[Tensor, "*n_in n_out"]) -> Float[Tensor, "*n_in n_out"]:
     """Random, orthogonal, then standardised over inputs so that unit-variance inputs give unit-variance outputs.
 
     Args:
@@ -51,7 +51,7 @@ class Residual(nn.Module):
         return merge(x, self.layers(x))
 
 
-def merge(a: Tensor, b: Tensor) -> Tensor:
+def merge(a: Float[Tensor, "n width"], b: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
     """(a + b) / √2: a skip connection that keeps the variance."""
     return (a + b) * (1 / math.sqrt(2))
 
@@ -72,7 +72,9 @@ class Scale(nn.Module):
         self.variances: Tensor | None = None
         """Variances of the reference and of x, summed over rows, while the factor is being fitted; else None."""
 
-    def forward(self, x: Float[Tensor, "n n_features"], reference: Float[Tensor, "m n_other"]) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "n n_features"], reference: Float[Tensor, "m n_other"]
+    ) -> Float[Tensor, "n n_features"]:
         if self.variances is None:
             return x * self.factor
         variances = torch.stack([y.var(0, unbiased=False).mean() for y in (reference, x)]).double().nan_to_num().cpu()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from equicat.data.contacts import NONMETALS, formula_of
@@ -179,12 +179,12 @@ def _part(structure: Structure, chosen: ndarray) -> Structure:
     )
 
 
-def catalyst_of(structure: Structure, slab: ndarray, what: str, folder: str) -> str:
+def catalyst_of(structure: Structure, slab: Bool[ndarray, "n_atoms"], what: str, folder: str) -> str:
     """Name of the catalyst of a system.
 
     Args:
         structure: the system.
-        slab: which atoms are the slab [n_atoms].
+        slab: which atoms are the slab.
         what: ``composition`` (its reduced formula), ``elements`` (joined by hyphens), ``folder``, or an info key.
         folder: of the system's file.
 
@@ -248,7 +248,7 @@ def _judged(
     if record.role == "system":
         for rule, text in _anomalies(frames, dropped_by, rules):
             record.findings.append(Finding(rule, actions.get(rule, "frames"), text))
-    # What cannot be read costs the frame only; all else is about the system.
+    # An unreadable frame costs that frame only; all other findings are about the system.
     rule_of = {finding.action: finding.rule for finding in reversed(record.findings) if finding.rule != "unreadable"}
     unreadable = ["unreadable"] * n_unreadable
     kept = [frame for frame, rule in zip(frames, dropped_by, strict=True) if not rule]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 
@@ -64,7 +64,7 @@ def order_differs(initial: Structure, relaxed: Structure) -> str:
     )
 
 
-def best_order(initial: Structure, relaxed: Structure) -> tuple[ndarray, float]:
+def best_order(initial: Structure, relaxed: Structure) -> tuple[Int[ndarray, "n_atoms"], float]:
     """Indices into ``relaxed`` that bring it closest to ``initial`` atom by atom, and the largest distance (Å) left."""
     order = np.zeros(len(initial), np.int64)
     furthest = 0.0

@@ -112,7 +112,7 @@ class References:
         matrix, elements = self._matrix() if self.gas else (np.zeros((0, 0)), [])
         wanted = np.array([float(counts[z]) for z in elements])
         combination = np.linalg.lstsq(matrix.T, wanted, rcond=None)[0] if self.gas else np.zeros(0)
-        # What least squares leaves over is no combination of the molecules.
+        # A remainder of the least squares means that no combination of the molecules has this formula.
         if set(counts) - set(elements) or np.abs(combination @ matrix - wanted).max(initial=0.0) > 1e-6:
             raise InputError(
                 f"no gas reference for {formula_of(numbers)}: it is no combination of "

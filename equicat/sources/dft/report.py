@@ -38,7 +38,7 @@ class Report:
         for record in self.records:
             assert len(record.fates) == len(record.fids) == record.n_frames, record.sid
         assert fates.total() == sum(record.n_frames for record in self.records)
-        # What was written is what the records say was kept.
+        # As many frames and systems were written as the records say were kept.
         assert sum(n["frames"] - n["repeated_frames"] for n in self.splits.values()) == fates[IN_S2EF]
         assert sum(n["systems"] for n in self.splits.values()) == len(self._relaxed())
 
@@ -81,8 +81,10 @@ class Report:
         }
 
     def by_rule(self) -> dict[str, dict[str, int]]:
-        """For each rule that found something: frames dropped by it, systems it found, systems kept for S2EF only,
-        systems dropped."""
+        """Numbers of frames dropped, systems found, systems kept for S2EF only and systems dropped by each rule.
+
+        A rule that found nothing is left out.
+        """
         table: dict[str, dict[str, int]] = defaultdict(
             lambda: {"frames_dropped": 0, "systems_found": 0, "systems_s2ef_only": 0, "systems_dropped": 0}
         )

@@ -44,7 +44,7 @@ class Tagging:
     adsorbate: str
     """The given name, or the formulas of the different molecules: ``CO``, ``CO+O``; empty without one."""
     method: str
-    """In words, for the report."""
+    """How the tags were found, in words for the report."""
 
 
 def fixed_atoms(

@@ -13,7 +13,7 @@ MIN_VACUUM = 3.0
 
 
 class UnclearAdsorbate(InputError):
-    """It cannot be told which atoms are the adsorbate."""
+    """Raised where it cannot be told which atoms are the adsorbate."""
 
 
 class NoVacuum(UnclearAdsorbate):

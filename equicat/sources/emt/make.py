@@ -110,7 +110,7 @@ class Job:
     attempt: int
     catalysts: list[Catalyst]
     adsorbates: list[str]
-    """To draw from."""
+    """Names of the adsorbates to draw from."""
     config: EMTConfig
 
 

@@ -41,12 +41,12 @@ class Split:
 
     task: str
     published: str
-    """Its published name: ``200k``, ``val_id`` ..."""
+    """The published name: ``200k``, ``val_id`` ..."""
     name: str
-    """Its directory in a data set: ``train``, ``val_id`` ..."""
+    """The directory in a data set of ours: ``train``, ``val_id`` ..."""
     archive: Archive
     inside: str
-    """Where it is in the archive."""
+    """The path of the split in the archive."""
     n_structures: int
     unpacked: float
     """Mean size in bytes of a structure in the unpacked files; the page has the size of all splits of an archive."""

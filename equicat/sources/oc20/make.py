@@ -185,7 +185,7 @@ def _unpacked_place(unpacked: Path, split: Split) -> Path | None:
 
 
 def _require_space(out: Path, splits: list[Split], config: OC20Config) -> None:
-    """For the archive and what is unpacked of it, then for that and the stores; what is there already counts."""
+    """Refuse to begin without room for archive and unpacked files, then for these and the stores; files there count."""
     archive, folder = splits[0].archive, out / DOWNLOADS
     n = sum(split.n_structures for split in splits)
     is_raw = archive.name.endswith(".tar")

@@ -124,7 +124,7 @@ def test_cgcnn_as_published_jumps_at_the_cutoff():
 
 @each
 def test_derivatives_of_forces_by_weights(name):
-    """What training on forces takes, and what fairchem's DimeNet++ lacks: the derivative goes through the angles."""
+    """Training on forces takes a derivative through the angles, which fairchem's DimeNet++ lacks."""
     model = network(name).double()
     edge_vec, edge_index, species = graph(testing.example_structures(ELEMENTS)[2:])
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -228,13 +228,15 @@ def pyg_energies(name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch
         models = geometric.nn.models.dimenet
         shared = {"hidden_channels": 16, "out_channels": 1, "num_blocks": 2, "num_spherical": 4, "num_radial": 3}
         shared |= {"cutoff": CUTOFF, "output_initializer": "glorot_orthogonal"}
+        alike = {"cutoff": CUTOFF, "hidden_channels": 16, "n_blocks": 2, "n_spherical": 4, "n_radial": 3}
         monkeypatch.setattr(models, "SphericalBasisLayer", pyg_reference.spherical_basis)
         if name == "dimenet":
             theirs = models.DimeNet(**shared, num_bilinear=8).double()
-            ours = DimeNet(DimeNetConfig("dimenet", CUTOFF, 16, 2, 8, 4, 3, angle_at="end"), 3)
+            ours = DimeNet(DimeNetConfig(**alike, n_bilinear=8, angle_at="end"), 3)
         else:
             theirs = models.DimeNetPlusPlus(**shared, int_emb_size=12, basis_emb_size=8, out_emb_channels=20).double()
-            ours = DimeNetPlusPlus(DimeNetPlusPlusConfig("dimenet++", CUTOFF, 16, 20, 2, 12, 8, 4, 3), 3)
+            config = DimeNetPlusPlusConfig(**alike, out_emb_channels=20, int_emb_size=12, basis_emb_size=8)
+            ours = DimeNetPlusPlus(config, 3)
         ours = ours.double()
         transfer(theirs, ours, "emb.emb.weight", elements)
         readout = torch.cat([block.lin.weight[0] for block in theirs.output_blocks])

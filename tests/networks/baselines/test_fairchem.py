@@ -24,7 +24,7 @@ REFERENCE = np.load(FIXTURES / "fairchem.npz")
 CUTOFF = float(REFERENCE["cutoff"])
 ELEMENTS = tuple(sorted(set(REFERENCE["numbers"].tolist())))
 PRECISION = 2e-5
-"""Of fairchem's single precision, relative."""
+"""Relative precision of fairchem's numbers, which are single."""
 
 GEMNET_NAMES = [
     (r"^mlp_rbf3\.", "rbf_triplet."),
@@ -108,7 +108,11 @@ def predict(model: str, edge_vec: torch.Tensor, edge_index: torch.Tensor, specie
         readout, bias = found["fc_out.weight"][0].double(), found["fc_out.bias"].double()
         return (network.fully_connected(mean) @ readout + bias).sum(), None
     if model == "dimenet++":
-        network = load(DimeNetPlusPlus(DimeNetPlusPlusConfig("dimenet++", CUTOFF, 8, 7, 2, 6, 4, 4, 3), n), found)
+        config = DimeNetPlusPlusConfig(
+            cutoff=CUTOFF, hidden_channels=8, out_emb_channels=7, n_blocks=2, int_emb_size=6, basis_emb_size=4,
+            n_spherical=4, n_radial=3,
+        )  # fmt: skip
+        network = load(DimeNetPlusPlus(config, n), found)
         readout = torch.cat([found[f"output_blocks.{k}.lin.weight"][0] for k in range(3)]).double()
         return (network(*inputs).scalars @ readout).sum(), None
     config = GemNetConfig("gemnet", CUTOFF, 2, 10, 12, 6, 5, 4, 3, 12, 5, n_before_skip=1, n_after_skip=2, n_atom=2)

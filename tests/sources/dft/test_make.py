@@ -42,7 +42,7 @@ GAS = {"H2": 1.0, "H2O": -3.0}
 
 @pytest.fixture(scope="session")
 def relaxations() -> dict[str, list[Atoms]]:
-    """By name: two metals, each with O and OH; six frames of each, the first and the last among them."""
+    """Relaxations by name: two metals, each with O and OH; six frames of each, the first and the last among them."""
     found = {}
     for seed, (metal, adsorbate) in enumerate(product(("Cu", "Pd"), ("O", "OH"))):
         frames = relax(system(metal, adsorbate, seed))
@@ -114,7 +114,7 @@ class TestWhatIsWritten:
         ]  # fmt: skip
 
     def test_every_format_gives_the_same(self, relaxations, tmp_path):
-        """Also compressed, also where VASP wraps positions into the cell."""
+        """Files may be compressed, and VASP may have wrapped positions into the cell."""
         frames = [shifted(frame) for frame in relaxations["Pd-OH"]]
         files: dict[str, Callable[[Path], None]] = {
             "a/x.traj": lambda path: ase.io.write(path, frames),
@@ -497,7 +497,7 @@ class TestPairs:
         assert "Cu-O: no energy (dropped): no relaxed energy, which other systems have" in report.as_text()
 
     def test_wrapped_on_their_own(self, structures, tmp_path):
-        """As fairchem writes OC20: both in the cell, a lattice vector apart."""
+        """fairchem writes OC20 so: both structures in the cell, a lattice vector apart."""
         first, last = structures
         far = [replace(s, positions=s.positions + s.cell[0] - s.cell[1]) for s in last]
         report = import_dataset(tmp_path / "data", self.config(tmp_path, first, far))
@@ -772,7 +772,7 @@ class TestRealData:
 
     @pytest.mark.benchmark
     def test_all_relaxations_of_oc20_mini(self, tmp_path):
-        """What the rules call exploded is what the data set calls a trial step; the tags found are those given."""
+        """The rules call exploded just those frames that the data set calls trial steps, and find the given tags."""
         folder = DFT_DATA / "oc20_mini" / "trajectories"
         report = import_dataset(tmp_path / "data", ImportConfig(files=(str(folder),), energy_reference="total"))
         n = check_counts(report, 4422)

@@ -241,7 +241,7 @@ class TestCleanSlabs:
         assert report.counts()["clean_slabs"] == 1
 
     def test_a_slab_that_nobody_uses_is_left_out(self, project, calculations):
-        """It may be an adsorbed metal atom, for all that its elements tell."""
+        """Such a slab may be an adsorbed metal atom, for all that its elements tell."""
         for name in ("O", "OH"):
             (project / "Pd111" / name / "OUTCAR").unlink()
         report = run(project, split=SplitConfig(val_share=0.0))

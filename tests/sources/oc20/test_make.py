@@ -72,14 +72,14 @@ def archives(tmp_path_factory) -> dict[str, bytes]:
 
 @dataclasses.dataclass
 class Server:
-    """What it serves, how it fails, and what it was asked."""
+    """A local server: the files that it serves, how it fails, and what it was asked."""
 
     files: dict[str, bytes]
     url: str = ""
     break_after: int | None = None
     """Close each connection after so many bytes of the answer."""
     n_breaks: int = 1_000_000
-    """As often as this."""
+    """Close that many connections, then no more."""
     ranges: bool = True
     status: int = 0
     """Answer every request with this error."""

@@ -1,0 +1,106 @@
+"""RESULTS.md is what the measurements say, and the scripts of ``benchmarks`` write what it is made from."""
+
+import importlib
+import json
+import sys
+
+import pytest
+from places import ROOT
+
+from equicat.apply.evaluate import evaluate
+from equicat.errors import InputError
+from equicat.files import write_json
+
+BENCHMARKS = ROOT / "benchmarks"
+MEASURING = {
+    "baselines_speed", "baselines_trained", "direct_tasks", "kill_and_resume", "relaxation_speed", "rounded_products",
+}  # fmt: skip
+OTHERS = {"tables", "envelope", "baselines_speed_worker", "fairchem_reference", "plot_curve", "synthetic_oc20"}
+"""Scripts that make pages, figures and data, and the other half of a measurement."""
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Runs the ``main`` of a script, or gives its module if there are no arguments."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def imported(name: str, *arguments: object):
+        module = importlib.import_module(name)
+        if arguments:
+            monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+            module.main()
+        return module
+
+    yield imported
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+    sys.modules.pop("worker", None)
+
+
+def test_results_are_what_the_measurements_say(script):
+    page = script("tables").page(BENCHMARKS / "results")
+    assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == page, "run python benchmarks/tables.py"
+
+
+def test_a_script_writes_a_measurement(script, tmp_path, capsys):
+    """Two slabs relaxed with EMT: both ways take the same steps."""
+    script("relaxation_speed", "--emt", 2, "--max_steps", 2, "--json", tmp_path / "relaxation.json")
+    found = script("tables").measurement(tmp_path / "relaxation.json")
+    assert found["command"] == [
+        f"python benchmarks/relaxation_speed.py --emt 2 --max_steps 2 --json {tmp_path / 'relaxation.json'}"
+    ]
+    assert "cores of" in found["machine"]
+    (shown,) = found["results"].values()
+    assert [row[3] for row in shown["rows"]] == ["2.0", "2.0"]
+    text = script("tables").page(tmp_path)
+    assert text.startswith("# Measured results")
+    printed = capsys.readouterr().out
+    for row in (shown["columns"], *shown["rows"]):
+        assert f"| {' | '.join(row)} |" in text
+        assert f"| {' | '.join(row)} |" in printed
+
+
+def test_numbers_of_a_command_get_an_envelope(script, run, data, tmp_path):
+    """The numbers of an evaluation are shown as `equicat evaluate` shows them."""
+    summary = evaluate(
+        run, data / "s2ef" / "val_id", out=tmp_path / "evaluation", progress=False, outside_training="ignore"
+    )
+    write_json(tmp_path / "numbers.txt", summary)
+    script(
+        "envelope", tmp_path / "shown.json", "--numbers", tmp_path / "numbers.txt", "--kind", "splits",
+        "--title", "A tiny run", "--command", "equicat evaluate RUN", "--notes", "Nothing is learnt in three epochs.",
+    )  # fmt: skip
+    text = script("tables").page(tmp_path)
+    assert "## A tiny run\n\n```bash\nequicat evaluate RUN\n```\n\n```text\nval_id\n" in text
+    assert "force MAE [eV/Å]" in text
+    assert text.endswith("Nothing is learnt in three epochs.\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title": ""}, "no title"),
+        ({"command": []}, "no command"),
+        ({"machine": None}, "no machine"),
+        ({"results": {}}, "no results"),
+        ({"kind": "picture"}, "kind is 'picture'; it must be one of"),
+    ],
+)
+def test_half_an_envelope_is_refused(script, tmp_path, change, message):
+    whole = {"title": "t", "kind": "tables", "command": ["c"], "machine": "m", "notes": [], "results": {"": {}}}
+    (tmp_path / "half.json").write_text(json.dumps(whole | change))
+    with pytest.raises(InputError, match=message):
+        script("tables").page(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(MEASURING))
+def test_scripts_that_measure_have_the_option(script, name, capsys):
+    """A script that imports what is gone fails here."""
+    with pytest.raises(SystemExit):
+        script(name, "--help")
+    assert "--json" in capsys.readouterr().out
+
+
+def test_a_script_measures_or_is_known_not_to(script):
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == MEASURING | OTHERS
+    assert script("baselines_speed_worker").Baseline
