@@ -108,6 +108,10 @@ class Driver:
     ):
         self.model, self.config, self.save = model, config, save
         self.fire = FIRE(max_step=config.max_step)
+        self.bands: list[Band] = []
+        """Those that move."""
+        self.n_steps: list[int] = []
+        self.seconds: list[float] = []
 
     def run(self, bands: Sequence[Band], progress: Sequence[Progress]) -> Iterator[tuple[int, Progress]]:
         """Move bands from where they stand; each comes back with its number when it has ended.
@@ -134,6 +138,9 @@ class Driver:
             if self.bands and time.perf_counter() - saved >= SAVE_SECONDS:
                 self.save({band.number: p for band, p in zip(self.bands, self._progress(), strict=True)})
                 saved = time.perf_counter()
+
+    positions: Float[Tensor, "n_atoms 3"]
+    state: FIREState
 
     def _begin(self, bands: Sequence[Band], progress: Sequence[Progress]) -> None:
         self.bands = list(bands)
@@ -256,9 +263,8 @@ class Driver:
         self.state = self.state.changed(Change(of_atoms, stay.nonzero()[:, 0], 0, 0))
         self.positions, self.climbing = self.positions[of_atoms], self.climbing[stay]
         self.last = _Evaluation(last.positions[of_atoms], last.energies[images], last.forces[of_atoms], last.fmax[stay])
-        self.bands, self.n_steps, self.seconds = (
-            [value for k, value in enumerate(values) if k not in ended]
-            for values in (self.bands, self.n_steps, self.seconds)
-        )
+        places = [k for k in range(len(self.bands)) if k not in ended]
+        self.bands = [self.bands[k] for k in places]
+        self.n_steps, self.seconds = [self.n_steps[k] for k in places], [self.seconds[k] for k in places]
         self.images.keep(images.tolist())
         self._lay_out()

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -88,7 +89,13 @@ def follow(before: Structure, after: Structure, reorder: bool | None) -> tuple[S
     Raises:
         InputError: as :func:`ends_of`, but that both may be the same.
     """
-    bare = {"energy": None, "forces": None, "relaxed_energy": None, "relaxed_positions": None, "stress": None}
+    bare: dict[str, Any] = {
+        "energy": None,
+        "forces": None,
+        "relaxed_energy": None,
+        "relaxed_positions": None,
+        "stress": None,
+    }
     after, notes = dataclasses.replace(after, **bare), list[str]()
     if reorder:
         was, after = after, reordered(before, after)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from equicat.barriers.driver import Progress
 from equicat.barriers.figure import write_figure
@@ -162,5 +164,10 @@ def _summary(band: Barrier) -> dict[str, Any]:
         "flags": list(band.flags),
         "notes": list(band.notes),
         "n_imaginary": band.n_imaginary,
-        "frequencies_per_cm": None if band.n_imaginary is None else band.frequencies.round(2).tolist(),  # type: ignore
+        "frequencies_per_cm": None if band.frequencies is None else _listed(band.frequencies),
     }
+
+
+def _listed(numbers: Float[ndarray, "n"]) -> list[float | None]:
+    """Numbers for JSON, which has no NaN."""
+    return [round(float(x), 2) if np.isfinite(x) else None for x in numbers]

@@ -71,8 +71,7 @@ class Barrier:
     @property
     def n_imaginary(self) -> int | None:
         """Imaginary frequencies at the highest image, beyond :data:`~equicat.barriers.saddle.IMAGINARY`."""
-        found = self.frequencies
-        return None if found is None or not np.isfinite(found).all() else int((found < -IMAGINARY).sum())
+        return None if self.frequencies is None else int((self.frequencies < -IMAGINARY).sum())
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -84,7 +83,7 @@ class Barrier:
         if self.saddle in (0, len(energies) - 1):
             found.append("no_saddle")
         else:
-            found += {1: [], None: []}.get(self.n_imaginary, ["not_one_imaginary"])
+            found += ["not_one_imaginary"] if self.n_imaginary not in (None, 1) else []
         below = [min(energies[:k].max(), energies[k + 1 :].max()) - energies[k] for k in range(1, len(energies) - 1)]
         return (*found, *(["intermediate_minimum"] if max(below) > DIP else []))
 
