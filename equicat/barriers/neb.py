@@ -260,7 +260,12 @@ def _warn_outside(model: ForceModel, bands: Sequence[Barrier]) -> None:
     """Say which paths lead out of what the model was trained on: models of relaxations have seldom seen a saddle."""
     if isinstance(model, PotentialForces) and model.potential.info.domain is not None:
         watch = DomainWatch(model.potential.info.domain, model.energy_reference)
-        for band in bands:
-            for image in band.path[1:-1]:
-                watch.look(Batch.from_structures([image], model.potential.cutoff))
+        ends = [end for band in bands for end in (band.path[0], band.path[-1])]
+        inner = [image for band in bands for image in band.path[1:-1]]
+        for image in ends:
+            watch.look(Batch.from_structures([image], model.potential.cutoff))
+        for finding in watch.findings.values():
+            finding.said = True  # when the ends were relaxed
+        for image in inner:
+            watch.look(Batch.from_structures([image], model.potential.cutoff))
         watch.say()
