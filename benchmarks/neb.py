@@ -1,6 +1,6 @@
 """Nudged elastic bands in one batch against ASE's NEB with FIRE, band after band and image after image.
 
-Both begin from the same relaxed ends and the same first paths (IDPP), with the improved tangent and an image that climbs
+Both begin from the same relaxed ends and first paths (IDPP), with the improved tangent and an image that climbs
 from the first step. First with EMT itself, then with a trained model, such as that of `equicat demo`::
 
     python benchmarks/neb.py demo/run

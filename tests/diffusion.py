@@ -19,12 +19,11 @@ def on_slab(site: str, metal: str = "Pd", adsorbate: str = "O") -> Atoms:
     return _with(fcc111(metal, (2, 2, 2), vacuum=6.0), adsorbate, 1.2, site)
 
 
-def adatoms() -> tuple[Atoms, Atoms]:
-    """Cu in two neighbouring hollows of Cu(100); the second is wrapped to the other side of the cell."""
-    initial = _with(fcc100("Cu", (2, 2, 2), vacuum=6.0), "Cu", 1.7, "hollow")
+def adatoms(n: int = 3) -> tuple[Atoms, Atoms]:
+    """Cu in two neighbouring hollows of Cu(100), n along the cell; the second is wrapped to the other side of it."""
+    initial = _with(fcc100("Cu", (n, 2, 2), vacuum=6.0), "Cu", 1.7, "hollow")
     final = initial.copy()
-    final.positions[-1, 0] += initial.cell[0, 0] / 2 - initial.cell[0, 0]
-    final.positions[-1, 1] += 0.02  # or it could as well go the other way round
+    final.positions[-1] += initial.cell[0] / n - initial.cell[0]
     return initial, final
 
 

@@ -233,8 +233,8 @@ def _barrier(number: int, pair: Ends, ended: Progress | None, failure: str, why:
     )
     about = {"energy_reference": energy_reference, "band": number}
     named = [
-        dataclasses.replace(s, fid=None, info={**s.info, **about, "image": k, "reaction_coordinate": float(length)})
-        for k, (s, length) in enumerate(zip(path, bare.lengths, strict=True))
+        _named(image, {**about, "image": k, "reaction_coordinate": float(length)})
+        for k, (image, length) in enumerate(zip(path, bare.lengths, strict=True))
     ]
     return dataclasses.replace(bare, path=named)
 
@@ -245,6 +245,12 @@ def _image(initial: Structure, positions: np.ndarray, energy: float, forces: np.
     return dataclasses.replace(
         initial, positions=positions, energy=float(energy) if known else None, forces=forces if known else None, info={}
     )
+
+
+def _named(image: Structure, about: dict[str, Any]) -> Structure:
+    """The image with what there is to say about it, but without the seconds of its relaxation, other at every run."""
+    info = {name: value for name, value in image.info.items() if name != "seconds"}
+    return dataclasses.replace(image, fid=None, info={**info, **about})
 
 
 def _with_frequencies(band: Barrier, model: ForceModel, config: NEBConfig) -> Barrier:

@@ -18,17 +18,14 @@ from equicat.barriers.ends import ends_of
 from equicat.barriers.interpolation import straight
 from equicat.data.structure import Structure
 from equicat.relaxation.models import CalculatorForces, PotentialForces
+from equicat.relaxation.relax import relax
 
 
 def emt_band(number: int, initial, final, n_images: int) -> Band:
-    """Straight lines between ends that are not relaxed."""
+    """Straight lines between relaxed ends."""
     pair = ends_of(Structure.from_ase(initial), Structure.from_ase(final), None)
-    ends = []
-    for end in (pair.initial, pair.final):
-        atoms = end.to_ase()
-        atoms.calc = EMT()
-        ends.append(dataclasses.replace(end, energy=float(atoms.get_potential_energy())))
-    return Band(number, *ends, straight(pair.initial, pair.final, n_images))
+    ends = relax([pair.initial, pair.final], CalculatorForces(EMT), progress=False).structures
+    return Band(number, *ends, straight(*ends, n_images))
 
 
 def by_ase(band: Band, climb: bool) -> tuple[NEB, FIRE]:

@@ -93,7 +93,7 @@ def test_an_adatom_that_is_wrapped_goes_over_the_bridge():
     assert band.forward == pytest.approx(band.reverse, abs=0.01)
     assert 0.2 < band.forward < 0.8
     assert np.diff(band.lengths).max() < 1.0
-    assert any("could as well go the other way round" in note for note in band.notes)
+    assert band.path[-1].positions[-1, 0] - band.path[0].positions[-1, 0] == pytest.approx(2.55, abs=0.1)
 
 
 def test_frames_are_bands_in_one_batch(oxygen):
@@ -118,9 +118,9 @@ def test_a_path_of_ones_own(oxygen):
 def test_a_path_through_another_minimum_is_flagged():
     """From one hollow of Cu(100) two hollows on, past the one between."""
     initial = adatoms()[0] * (2, 1, 1)
-    del initial[17]
+    del initial[25]
     final = initial.copy()
-    final.positions[8] += [initial.cell[0, 0] / 2, 0.02, 0.0]
+    final.positions[12] += initial.cell[0] / 3
     band = find(initial, final, images=7, max_steps=60, check_saddle=False, climb=False).bands[0]
     assert "intermediate_minimum" in band.flags
 
@@ -142,7 +142,7 @@ def test_atoms_that_collide_on_the_first_path():
     final = initial.copy()
     final.positions[[-2, -1]] = initial.positions[[-1, -2]]
     with pytest.raises(InputError, match=r"no path: in image 2 atoms 8 \(O\) and 9 \(O\) are 0.0. Å apart .* idpp"):
-        find(initial, final, images=3, interpolation="linear", reorder=False)
+        find(initial, final, images=3, interpolation="linear", reorder=False, relax_ends=False)
 
 
 def test_a_model_that_gives_the_ends_no_numbers():
@@ -167,7 +167,7 @@ def test_structures_that_cannot_be_moved_or_are_not_known():
 
 def test_a_model_without_forces():
     direct = RUN.parent / "is2re_displacements"
-    with pytest.raises(InputError, match="needs forces"):
+    with pytest.raises(InputError, match="gives no forces; use a model trained for s2ef"):
         find(on_slab("fcc"), on_slab("hcp"), direct)
 
 
