@@ -54,12 +54,7 @@ def ends_of(initial: Structure, final: Structure, reorder: bool | None) -> Ends:
             same structure.
     """
     after, notes = follow(initial, final, reorder)
-    moved = np.linalg.norm(after.positions - initial.positions, axis=1)
-    if moved.max() < SAME:
-        raise InputError(
-            f"{initial.where} and {final.where} are the same structure (no atom moves more than {moved.max():.3f} Å), "
-            "so there is no path between them; give two different minima"
-        )
+    _check_different(initial, after)
     return Ends(initial, after, notes=notes)
 
 
@@ -79,7 +74,7 @@ def path_of(images: Sequence[Structure]) -> Ends:
         after, more = follow(path[-1], image, reorder=False)
         path.append(after)
         notes += more
-    ends_of(path[0], path[-1], reorder=False)
+    _check_different(path[0], path[-1])
     return Ends(path[0], path[-1], np.stack([image.positions for image in path[1:-1]]), notes)
 
 
@@ -122,6 +117,15 @@ def follow(before: Structure, after: Structure, reorder: bool | None) -> tuple[S
             "ends from the same slab, or free that atom in both"
         )
     return dataclasses.replace(before, positions=before.positions + free, source=after.where, **bare), tuple(notes)
+
+
+def _check_different(initial: Structure, final: Structure) -> None:
+    moved = np.linalg.norm(final.positions - initial.positions, axis=1).max()
+    if moved < SAME:
+        raise InputError(
+            f"{initial.where} and {final.where} are the same structure (no atom moves more than {moved:.3f} Å), "
+            "so there is no path between them; give two different minima"
+        )
 
 
 def _check_same_system(before: Structure, after: Structure) -> None:
