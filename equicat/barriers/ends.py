@@ -13,7 +13,7 @@ from equicat.data.images import nearest_image
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.relaxation.held import free_directions
-from equicat.sources.dft.order import atoms_differ, order_differs, reordered
+from equicat.sources.dft.order import OTHER_ORDER, atoms_differ, best_order, reordered
 
 SAME_CELL = 1e-4
 """Å; lattice vectors that differ by less are the same; files round."""
@@ -23,6 +23,9 @@ SAME = 0.05
 """Å; ends are the same structure if no atom moves further."""
 SAME_MINIMUM = 0.1
 """Å; the same for relaxed ends, each of which is only near its minimum."""
+EXCHANGED = 0.4
+"""Atoms have changed places if, put back, none of them moves further than this share of the furthest now. An adatom that
+pushes another one out of the surface, after which both have moved a little, is no such case."""
 UNCLEAR = 0.1
 """Å; if an atom's way to another periodic image is not longer than this, which one is meant is not clear."""
 
@@ -97,11 +100,9 @@ def follow(before: Structure, after: Structure, reorder: bool | None) -> tuple[S
         if not np.array_equal(was.positions, after.positions):
             notes.append(f"The atoms of {after.where} were put in the order of {before.where}.")
     _check_same_system(before, after)
-    if reorder is None and (text := order_differs(before, after)):
-        raise InputError(f"{text}; --reorder false takes the order as it is")
-    way = after.positions - before.positions
-    shift, lead = nearest_image(way, before.cell, before.pbc)
-    way = way + shift @ before.cell
+    way, lead = _way(before, after)
+    if reorder is None:
+        _check_order(before, after, way)
     unclear = np.flatnonzero((lead < UNCLEAR) & (np.linalg.norm(way, axis=1) > HELD))
     if len(unclear):
         notes.append(
@@ -117,6 +118,33 @@ def follow(before: Structure, after: Structure, reorder: bool | None) -> tuple[S
             "ends from the same slab, or free that atom in both"
         )
     return dataclasses.replace(before, positions=before.positions + free, source=after.where, **bare), tuple(notes)
+
+
+def _way(before: Structure, after: Structure) -> tuple[Float[ndarray, "n_atoms 3"], Float[ndarray, "n_atoms"]]:
+    """The shortest way of each atom, and by how much the next one is longer, Å."""
+    way = after.positions - before.positions
+    shift, lead = nearest_image(way, before.cell, before.pbc)
+    return way + shift @ before.cell, lead
+
+
+def _check_order(before: Structure, after: Structure, way: Float[ndarray, "n_atoms 3"]) -> None:
+    """Refuse ends in which some atoms, had they changed places, would hardly have moved.
+
+    That adsorbates move far says nothing: only the atoms that would change places are looked at.
+    """
+    order, _ = best_order(before, after)
+    changed = np.flatnonzero(order != np.arange(len(order)))
+    if not len(changed):
+        return
+    moves = np.linalg.norm(way[changed], axis=1)
+    others = np.linalg.norm(_way(before, reordered(before, after))[0][changed], axis=1)
+    if moves.max() > OTHER_ORDER and others.max() < EXCHANGED * moves.max():
+        names = ", ".join(map(str, changed[:8])) + (" …" if len(changed) > 8 else "")
+        raise InputError(
+            f"{after.where} seems to have the atoms of {before.where} in another order: atom {changed[moves.argmax()]} "
+            f"moves {moves.max():.2f} Å, and with the places of atoms {names} exchanged at most {others.max():.2f} Å; "
+            "--reorder true puts them in order, --reorder false takes them as they are"
+        )
 
 
 def _check_different(initial: Structure, final: Structure) -> None:

@@ -121,7 +121,7 @@ def test_a_path_through_another_minimum_is_flagged():
     del initial[25]
     final = initial.copy()
     final.positions[12] += initial.cell[0] / 3
-    band = find(initial, final, images=7, max_steps=60, check_saddle=False, climb=False).bands[0]
+    band = find(initial, final, images=7, max_steps=60, check_saddle=False).bands[0]
     assert "intermediate_minimum" in band.flags
 
 
