@@ -24,8 +24,8 @@ SAME = 0.05
 SAME_MINIMUM = 0.1
 """Å; the same for relaxed ends, each of which is only near its minimum."""
 EXCHANGED = 0.4
-"""Atoms have changed places if, put back, none of them moves further than this share of the furthest now. An adatom that
-pushes another one out of the surface, after which both have moved a little, is no such case."""
+"""Atoms have changed places if, put back, none of them moves further than this share of the furthest now. An adatom
+that pushes another one out of the surface, after which both have moved a little, is no such case."""
 UNCLEAR = 0.1
 """Å; if an atom's way to another periodic image is not longer than this, which one is meant is not clear."""
 

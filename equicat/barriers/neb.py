@@ -193,12 +193,16 @@ def _ended(
     done = {number: found for number, found in state.items() if found.how != "moving"}
     todo = [band for band in bands if band.number not in done]
 
+    starts = [state.get(band.number) or Progress.begin(band.inner) for band in todo]
+    bar = tqdm(total=len(bands), initial=len(done), desc="neb", unit="band", disable=not progress)
+
     def save(moving: Mapping[int, Progress]) -> None:
         if folder is not None:
             folder.save_progress({**done, **moving})
+        if moving:
+            furthest = max(moving.values(), key=lambda band: band.n_steps)
+            bar.set_postfix_str(f"{furthest.n_steps} steps, largest force {furthest.fmax:.3f} eV/Å")
 
-    starts = [state.get(band.number) or Progress.begin(band.inner) for band in todo]
-    bar = tqdm(total=len(bands), initial=len(done), desc="neb", unit="band", disable=not progress)
     with bar:
         for number, found in Driver(model, config, save).run(todo, starts):
             done[number] = found
