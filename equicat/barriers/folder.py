@@ -90,7 +90,7 @@ class Folder:
             replace_json(self.path / ENDS, {"ends": entries})
 
     def progress(self) -> dict[int, Progress]:
-        """What was saved of bands, by number.
+        """Where bands stood when they were saved, by number.
 
         Raises:
             InputError: if it is damaged.
