@@ -142,7 +142,7 @@ def main() -> None:
     warnings.simplefilter("ignore", equicat.OutsideTraining)
     compare("EMT", CalculatorForces(EMT), EMT, config)
     if options.run:
-        calculator = equicat.Calculator(options.run, options.device)
+        calculator = equicat.Calculator(options.run, options.device, outside_training="ignore")
         compare("model", force_model(options.run, options.device), lambda: calculator, config)
 
 

@@ -23,9 +23,9 @@ COLLISION = 0.5
 """Two atoms of an image that are nearer than this many sums of their covalent radii have collided."""
 ASIDE = 0.2
 """Å; how far atoms that would collide on straight lines are put aside in the middle of the path, before IDPP."""
-SPRING, MAX_STEPS, FMAX = 0.1, 300, 0.1
-"""How IDPP is minimised: constant of the springs, steps at most, and largest force; ASE's values but for the steps.
-Energies and lengths are in the units of the pair potential, 1/Å² and Å."""
+SPRING, MAX_STEPS, FMAX = 0.1, 300, 0.01
+"""How the pair potential is minimised: constant of the springs, steps at most, and largest force, where an energy has
+the unit 1/Å². ASE stops at a force of 0.1, at which only atoms that nearly touch have moved."""
 
 
 def straight(initial: Structure, final: Structure, n_images: int) -> Float[ndarray, "n_images n_atoms 3"]:

@@ -51,7 +51,7 @@ def test_the_path_is_near_that_of_ase():
     images = [initial.to_ase() for _ in range(4)] + [final.to_ase()]
     neb = NEB(images, method="improvedtangent")
     neb.interpolate(mic=True)
-    idpp_interpolate(neb, traj=None, log=None, mic=True)
+    idpp_interpolate(neb, traj=None, log=None, mic=True, fmax=0.01, steps=300)
     found = idpp(initial, final, 3)
     np.testing.assert_allclose(found, [image.positions for image in images[1:-1]], rtol=0, atol=0.1)
 
