@@ -25,9 +25,11 @@ def curve(band: Barrier) -> ForceFit:
 
 def write_figure(path: Path, bands: Sequence[Barrier]) -> None:
     """Write the energy profiles of all bands that have one as SVG."""
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    shown = [band for band in bands if band.saddle is not None]
+    named = 0 < len(shown) <= MAX_NAMED
+    figure = Figure(figsize=(6.0, 3.6 + named * (0.4 + 0.18 * len(shown))), layout="constrained")
     axes = figure.add_subplot()
-    for k, band in enumerate(band for band in bands if band.saddle is not None):
+    for k, band in enumerate(shown):
         fit, color = curve(band), f"C{k % 10}"
         axes.plot(fit.fit_path, fit.fit_energies, color=color, linewidth=1.4)
         said = f"{band.name}: {band.forward:.3f} eV"
@@ -35,8 +37,8 @@ def write_figure(path: Path, bands: Sequence[Barrier]) -> None:
     axes.set_xlabel("length of the path [Å]")
     axes.set_ylabel("energy above the initial structure [eV]")
     axes.spines[["top", "right"]].set_visible(False)
-    if 0 < len(axes.get_legend_handles_labels()[0]) <= MAX_NAMED:
-        axes.legend(title="barrier", frameon=False, fontsize=8)
+    if named:
+        figure.legend(title="barrier", frameon=False, fontsize=8, loc="outside lower center")
     # Text stays text, and the same bands give the same file.
     with replacing_file(path) as temporary, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "neb"}):
         figure.savefig(temporary, format="svg", metadata={"Date": None})
