@@ -17,6 +17,7 @@ _PUBLIC = {
     "Structure": "equicat.data.structure",
     "adsorption_energies": "equicat.adsorption.energies",
     "load": "equicat.models.saved",
+    "neb": "equicat.barriers.neb",
     "open_dataset": "equicat.data.datasets",
     "read": "equicat.data.readers",
     "relax": "equicat.relaxation.relax",

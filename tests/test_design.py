@@ -36,7 +36,7 @@ ROWS = """
     models
     tasks interfaces testing relaxation
     training apply report bench
-    studies adsorption
+    studies adsorption barriers
     cli
     __main__
 """
