@@ -129,7 +129,7 @@ def test_a_run_is_trained_and_goes_on_as_published(data, tmp_path):
     assert len({group["lr"] / group["scale"] for group in groups}) == 1
     assert {group["eps"] * group["scale"] for group in groups} == {1e-8}
     assert len(groups) > 3
-    network = json.loads((whole / "model.json").read_text())["network"]
+    network = json.loads((whole / "model.json").read_text())["model"]
     assert (network["n_types"], network["avg_num_neighbors"], network["normalize_basis"]) == (84, 37.0, True)
     values["optimizer"]["parametrization"] = "equicat"
     values["run"] |= {"max_epochs": 4}
