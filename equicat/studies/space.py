@@ -1,6 +1,6 @@
 """What a search tries: the part of a sweep file of Weights & Biases that says which values an option may have.
 
-The keys ``method``, ``metric`` and ``parameters`` are read; others, such as ``command``, are for Weights & Biases alone.
+The keys ``method``, ``metric`` and ``parameters`` are read; others, such as ``command``, are for Weights & Biases.
 Parameters have the dotted names of options of `equicat train`.
 """
 
