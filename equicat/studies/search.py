@@ -75,8 +75,7 @@ def search(
     optuna, found = extra("optuna", "search"), read_space(space)
     base = with_data(read_yaml(find_configuration(config)), data)
     work = _Search(optuna, Path(out), found, base, seed)
-    first = {name: values[0] if isinstance(values, tuple) else values.low for name, values in found.options.items()}
-    work.configuration(first, Path(out))
+    work.configuration(found.first_point(), Path(out))  # names and values are those of options
     work.open()
     while (claimed := work.claim(trials)) is not None:
         with claimed[1]:

@@ -29,6 +29,10 @@ class Range:
     high: float
     distribution: str
 
+    def smallest(self) -> float:
+        """The lower end, a whole number for ``int_uniform``."""
+        return int(self.low) if self.distribution == "int_uniform" else self.low
+
 
 Values = tuple[str, ...]
 """Values to choose from, as text; the type of the option makes numbers of them."""
@@ -48,6 +52,10 @@ class Space:
     def size(self) -> float:
         """Number of points; infinite with ranges."""
         return math.prod(float(len(v)) if isinstance(v, tuple) else math.inf for v in self.options.values())
+
+    def first_point(self) -> dict[str, str | float]:
+        """The first value of each option, or the lower end of its range."""
+        return {name: v.smallest() if isinstance(v, Range) else v[0] for name, v in self.options.items()}
 
     def grid_point(self, k: int) -> dict[str, str]:
         """Point ``k`` of all combinations of values, the last option fastest."""

@@ -19,6 +19,7 @@ from equicat.cli.train import TrainParser
 from equicat.options.text import read_yaml
 from equicat.studies import search as study
 from equicat.studies.space import FOLDER, Range, read_space
+from equicat.training.callbacks import RunWriter
 
 needs_optuna = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import optuna"], capture_output=True, check=False).returncode != 0,
@@ -107,9 +108,33 @@ def test_a_trial_that_fails_is_kept_and_the_search_goes_on(config, tmp_path, cap
 
 
 @needs_optuna
+def test_an_interrupted_trial_is_finished_first(config, tmp_path, monkeypatch):
+    """Its lock ends with its process, so no other process has to know that it was interrupted."""
+    text = yaml.safe_load(config.read_text())
+    text["run"]["max_epochs"] = 3
+    config.write_text(yaml.safe_dump(text))
+    arguments = {"space": str(space_file(tmp_path, SPACE.format(method="random"))), "out": str(tmp_path / "out")}
+    keep, trained = RunWriter.on_train_epoch_end, []
+
+    def and_stop(self, trainer, module):
+        keep(self, trainer, module)
+        trained.append((self.directory.final.name, trainer.current_epoch))
+        if len(trained) == 5:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(RunWriter, "on_train_epoch_end", and_stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        study.search(str(config), **arguments, trials=3)
+    found = study.search(str(config), **arguments, trials=3)
+    assert {trial["state"] for trial in found.trials} == {"complete"}
+    assert trained == [(f"{k:04d}", epoch) for k in range(3) for epoch in range(3)]
+
+
+@needs_optuna
+@pytest.mark.slow
 def test_two_processes_share_a_search_and_a_killed_one_is_finished(config, tmp_path):
     values = yaml.safe_load(config.read_text())
-    values["run"]["max_epochs"] = 40
+    values["run"]["max_epochs"] = 20
     config.write_text(yaml.safe_dump(values))
     out, space = tmp_path / "out", space_file(tmp_path, SPACE.format(method="bayes"))
     command = [sys.executable, "-m", "equicat", "search", str(config), "--space", str(space), "--out", str(out)]
@@ -126,7 +151,7 @@ def test_two_processes_share_a_search_and_a_killed_one_is_finished(config, tmp_p
     assert {trial["state"] for trial in trials} == {"complete"}
     for trial in trials:
         rows = (tmp_path / "out" / "trials" / f"{trial['trial']:04d}" / "metrics.csv").read_text().splitlines()[1:]
-        assert [int(row.split(",")[0]) for row in rows] == list(range(40)), "no epoch is lost or done twice"
+        assert [int(row.split(",")[0]) for row in rows] == list(range(20)), "no epoch is lost or done twice"
 
 
 @needs_optuna
@@ -201,7 +226,7 @@ def test_spaces_are_read_as_weights_and_biases_means_them(tmp_path):
     )
     assert space.maximize
     assert space.method == "random"
-    assert space.options["a"] == Range(1, 3, "int_uniform")
-    assert space.options["b"] == Range(1, 3.5, "uniform")
+    assert space.options["a"] == Range(1.0, 3.0, "int_uniform")
+    assert space.options["b"] == Range(1.0, 3.5, "uniform")
     assert (space.options["c"], space.options["d"]) == (("x",), ("1", "null", "true"))
     assert read_yaml(FOLDER / "allegro_s2ef.yaml")["method"] == "grid"
