@@ -1,4 +1,4 @@
-"""What a search tries: the part of a sweep file of Weights & Biases that says which values an option may have.
+"""The values that a search tries, read from a sweep file of Weights & Biases.
 
 The keys ``method``, ``metric`` and ``parameters`` are read; others, such as ``command``, are for Weights & Biases.
 Parameters have the dotted names of options of `equicat train`.

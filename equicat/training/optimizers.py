@@ -26,7 +26,7 @@ ONLY_WITH = {
 }
 """Options that only one choice of another option reads."""
 EPS = 1e-8
-"""What Adam adds to the root of its second moment."""
+"""Adam adds this to the root of its second moment."""
 LAST_SHARE = 0.01
 """Share of the learning rate at which the cosine schedule ends."""
 BETTER = 1e-4
@@ -67,8 +67,8 @@ class OptimizerConfig(Checked, section="optimizer"):
     amsgrad: bool = False
     """Adam with the largest second moment so far (Reddi et al. 2018)."""
     parametrization: Literal["equicat", "published"] = "equicat"
-    """What a step of Adam moves by lr: equicat, the weights as they are applied; published, as in the code of Allegro's
-    authors, the weights before they are multiplied by about 1/sqrt(n_in), so that steps are 5 to 25 times smaller."""
+    """The weights that a step of Adam moves by lr: equicat, those that are applied; published, as in the code of
+    Allegro's authors, those before a factor of about 1/sqrt(n_in), which makes steps 5 to 25 times smaller."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
