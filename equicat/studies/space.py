@@ -60,7 +60,7 @@ class Space:
     def grid_point(self, k: int) -> dict[str, str]:
         """Point ``k`` of all combinations of values, the last option fastest."""
         point = {}
-        for name, values in reversed(self.options.items()):
+        for name, values in reversed(list(self.options.items())):
             assert isinstance(values, tuple), "read_space() refuses ranges in a grid"
             k, index = divmod(k, len(values))
             point[name] = values[index]
