@@ -137,3 +137,10 @@ def test_what_is_written_of_configurations_of_others():
         assert (ours.force_head, theirs.force_head) == ("gradient", "sum")
         assert (ours.model, ours.optimizer, ours.loss) == (theirs.model, theirs.optimizer, theirs.loss)
     assert {"oc20/is2re/10k", "oc20/s2ef/2M", "oc20/is2rs/100k"} <= set(presets()), "a folder's name is its Allegro"
+
+
+def test_the_page_about_the_paper_names_commands_that_parse():
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(equicat train .*?)(?: {2,}#.*)?$", text, flags=re.MULTILINE)
+    assert len(commands) == 7
+    assert {configured(command).model.name for command in commands} == {"allegro"}
