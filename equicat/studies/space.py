@@ -29,7 +29,7 @@ class Range:
     high: float
     distribution: str
 
-    def smallest(self) -> float:
+    def smallest(self) -> int | float:
         """The lower end, a whole number for ``int_uniform``."""
         return int(self.low) if self.distribution == "int_uniform" else self.low
 
@@ -53,7 +53,7 @@ class Space:
         """Number of points; infinite with ranges."""
         return math.prod(float(len(v)) if isinstance(v, tuple) else math.inf for v in self.options.values())
 
-    def first_point(self) -> dict[str, str | float]:
+    def first_point(self) -> dict[str, str | int | float]:
         """The first value of each option, or the lower end of its range."""
         return {name: v.smallest() if isinstance(v, Range) else v[0] for name, v in self.options.items()}
 
