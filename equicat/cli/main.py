@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from equicat import __version__
-from equicat.cli import bench, data, neb, relax, runs
+from equicat.cli import bench, data, neb, relax, runs, search
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
@@ -20,6 +20,7 @@ Commands = Mapping[str, Any]
 COMMANDS: Commands = {
     "demo": runs.demo,
     "train": TrainParser,
+    "search": search.search,
     "evaluate": runs.evaluate,
     "predict": runs.predict,
     "relax": relax.relax,

@@ -28,12 +28,28 @@ from equicat.kernels.harmonics import spherical_harmonics
 from equicat.kernels.irreps import Parity
 from equicat.networks.features import Features
 from equicat.networks.layers import polynomial_envelope
-from equicat.options.values import Checked, Cutoff, Degree, Depth, EnvelopeExponent, Length, PositiveNumber, Width
+from equicat.options.values import (
+    Checked,
+    Cutoff,
+    Degree,
+    Depth,
+    EnvelopeExponent,
+    Length,
+    Positive,
+    PositiveNumber,
+    Width,
+)
 
 
 @dataclass(frozen=True)
 class AllegroConfig(Checked, section="model"):
-    """Hyperparameters; the defaults are those used for OC20 in the paper on Allegro for catalysis."""
+    """Hyperparameters; the default sizes are those of the OC20 models in the paper on Allegro for catalysis.
+
+    Other defaults are not that paper's: ``normalize_basis`` (true there), ``n_types`` (84) and ``avg_num_neighbors``
+    (37 for relaxed energies, 33 for forces); neighbour lists, cut there to the nearest 50 of each atom; and, outside
+    the network, the readout, the first weights and what a learning rate means. The configurations ``oc20/…/allegro``
+    set all of these but the neighbour lists; docs/paper.md says why the defaults differ.
+    """
 
     name: Literal["allegro"] = "allegro"
     """Which architecture."""
@@ -63,6 +79,9 @@ class AllegroConfig(Checked, section="model"):
     """Hidden widths of the map from scalars to environment weights; empty means linear."""
     avg_num_neighbors: PositiveNumber | None = None
     """Neighbours of an atom on average, which normalises sums over them; null takes it from the training data."""
+    n_types: Positive | None = None
+    """Elements that the authors' one-hot encoding has room for, which sets the size of its first weights and steps
+    (initialization and optimizer.parametrization published); null: those of the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ from equicat.run_directory import (
 from equicat.tasks.tables import metrics_of
 from equicat.tasks.tasks import Task
 from equicat.training.module import TrainingModule
-from equicat.training.optimizers import n_without_better
+from equicat.training.optimizers import n_without_better, rate_of
 from equicat.training.origin import Origin
 
 
@@ -80,7 +80,7 @@ class RunWriter(Callback):
         results = module.finish_epoch()
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["time_s"] = round(module.seconds(), 2)
-        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["lr"] = rate_of(trainer.optimizers[0])
         row |= results
         path = self.directory.path
         if trainer.is_global_zero:

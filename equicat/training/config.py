@@ -92,6 +92,9 @@ class TrainConfig(Checked):
     """Hidden widths of the maps from features to what is predicted."""
     output_nonlinearity: Literal["silu"] | None = "silu"
     """Nonlinearity between the matrices of these maps, for scalars; null as in the published Allegro."""
+    initialization: Literal["equicat", "published"] = "equicat"
+    """First weights of a new model: published draws them as Allegro's authors do, uniform (for the mixing of paths
+    normal), those of the readout ten times larger (model.name allegro)."""
     force_head: DisplacementHead = "gradient"
     """S2EF: gradient, F = -dE/dr; any other makes direct forces, which are faster and not conservative: vector, pair,
     sum (GemNet-dT), magnitude-direction."""
@@ -105,6 +108,15 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option, value in (
+            ("initialization", self.initialization),
+            ("optimizer.parametrization", self.optimizer.parametrization),
+        ):
+            if value == "published" and self.model.name != "allegro":
+                raise InputError(
+                    f"{option} is published, which is for model.name allegro, but that is {self.model.name}; "
+                    "leave it out"
+                )
         if self.task == "s2ef":
             if self.noise.share:
                 raise InputError("noise.share is for the tasks is2re and is2rs; leave it out for s2ef")

@@ -23,6 +23,7 @@ from equicat.models.gradient import ComputeOptions
 from equicat.models.model import AtomisticModel, ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
 from equicat.networks.catalogue import architecture
+from equicat.networks.published import draw_as_published
 from equicat.tasks.tasks import Task, outputs_of, resolved
 from equicat.training.config import RunConfig, TrainConfig
 from equicat.training.normalization import NormalizationConfig, given_references, new_references
@@ -60,6 +61,8 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
     scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else fitted.energy_residual_rms)
     displacement_scale = norm.displacement_scale or fitted.displacements_rms
     model = saved.build(info, scale, displacement_scale, new_references(norm, fitted), compute_options(config.run))
+    if config.initialization == "published":
+        draw_as_published(model)
     _prepare_network(model, data, config.run)
     return model, replace(config, model=model.config, normalization=norm)
 

@@ -17,7 +17,7 @@ from equicat.models.potential import Potential
 from equicat.tasks.tables import MetricSums, metrics_shown
 from equicat.tasks.tasks import LossTerm, Task, total_loss, values_of
 from equicat.training.config import TrainConfig
-from equicat.training.optimizers import make_optimizer, rate_factor, set_rates
+from equicat.training.optimizers import clip_gradient, make_optimizer, rate_factor, set_rates
 
 LOGGED = tuple(metric.name for metric in metrics_shown("log"))
 """Metrics written to metrics.csv for training and validation, those that the task has."""
@@ -135,7 +135,19 @@ class TrainingModule(pl.LightningModule):
         checkpoint["data"] = dict(self.data)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.config.optimizer, self.model.parameters())
+        return make_optimizer(self.config.optimizer, self.model)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradient; the published parametrisation has another norm."""
+        if gradient_clip_val is not None and self.config.optimizer.parametrization == "published":
+            clip_gradient(optimizer, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         set_rates(self.trainer.optimizers[0], self.config.optimizer, self.rate_factor())

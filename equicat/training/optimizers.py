@@ -1,14 +1,15 @@
 """The optimiser of a training run, and the learning rate at each of its steps."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
 from equicat.errors import InputError
+from equicat.networks.published import published_scales
 from equicat.options.values import Checked, Natural, NonNegativeNumber, Positive, PositiveNumber, Range, Share
 from equicat.training.muon import Muon
 
@@ -17,12 +18,15 @@ Factor = Annotated[float, Range(above=0, below=1)]
 ONLY_WITH = {
     "matrix_lr": ("name", "muon"),
     "amsgrad": ("name", "adam"),
+    "parametrization": ("name", "adam"),
     "milestones": ("schedule", "milestones"),
     "milestone_factor": ("schedule", "milestones"),
     "plateau_factor": ("schedule", "plateau"),
     "plateau_patience": ("schedule", "plateau"),
 }
 """Options that only one choice of another option reads."""
+EPS = 1e-8
+"""Adam adds this to the root of its second moment."""
 LAST_SHARE = 0.01
 """Share of the learning rate at which the cosine schedule ends."""
 BETTER = 1e-4
@@ -62,6 +66,9 @@ class OptimizerConfig(Checked, section="optimizer"):
     """Decoupled weight decay (AdamW)."""
     amsgrad: bool = False
     """Adam with the largest second moment so far (Reddi et al. 2018)."""
+    parametrization: Literal["equicat", "published"] = "equicat"
+    """The weights that a step of Adam moves by lr: equicat, those that are applied; published, as in the code of
+    Allegro's authors, those before a factor of about 1/sqrt(n_in), which makes steps 5 to 25 times smaller."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,12 +91,27 @@ class OptimizerConfig(Checked, section="optimizer"):
             raise InputError("optimizer.warmup_from is where a warm-up starts, but optimizer.warmup_steps is 0")
 
 
-def make_optimizer(options: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that the options name, with the full learning rates."""
+def make_optimizer(options: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a model's parameters that the options name, with the full learning rates.
+
+    With ``parametrization`` published, weights W = s w are stepped as if w were the parameter, with the constants s of
+    :func:`~equicat.networks.published.published_scales`. The gradient by w is s times that by W, a factor that Adam
+    divides out but for its ε; so a step of w by ``lr`` is Adam's step of W with the rate s lr and with ε / s. The decay
+    of w, a share lr λ of it a step, is that of W with λ / s. An average of W is s times that of w.
+
+    Raises:
+        InputError: if the parametrisation is published and the model holds no published Allegro.
+    """
     if options.name == "muon":
-        return Muon(parameters, options.lr, options.matrix_lr, weight_decay=options.weight_decay)
-    decay, amsgrad = options.weight_decay, options.amsgrad
-    return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=decay, amsgrad=amsgrad, fused=True)
+        return Muon(model.parameters(), options.lr, options.matrix_lr, weight_decay=options.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if options.parametrization == "published":
+        parameters, scales = dict(model.named_parameters()), published_scales(model)
+        by_scale = {s: [parameters[name] for name, own in scales.items() if own == s] for s in set(scales.values())}
+        groups = [{"params": by_scale[s], "scale": s, "eps": EPS / s} for s in sorted(by_scale, reverse=True)]
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, eps=EPS, amsgrad=options.amsgrad, fused=True)
+    set_rates(optimizer, options, 1.0)
+    return optimizer
 
 
 def set_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfig, factor: float) -> None:
@@ -98,8 +120,24 @@ def set_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfig, factor
     A resumed run, whose checkpoint has rates of its own, thus goes on with those of its configuration.
     """
     for group in optimizer.param_groups:
-        group["lr"] = factor * (options.matrix_lr if group.get("muon") else options.lr)
-        group["weight_decay"] = options.weight_decay
+        scale = group.get("scale", 1.0)
+        group["lr"] = factor * scale * (options.matrix_lr if group.get("muon") else options.lr)
+        group["weight_decay"] = options.weight_decay / scale
+
+
+def rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate as the options count it: that of the first parameters, without the factor of their scale."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("scale", 1.0)
+
+
+def clip_gradient(optimizer: torch.optim.Optimizer, largest: float) -> None:
+    """Scale the gradient down to a norm of at most ``largest``, that of the gradient by w where weights are W = s w."""
+    gradients = [(group.get("scale", 1.0), [p.grad for p in group["params"]]) for group in optimizer.param_groups]
+    known = [(scale, [g for g in found if g is not None]) for scale, found in gradients]
+    norms = [scale * nn.utils.get_total_norm(found) for scale, found in known if found]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grads_with_norm_(parameters, largest, torch.stack(norms).norm())
 
 
 def rate_factor(options: OptimizerConfig, step: int, progress: float, val_losses: Sequence[float]) -> float:

@@ -32,12 +32,14 @@ FIXED = (
     "task",
     "output_mlp",
     "output_nonlinearity",
+    "initialization",
     "force_head",
     "displacement_head",
     "normalization",
     "loss",
     "optimizer.name",
     "optimizer.amsgrad",
+    "optimizer.parametrization",
     "run.dtype",
     "run.init_from",
 )
@@ -146,7 +148,9 @@ def _resumed_config(earlier: Resumption, config: TrainConfig) -> tuple[TrainConf
     Raises:
         InputError: naming an option that cannot change.
     """
-    before, now = _flat(earlier.config), _flat(plain(asdict(config)))
+    # An option that the run's version did not know had the effect that its default has now.
+    before = _flat(plain(asdict(TrainConfig()))) | _flat(earlier.config)
+    now = _flat(plain(asdict(config)))
     settled = {name: before.get(name) for name in now if name.startswith(SETTLED) and now[name] is None}
     changes = []
     for name, value in now.items():

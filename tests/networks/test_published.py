@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from equicat import InputError
 from equicat.models.heads import OutputMLP
 from equicat.models.potential import Potential
 from equicat.networks.allegro import AllegroConfig
@@ -36,10 +37,15 @@ def test_qm9_models_have_the_published_number_of_parameters(n_layers, l_max, pub
     assert trained + unused + energies_of_elements == published
 
 
-def small() -> Potential:
+def small(n_types: int | None = 84) -> Potential:
     torch.manual_seed(0)
     config = AllegroConfig(
-        n_layers=2, two_body_mlp=(64, 64), latent_mlp=(64,), tensor_channels=32, avg_num_neighbors=10.0
+        n_layers=2,
+        two_body_mlp=(64, 64),
+        latent_mlp=(64,),
+        tensor_channels=32,
+        avg_num_neighbors=10.0,
+        n_types=n_types,
     )
     return Potential(config, (8, 29, 78), OutputMLP((64,), linear=True))
 
@@ -62,3 +68,14 @@ def test_matrices_are_scaled_by_what_enters_them():
     assert scales["network.layers.0.env_embed.weights.0"] == pytest.approx(1 / 8)
     assert scales["head.mlp.weights.1"] == pytest.approx(1 / 8), "the readout is linear: no SiLU before it"
     assert scales["network.two_body.bessel.frequencies"] == 1.0
+
+
+def test_without_a_number_of_types_the_elements_of_the_data_count():
+    assert published_scales(small(None))["network.two_body.radial"] == pytest.approx(1 / math.sqrt(2 * 3 + 8))
+    with pytest.raises(InputError, match=r"model\.n_types is 2, but the data have 3 elements"):
+        published_scales(small(2))
+
+
+def test_other_networks_have_no_published_scales():
+    with pytest.raises(InputError, match="allegro"):
+        published_scales(torch.nn.Linear(2, 2))

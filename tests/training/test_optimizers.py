@@ -48,7 +48,7 @@ def test_schedules_depend_on_the_place_in_the_run_alone(options, step, progress,
 
 @pytest.mark.parametrize("name", ["adam", "muon"])
 def test_rates_are_those_of_the_options_whatever_the_optimiser_had(name):
-    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((9, 9), (3,))]
+    parameters = torch.nn.ParameterList(torch.zeros(shape) for shape in ((9, 9), (3,)))
     before, after = ({"matrix_lr": 2.0}, {"matrix_lr": 0.5}) if name == "muon" else ({}, {})
     optimizer = make_optimizer(OptimizerConfig(name=name, lr=1.0, **before), parameters)
     set_rates(optimizer, OptimizerConfig(name=name, lr=0.3, weight_decay=0.1, **after), 0.5)

@@ -56,7 +56,9 @@ def test_there_is_a_configuration_for_each_published_size():
     models = ("cgcnn", "schnet", "dimenet_plus_plus")
     assert {f"is2re/{size}/{m}" for size in ("10k", "100k", "all") for m in models} <= found
     assert {f"s2ef/{size}/{m}" for size in ("200k", "2M") for m in (*models, "gemnet_dt")} <= found
-    assert "is2rs/100k/schnet" in found
+    assert {f"is2re/{size}/{m}" for size in ("10k", "100k", "all") for m in ("allegro", "dimenet")} <= found
+    assert {f"s2ef/{size}/{m}" for size in ("200k", "2M") for m in ("allegro", "gemnet_t")} <= found
+    assert {"is2rs/100k/schnet", "is2rs/100k/allegro"} <= found
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "small").glob("*.yaml")), ids=lambda p: p.stem)
