@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from equicat import __version__
-from equicat.cli import bench, data, relax, runs
+from equicat.cli import bench, data, relax, runs, study
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
@@ -33,6 +33,7 @@ COMMANDS: Commands = {
         "info": data.info,
     },
     "bench": {"speed": bench.speed, "scaling": bench.scaling, "data": bench.data},
+    "study": {"table1": study.table1},
     "convert": {"nequip-allegro": runs.convert_nequip_allegro},
 }
 

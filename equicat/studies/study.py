@@ -1,0 +1,49 @@
+"""How every study that trains is done: plan, do the cells that nobody does, write what is there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from equicat.studies.cells import Cell, Plan, finished
+from equicat.studies.outcome import Outcome, publish
+from equicat.studies.study_data import StudyData
+from equicat.studies.workers import do_cells
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study: its name, its cells, and what it makes of their results."""
+
+    name: str
+    cells: Sequence[Cell]
+    outcome: Callable[[Plan], Outcome]
+    """From the plan, whose folder has the finished cells, to what is written."""
+
+
+def conduct(study: Study, data: StudyData, out: Path, *, workers: int = 1, command: str = "") -> str:
+    """Do a study, or go on with it, and write its files; return what there is to say.
+
+    Any number of processes may do the same study at the same time: each cell is done by one of them. Whichever ends
+    writes what is finished by then, so the last one writes everything.
+
+    Args:
+        study: what to do.
+        data: data set.
+        out: folder of the study.
+        workers: processes.
+        command: that does it, for the files.
+
+    Raises:
+        InputError: if the folder holds something else, or a worker ended early.
+    """
+    plan = Plan(out, study.name, str(data.path), data.digest, tuple(study.cells))
+    plan.write()
+    n_before = len(plan.cells) - len(plan.unfinished())
+    print(f"{study.name}: {len(plan.cells)} cells, {n_before} of them done already", flush=True)
+    do_cells(plan, workers)
+    n_left = len(plan.unfinished())
+    if not finished(plan.results()):
+        return f"{out}: no cell is done yet"
+    path = publish(plan, study.outcome(plan), data.summary(), command)
+    others = f"\n{n_left} cells are still being done by other processes" if n_left else ""
+    return f"table: {path}{others}"
