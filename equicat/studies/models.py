@@ -93,8 +93,12 @@ class Options(Checked):
     """Trainings of each kind; the seed decides weights, order of batches, and which structures a subset holds."""
     epochs: Positive | None = None
     """Train all models for so many epochs. Without epochs and minutes, for as long as the presets say."""
+    direct_epochs: Positive | None = None
+    """With epochs: those of is2re and is2rs, which have one structure of a relaxation where s2ef has all frames."""
     minutes: PositiveNumber | None = None
     """Train all models for so many minutes; with epochs as well, both are done and shown apart."""
+    direct_minutes: PositiveNumber | None = None
+    """With minutes: those of is2re and is2rs."""
     presets: str = "small"
     """Folder of the configurations: small, oc20, or one of yours with files such as allegro.yaml."""
     train: dict[str, str] = field(default_factory=dict)
@@ -103,16 +107,32 @@ class Options(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_models(self.models)
+        for name in ("epochs", "minutes"):
+            if getattr(self, f"direct_{name}") is not None and getattr(self, name) is None:
+                raise InputError(f"direct_{name} is for is2re and is2rs beside {name}, which is missing; give both")
 
     @property
-    def budgets(self) -> dict[str, dict[str, Any]]:
-        """The budgets in words, with the options of the run that each stands for."""
-        found: dict[str, dict[str, Any]] = {}
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets in words; empty words stand for what the presets say."""
+        found = []
         if self.epochs is not None:
-            found[f"{self.epochs} epochs"] = {"max_epochs": self.epochs, "max_minutes": None}
+            found.append(f"{self.epochs} epochs" + (f" ({self.direct_epochs} direct)" if self.direct_epochs else ""))
         if self.minutes is not None:
-            found[f"{self.minutes:g} min"] = {"max_epochs": ENDLESS, "max_minutes": self.minutes}
-        return found or {"": {}}
+            found.append(
+                f"{self.minutes:g} min" + (f" ({self.direct_minutes:g} direct)" if self.direct_minutes else "")
+            )
+        return tuple(found) or ("",)
+
+    def length(self, budget: str, task: str) -> dict[str, Any]:
+        """The options of the run that a budget stands for, in a task."""
+        is_direct = task != "s2ef"
+        if " epochs" in budget:
+            epochs = self.direct_epochs if is_direct and self.direct_epochs else self.epochs
+            return {"max_epochs": epochs, "max_minutes": None}
+        if " min" in budget:
+            minutes = self.direct_minutes if is_direct and self.direct_minutes else self.minutes
+            return {"max_epochs": ENDLESS, "max_minutes": minutes}
+        return {}
 
 
 @dataclass(frozen=True)
@@ -130,7 +150,7 @@ class Grid:
             task: what is trained.
             n_train: training structures.
             seed: of the training.
-            more: ``budget`` (a key of :attr:`Options.budgets`), ``smallest`` (structures of the smallest of the nested
+            more: ``budget`` (one of :attr:`Options.budgets`), ``smallest`` (structures of the smallest of the nested
                 subsets, ``n_train`` if not given), and labels of :class:`~equicat.studies.cells.Cell`.
 
         Raises:
@@ -139,7 +159,7 @@ class Grid:
         smallest, budget = more.pop("smallest", n_train), more.get("budget", "")
         kind = MODELS[model]
         values = merged(self.preset(kind, task, n_train), kind.overrides)
-        own: dict[str, Any] = {"task": task, "run": {**self.options.budgets[budget], "seed": seed}}
+        own: dict[str, Any] = {"task": task, "run": {**self.options.length(budget, task), "seed": seed}}
         own["data"] = {"split_seed": self.data.split_seed(task, smallest, seed)}
         if more.get("head"):
             own["displacement_head"] = more["head"]

@@ -9,10 +9,18 @@ from pathlib import Path
 from equicat.studies.cells import Result
 from equicat.studies.columns import Column
 from equicat.studies.models import MODELS, PUBLISHED_SIZES
-from equicat.studies.outcome import distinct, select, table
+from equicat.studies.outcome import distinct, select, spread, table
+from equicat.studies.run_cell import MODEL_ROW
 from equicat.studies.study_data import StudyData
 from equicat.tasks.tables import METRICS
 
+OTHER_ALLEGRO = {
+    "allegro one layer": "layers (the published run has one, its presets three)",
+    "allegro": "l_max (not published with the figure)",
+}
+"""In what a published Allegro differs from ours of l_max 2, by its name."""
+COUNTED = {"positions_mae": "positions_mae_all_atoms"}
+"""Our metric that counts as the paper does, where ours of the same name counts otherwise."""
 FILE = Path(__file__).with_name("published_oc20.csv")
 
 
@@ -47,25 +55,25 @@ def published() -> tuple[Figure, ...]:
     return tuple(Figure(**{**row, "value": float(row["value"])}) for row in rows)  # type: ignore[arg-type]
 
 
-def figure_of(model: str, task: str, metric: str, n_train: int | None, results: Sequence[Result]) -> Figure | None:
+def figure_of(model: str, column: Column, results: Sequence[Result]) -> Figure | None:
     """The published figure that stands in the place of ours in the paper's table, if there is one.
+
+    Displacements were published for the gradient head.
 
     Args:
         model: ours.
-        task: of the column.
-        metric: of the column.
-        n_train: training structures of the column; None if there is only one size.
+        column: ours.
         results: ours: the smallest of their sizes stands where the paper has the smallest, and so on.
     """
-    name = MODELS[model].published.get(task)
-    found = [f for f in published() if (f.model, f.task, f.metric, f.split) == (name, task, metric, "val_id")]
-    found.sort(key=lambda figure: figure.n_train)
-    if not found:
+    if column.row != MODEL_ROW or column.head not in ("", "gradient"):
         return None
-    exact = [figure for figure in found if figure.n_train == n_train]
-    if n_train is None or exact:
-        return (exact or found)[0]
-    place = sorted(distinct(select(results, task=task), "n_train")).index(n_train)
+    key = (MODELS[model].published.get(column.task), column.task, column.metric, "val_id")
+    found = [f for f in published() if (f.model, f.task, f.metric, f.split) == key]
+    found.sort(key=lambda figure: figure.n_train)
+    exact = [figure for figure in found if figure.n_train == column.n_train]
+    if exact or column.n_train is None:
+        return next(iter(exact or found), None)
+    place = sorted(distinct(select(results, task=column.task), "n_train")).index(column.n_train)
     return found[place] if place < len(found) else None
 
 
@@ -75,13 +83,14 @@ def compared(results: Sequence[Result], columns: Sequence[Column], data: StudyDa
     for column in columns:
         for model in distinct(results, "model"):
             mine = column.of(select(results, model=model))
-            theirs = figure_of(model, column.task, column.metric, column.n_train, results)
-            if theirs is None or not mine or column.row != "model":
+            theirs = figure_of(model, column, results)
+            if theirs is None or not mine:
                 continue
-            metric = METRICS[column.metric]
-            numbers = [metric.text(theirs.value), column.spread(mine, "val_id").text(metric)]
+            metric = METRICS[COUNTED.get(column.metric, column.metric)]
+            ours = spread(mine, "val_id", MODEL_ROW, metric.name).text(metric)
             why = differences(theirs, mine[0], data.provenance, presets)
-            lines.append([f"{theirs.model}, {column.task} {theirs.size}, {metric.heading}", *numbers, model, why])
+            title = f"{theirs.model}, {column.task} {theirs.size}, {metric.heading}"
+            lines.append([title, metric.text(theirs.value), ours, model, why])
     if not lines:
         return "None of the published figures has a counterpart here."
     return table(["published", "OC20", "here", "model", "differs in"], lines)
@@ -104,10 +113,6 @@ def differences(theirs: Figure, ours: Result, provenance: dict[str, object], pre
         found.append(f"size ({ours['n_train']:,} against {theirs.n_train:,})")
     if presets != "oc20":
         found.append(f"network and training (presets {presets}, {ours['n_parameters']:,} parameters)")
-    if theirs.model == "allegro one layer" or (theirs.model == "allegro" and theirs.task == "is2rs"):
-        found.append(
-            "layers or l_max (not published with the figure)" if theirs.task == "is2rs" else "number of layers"
-        )
-    if theirs.task == "is2rs":
-        found.append("atoms counted (the paper counts fixed ones too)")
+    if theirs.model in OTHER_ALLEGRO:
+        found.append(OTHER_ALLEGRO[theirs.model])
     return "; ".join(found) or "nothing"

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from equicat.apply.evaluate import evaluate
 from equicat.apply.evaluate_relaxations import evaluate_relaxations
 from equicat.data.training_data import data_options
+from equicat.errors import OutsideTraining
 from equicat.models import saved
 from equicat.relaxation.config import RelaxConfig
 from equicat.run_directory import LAST, METRICS, environment, metric_columns, read_checkpoint
@@ -65,7 +67,9 @@ def run_cell(cell: Cell, data: Path, folder: Path) -> Result:
     splits = {name: _rows(split["rows"], MODEL_ROW) for name, split in evaluation["splits"].items()}
     relaxations = {}
     if cell.relax is not None:
-        relaxed = evaluate_relaxations(run, data, RelaxConfig(**cell.relax), progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OutsideTraining)  # the splits are made to be outside
+            relaxed = evaluate_relaxations(run, data, RelaxConfig(**cell.relax), progress=False)
         for name, split in relaxed["splits"].items():
             splits.setdefault(name, {}).update(_relaxed(_rows(split["rows"], RELAXED_ROW)))
             relaxations[name] = split["relaxations"]

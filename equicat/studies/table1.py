@@ -113,7 +113,7 @@ def outcome(results: Sequence[Result], data: StudyData, options: Table1Options) 
 def _budget_title(budget: str, options: Options) -> str:
     if not budget:
         return f"As long as the presets `{options.presets}` say"
-    return f"Equal {'time' if budget.endswith('min') else 'epochs'}: {budget}"
+    return f"Equal {'time' if ' min' in budget else 'epochs'}: {budget}"
 
 
 def split_table(results: Sequence[Result], split: str) -> str:
@@ -124,9 +124,7 @@ def split_table(results: Sequence[Result], split: str) -> str:
         mine = select(results, model=model)
         row = [model]
         for column in shown:
-            published = (
-                figure_of(model, column.task, column.metric, column.n_train, results) if split == "val_id" else None
-            )
+            published = figure_of(model, column, results) if split == "val_id" else None
             text = column.spread(mine, split).text(METRICS[column.metric])
             row.append(text if published is None or text == DASH else f"{text} ({published.text})")
         lines.append(row)
