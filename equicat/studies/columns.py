@@ -40,8 +40,8 @@ class Column:
         found = self.of(results)
         found = select(found, model=found[0]["model"]) if found else []
         relaxed = self.row == RELAXED_ROW
-        titles = dict.fromkeys(title for r in found for title in r["splits"].get(split, {}))
-        titles = [t for t in titles if t not in (MODEL_ROW, RELAXED_ROW) and t.endswith(", relaxed") == relaxed]
+        rows = dict.fromkeys(title for r in found for title in r["splits"].get(split, {}))
+        titles = [t for t in rows if t not in (MODEL_ROW, RELAXED_ROW) and t.endswith(", relaxed") == relaxed]
         chosen = [t for t in titles if t.startswith(beginning)] or [
             t for t in titles if t.startswith("no displacement")
         ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,7 +79,7 @@ def outcome(results: Sequence[Result]) -> Outcome:
             rows += found
             title = ", ".join(filter(None, (task, budget)))
             parts.append(f"## {title}: {heading(PRIMARY[task])}\n\n{cost_table(mine, task)}")
-            parts += [step for before, after in zip(found, found[1:], strict=False) if (step := _step(before, after))]
+            parts += [_step(before, after) for before, after in pairwise(found)]
     parts.append("Mean ± standard deviation over seeds; times are those of this machine, validation included.")
     return Outcome("\n\n".join(parts), rows, figure(rows), rows)
 
@@ -126,7 +127,8 @@ def _step(before: dict[str, Any], after: dict[str, Any]) -> str:
     if before["std"] is None or after["std"] is None:
         return f"{sentence}. With one seed there is no spread to hold it against."
     error = (before["std"] ** 2 / before["n_seeds"] + after["std"] ** 2 / after["n_seeds"]) ** 0.5
-    return f"{sentence}. The difference is {abs(after['error'] - before['error']) / max(error, 1e-12):.1f} standard errors."
+    difference = abs(after["error"] - before["error"]) / max(error, 1e-12)
+    return f"{sentence}. The difference is {difference:.1f} standard errors."
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -114,13 +114,12 @@ class Options(Checked):
     @property
     def budgets(self) -> tuple[str, ...]:
         """The budgets in words; empty words stand for what the presets say."""
-        found = []
-        if self.epochs is not None:
-            found.append(f"{self.epochs} epochs" + (f" ({self.direct_epochs} direct)" if self.direct_epochs else ""))
-        if self.minutes is not None:
-            found.append(
-                f"{self.minutes:g} min" + (f" ({self.direct_minutes:g} direct)" if self.direct_minutes else "")
-            )
+        lengths = {"epochs": (self.epochs, self.direct_epochs), "min": (self.minutes, self.direct_minutes)}
+        found = [
+            f"{length:g} {unit}" + (f" ({direct:g} direct)" if direct else "")
+            for unit, (length, direct) in lengths.items()
+            if length is not None
+        ]
         return tuple(found) or ("",)
 
     def length(self, budget: str, task: str) -> dict[str, Any]:
