@@ -33,7 +33,13 @@ COMMANDS: Commands = {
         "info": data.info,
     },
     "bench": {"speed": bench.speed, "scaling": bench.scaling, "data": bench.data},
-    "study": {"table1": study.table1},
+    "study": {
+        "table1": study.table1,
+        "l-max": study.l_max,
+        "data-efficiency": study.data_efficiency,
+        "locality": study.locality,
+        "curves": study.curves,
+    },
     "convert": {"nequip-allegro": runs.convert_nequip_allegro},
 }
 

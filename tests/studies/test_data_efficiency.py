@@ -1,0 +1,76 @@
+"""Learning curves: slopes of known power laws, and what is said of them."""
+
+import numpy as np
+import pytest
+from study_results import result
+
+from equicat.studies.data_efficiency import fit, laws, outcome, verdict_on
+
+SIZES = (10, 20, 40, 80)
+
+
+def noisy(slope: float, height: float, noise: float = 0.02, seed: int = 0, n_seeds: int = 5) -> np.ndarray:
+    """Errors of a power law, with noise of each seed."""
+    factors = np.exp(noise * np.random.default_rng(seed).normal(size=(n_seeds, len(SIZES))))
+    return height * (np.array(SIZES) / 30.0) ** slope * factors
+
+
+@pytest.mark.parametrize("slope", [-0.8, -0.25, 0.1])
+def test_slopes_of_exact_power_laws_are_found(slope):
+    law = fit(SIZES, noisy(slope, 0.3, noise=0.0))
+    middle = np.exp(np.log(SIZES).mean())
+    assert law.slope == pytest.approx(slope, abs=1e-12)
+    assert law.error_mid == pytest.approx(0.3 * (middle / 30.0) ** slope)
+    assert law.slope_std == pytest.approx(0.0, abs=1e-12)
+
+
+def test_spread_is_that_of_slopes_over_seeds():
+    """The bootstrap's standard error of a mean is that of the formula, up to the noise of 1000 draws."""
+    errors = noisy(-0.3, 0.3, noise=0.1, n_seeds=20)
+    slopes = [np.polyfit(np.log(SIZES), np.log(row), 1)[0] for row in errors]
+    law = fit(SIZES, errors)
+    assert law.slope == pytest.approx(np.mean(slopes))
+    assert law.slope_std == pytest.approx(np.std(slopes) / np.sqrt(20), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "words"),
+    [
+        ((-0.6, 0.3), (-0.3, 0.3), ("slope is steeper than that of", "middle of the sizes is not told apart from")),
+        ((-0.3, 0.2), (-0.3, 0.4), ("slope is not told apart from", "middle of the sizes is lower than that of")),
+        ((-0.1, 0.4), (-0.3, 0.2), ("slope is flatter than that of", "middle of the sizes is higher than that of")),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(ours, others, words):
+    text = verdict_on({"allegro-l2": fit(SIZES, noisy(*ours, seed=1)), "schnet": fit(SIZES, noisy(*others, seed=2))})
+    middle = np.exp(np.log(SIZES).mean()) / 30.0
+    assert abs(middle - 1) < 0.1, "heights above are those in the middle, nearly"
+    assert all(word in text for word in words), text
+
+
+def test_one_seed_has_no_spread():
+    text = verdict_on({"allegro-l2": fit(SIZES, noisy(-0.6, 0.3, n_seeds=1)), "cgcnn": fit(SIZES, noisy(-0.3, 0.3))})
+    assert "of unknown spread, with one seed" in text or "steeper" in text
+    both = verdict_on({m: fit(SIZES, noisy(-0.6, 0.3, n_seeds=1)) for m in ("allegro-l2", "cgcnn")})
+    assert "of unknown spread, with one seed" in both
+
+
+def test_laws_and_tables_of_stored_results():
+    results = [
+        result(model, seed, float(noisy(slope, 0.3, seed=seed)[0, k]), n)
+        for model, slope in (("allegro-l2", -0.7), ("cgcnn", -0.3))
+        for seed in range(3)
+        for k, n in enumerate(SIZES)
+    ]
+    found = laws(results, "val_id")
+    assert found["allegro-l2"].slope == pytest.approx(-0.7, abs=0.05)
+    written = outcome(results)
+    assert "steeper than that of cgcnn" in written.page
+    assert len(written.rows) == 2 * 2 * len(SIZES)
+    assert written.rows[0]["slope"] == found["allegro-l2"].slope
+
+
+def test_a_model_without_all_sizes_has_no_slope():
+    results = [result("cgcnn", 0, 0.3, n) for n in SIZES] + [result("allegro-l2", 0, 0.3, SIZES[0])]
+    assert list(laws(results, "val_id")) == ["cgcnn"]
+    assert "| allegro-l2 | 0.3000 | – | – | – | – |" in outcome(results).page
