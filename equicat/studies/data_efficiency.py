@@ -61,7 +61,7 @@ class PowerLaw:
         return float(np.std(self.slopes))
 
 
-def fit(sizes: Sequence[float], errors: Float[ndarray, "n_seeds n_sizes"], seed: int = 0) -> PowerLaw:
+def fit(sizes: Sequence[int], errors: Float[ndarray, "n_seeds n_sizes"], seed: int = 0) -> PowerLaw:
     """The power law of a learning curve, by least squares in log-log; its spread by bootstrap over seeds.
 
     Args:

@@ -1,5 +1,6 @@
 """The models that studies compare, and how a preset, a task, a size, a seed and a budget make a cell."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +38,14 @@ class Model:
     """Tasks in which it is a model of its own."""
     published: Mapping[str, str] = field(default_factory=dict)
     """Its name in ``published_oc20.csv``, by task."""
+    paper_batch: int | None = None
+    """Structures a step in the paper, for is2re with the presets of OC20, where these are for another l_max."""
 
 
-def _allegro(l_max: int) -> Model:
-    names = {"is2re": f"allegro l_max {l_max}"}
-    names |= {"s2ef": "allegro one layer", "is2rs": "allegro"} if l_max == 2 else {}
+def _allegro(l_max: int, paper_batch: int, **published: str) -> Model:
     heads = ("gradient", "magnitude-direction", "vector", "pair")
-    return Model((f"allegro_l{l_max}", "allegro"), {"model": {"l_max": l_max}}, heads, published=names)
+    names = {"is2re": f"allegro l_max {l_max}", **published}
+    return Model(("allegro",), {"model": {"l_max": l_max}}, heads, published=names, paper_batch=paper_batch)
 
 
 def _baseline(preset: str, name: str) -> Model:
@@ -51,9 +53,9 @@ def _baseline(preset: str, name: str) -> Model:
 
 
 MODELS = {
-    "allegro-l1": _allegro(1),
-    "allegro-l2": _allegro(2),
-    "allegro-l3": _allegro(3),
+    "allegro-l1": _allegro(1, 32, s2ef="allegro one layer"),
+    "allegro-l2": _allegro(2, 16, is2rs="allegro"),
+    "allegro-l3": _allegro(3, 4),
     "cgcnn": _baseline("cgcnn", "cgcnn"),
     "schnet": _baseline("schnet", "schnet"),
     "dimenet": _baseline("dimenet", "dimenet"),
@@ -140,6 +142,8 @@ class Grid:
 
     data: StudyData
     options: Options
+    checked: set[str] = field(default_factory=set)
+    """Trainings that were checked, seeds and sizes left out: reading one takes a tenth of a second."""
 
     def cell(self, model: str, task: str, n_train: int, seed: int, **more: Any) -> Cell:
         """One cell, its training checked.
@@ -159,6 +163,8 @@ class Grid:
         kind = MODELS[model]
         values = merged(self.preset(kind, task, n_train), kind.overrides)
         own: dict[str, Any] = {"task": task, "run": {**self.options.length(budget, task), "seed": seed}}
+        if self.options.presets == "oc20" and task == "is2re" and kind.paper_batch is not None:
+            own["run"]["batch_size"] = kind.paper_batch
         own["data"] = {"split_seed": self.data.split_seed(task, smallest, seed)}
         if more.get("head"):
             own["displacement_head"] = more["head"]
@@ -168,7 +174,10 @@ class Grid:
         validated_often = int(values["run"].get("val_every", 1))
         values["run"]["val_every"] = min(validated_often, int(values["run"].get("max_epochs", validated_often)))
         cell = Cell(model, task, n_train, seed, values, **more)
-        configuration(cell, self.data.path, Path("run"))
+        content = json.dumps(merged(values, {"data": None, "run": {"seed": None}}))
+        if content not in self.checked:
+            configuration(cell, self.data.path, Path("run"))
+            self.checked.add(content)
         return cell
 
     def preset(self, model: Model, task: str, n_train: int) -> dict[str, Any]:
