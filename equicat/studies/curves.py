@@ -1,6 +1,5 @@
 """`equicat study curves`: training and validation curves of any runs, as figures 2 and 3 of the paper show them."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +96,9 @@ def curves(paths: Sequence[str], out: Path, command: str = "") -> str:
     """
     found = [Curve.read(run, name) for run, name in find_runs(paths).items()]
     result = outcome(found)
-    about = {
-        "study": "curves",
-        "command": command,
-        "runs": [shlex.quote(p) for p in paths],
-        "environment": environment(),
-    }
-    version = f"equicat {about['environment']['versions']['equicat']}, commit {about['environment']['commit']}"
+    here = environment()
+    about = {"study": "curves", "command": command, "runs": list(paths), "environment": here}
+    version = f"equicat {here['versions']['equicat']}, commit {here['commit']}"
     page = f"# Study `curves`\n\n- Command: `{command}`\n- {version}\n\n{result.page}\n"
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def run_cell(cell: Cell, data: Path, folder: Path) -> Result:
     if cell.relax is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OutsideTraining)  # the splits are made to be outside
-            relaxed = evaluate_relaxations(run, data, RelaxConfig(**cell.relax), progress=False)
+            relaxed = evaluate_relaxations(run, data, RelaxConfig(**cell.relax), device="auto", progress=False)
         for name, split in relaxed["splits"].items():
             splits.setdefault(name, {}).update(_relaxed(_rows(split["rows"], RELAXED_ROW)))
             relaxations[name] = split["relaxations"]

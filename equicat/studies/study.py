@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from equicat.errors import InputError
 from equicat.studies.cells import Cell, Plan, finished
 from equicat.studies.outcome import Outcome, publish
 from equicat.studies.study_data import StudyData
@@ -34,16 +35,19 @@ def conduct(study: Study, data: StudyData, out: Path, *, workers: int = 1, comma
         command: that does it, for the files.
 
     Raises:
-        InputError: if the folder holds something else, or a worker ended early.
+        InputError: if the folder holds something else, a worker ended early, or every cell failed.
     """
-    plan = Plan(out, study.name, str(data.path), data.digest, tuple(study.cells))
+    distinct = {cell.name(data.digest): cell for cell in study.cells}
+    plan = Plan(out, study.name, str(data.path), data.digest, tuple(distinct.values()))
     plan.write()
     n_before = len(plan.cells) - len(plan.unfinished())
     print(f"{study.name}: {len(plan.cells)} cells, {n_before} of them done already", flush=True)
     do_cells(plan, workers)
-    n_left = len(plan.unfinished())
-    if not finished(plan.results()):
-        return f"{out}: no cell is done yet"
+    n_left, results = len(plan.unfinished()), plan.results()
+    if not finished(results):
+        if results:
+            raise InputError(f"{out}: every cell failed, the first because: {results[0]['failed']}")
+        return f"{out}: no cell is done yet; {n_left} are being done by other processes"
     path = publish(plan, study.outcome(plan), data.summary(), command)
     others = f"\n{n_left} cells are still being done by other processes" if n_left else ""
     return f"table: {path}{others}"

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from equicat.errors import InputError
 from equicat.studies.cells import Plan, work
 
@@ -39,11 +37,10 @@ def do_cells(plan: Plan, workers: int) -> None:
     if workers == 1 and not started_by_others:
         work_alone(plan.out)
         return
-    command = [sys.executable, "-m", __name__, str(plan.out)]
-    processes = [
-        subprocess.Popen(command, env=environment_of(k, workers, torch.cuda.device_count(), os.environ))
-        for k in range(workers)
-    ]
+    import torch  # costly to import, and not needed by who waits
+
+    command, n_gpus = [sys.executable, "-m", "equicat.studies.workers", str(plan.out)], torch.cuda.device_count()
+    processes = [subprocess.Popen(command, env=environment_of(k, workers, n_gpus, os.environ)) for k in range(workers)]
     failed = [status for status in [process.wait() for process in processes] if status]
     if failed:
         raise InputError(
@@ -71,9 +68,12 @@ def environment_of(k: int, n: int, n_gpus: int, environment: Mapping[str, str]) 
 
 def work_alone(out: Path) -> None:
     """Do the cells of the study in ``out`` that no other process does, in this process."""
+    plan = Plan.read(out)
+    if not plan.unfinished():
+        return
     from equicat.studies.run_cell import run_cell  # what trains is costly to import
 
-    work(Plan.read(out), run_cell, lambda line: print(line, flush=True))
+    work(plan, run_cell, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

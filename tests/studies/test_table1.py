@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from study_results import result
 
+from equicat import InputError
 from equicat.cli.main import main
 from equicat.relaxation.config import RelaxConfig
 from equicat.studies import run_cell as module
@@ -18,6 +19,7 @@ from equicat.studies.published import differences, figure_of, published
 from equicat.studies.run_cell import RUN, run_cell
 from equicat.studies.study_data import StudyData
 from equicat.studies.table1 import Table1Options, cells, outcome, split_table
+from equicat.studies.workers import do_cells
 
 SCHNET = """
 model: {name: schnet, cutoff: 4.0, hidden_channels: 8, n_filters: 8, n_interactions: 1, n_gaussians: 8}
@@ -41,6 +43,9 @@ def presets(tmp_path_factory):
     return folder
 
 
+SMALLEST = ("--seeds", "2", "--tasks", "[is2re]", "--sizes", "[8]")
+
+
 def command(data, out, presets, *more: str) -> list[str]:
     words = ["study", "table1", str(data), "--out", str(out), "--presets", str(presets), "--epochs", "1"]
     return [*words, "--models", "[allegro-l1, schnet]", *more]
@@ -48,20 +53,20 @@ def command(data, out, presets, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def study(data, presets, tmp_path_factory):
-    """A finished study: two models, IS2RE at two sizes, two seeds. Treat as read-only."""
+    """A finished study: two models, IS2RE at one size, two seeds. Treat as read-only."""
     out = tmp_path_factory.mktemp("studies") / "table1"
-    assert main(command(data, out, presets, "--seeds", "2", "--tasks", "[is2re]", "--sizes", "[8, all]")) == 0
+    assert main(command(data, out, presets, *SMALLEST)) == 0
     return out
 
 
 def test_a_study_writes_table_results_and_figure(study):
     page = (study / "table.md").read_text()
-    assert "Cells: 8 of 8 done" in page
+    assert "Cells: 4 of 4 done" in page
     assert "Equal epochs: 1 epochs" in page
     for text in ("allegro-l1", "schnet", "*linear reference", "(OC20 10k: 0.9377)", "size (8 against 10,000)"):
         assert text in page
     results = json.loads((study / "results.json").read_text())
-    assert (results["n_cells"], results["n_finished"], len(results["cells"])) == (8, 8, 8)
+    assert (results["n_cells"], results["n_finished"], len(results["cells"])) == (4, 4, 4)
     assert results["command"].startswith("equicat ")
     assert all(cell["n_parameters"] > 100 and cell["epochs"] == 1 and cell["seconds"] > 0 for cell in results["cells"])
     with (study / "figure.csv").open() as file:
@@ -73,8 +78,16 @@ def test_a_study_writes_table_results_and_figure(study):
 
 def test_a_finished_study_trains_nothing_again(study, data, presets, monkeypatch, capsys):
     monkeypatch.setattr(module, "train", None)
-    assert main(command(data, study, presets, "--seeds", "2", "--tasks", "[is2re]", "--sizes", "[8, all]")) == 0
-    assert "8 cells, 8 of them done already" in capsys.readouterr().out
+    assert main(command(data, study, presets, *SMALLEST)) == 0
+    assert "4 cells, 4 of them done already" in capsys.readouterr().out
+
+
+def test_workers_of_their_own_find_nothing_left(study, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("result.json")}
+    do_cells(Plan.read(study), workers=2)
+    assert {path: path.stat().st_mtime_ns for path in study.rglob("result.json")} == before
+    with pytest.raises(InputError, match="2 of 2 workers ended with status 2; what is finished is kept"):
+        do_cells(replace(Plan.read(study), out=tmp_path / "nothing"), workers=2)
 
 
 def test_a_stopped_study_goes_on_with_the_missing_cells(data, presets, tmp_path, monkeypatch):
@@ -88,12 +101,13 @@ def test_a_stopped_study_goes_on_with_the_missing_cells(data, presets, tmp_path,
         return real(config)
 
     monkeypatch.setattr(module, "train", counted)
-    words = command(data, tmp_path / "study", presets, "--seeds", "1", "--tasks", "[is2re]", "--sizes", "[8, all]")
+    words = command(data, tmp_path / "study", presets, "--seeds", "1", "--tasks", "[is2re]", "--sizes", "[4, 8, all]")
+    words[words.index("[allegro-l1, schnet]")] = "[allegro-l1, allegro-l1]"
     assert main(words) == 130
     assert not (tmp_path / "study" / "table.md").exists()
     assert main(words) == 0
-    assert len(trained) == 5
-    assert len(set(trained)) == 4, "only the cell that was stopped is trained twice"
+    assert len(trained) == 4
+    assert len(set(trained)) == 3, "only the cell that was stopped is trained twice"
 
 
 def test_training_goes_on_after_its_last_epoch(data, presets, tmp_path):
