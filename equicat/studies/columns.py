@@ -45,7 +45,8 @@ class Column:
         chosen = [t for t in titles if t.startswith(beginning)] or [
             t for t in titles if t.startswith("no displacement")
         ]
-        return spread(found, split, chosen[0], self.metric) if chosen else Spread(())
+        guess = spread(found, split, chosen[0], self.metric) if chosen else Spread(())
+        return Spread(guess.values[:1]) if len(set(guess.values)) == 1 else guess  # no seed changes it
 
 
 def columns(results: Sequence[Result]) -> list[Column]:

@@ -21,7 +21,7 @@ from equicat.data.datasets import open_dataset
 from equicat.options.values import Cutoff, Length
 from equicat.relaxation.config import RelaxConfig
 from equicat.run_directory import PREDICTIONS
-from equicat.studies.cells import Cell, Plan, Result, finished
+from equicat.studies.cells import RESULT, Cell, Plan, Result, finished
 from equicat.studies.distances import Bin, Errors, binned, energy_errors, force_errors, free_distances, reaches, thirds
 from equicat.studies.models import Grid, Options
 from equicat.studies.outcome import COLORS, Outcome, Spread, distinct, select, splits_in, spread, table
@@ -103,12 +103,16 @@ def cells(data: StudyData, options: LocalityOptions) -> list[Cell]:
 # ---- where the errors are ------------------------------------------------------------------------------------------
 
 
+JUDGED = "val_id"
+"""The split on which errors are held against distances."""
+
+
 @dataclass(frozen=True)
 class Located:
-    """The errors of one finished cell on one split, with their distances."""
+    """The errors of one finished cell on val_id, with their distances."""
 
     result: Result
-    split: str
+    """The labels of the cell."""
     errors: Errors
 
     @property
@@ -118,20 +122,19 @@ class Located:
 
 
 def located(plan: Plan, data: StudyData) -> Iterator[Located]:
-    """The errors of all finished cells on all splits; the distances of a split are computed once."""
+    """The errors of all finished cells; the distances of a task's structures are computed once."""
 
     @cache
-    def distances(task: str, split: str) -> np.ndarray:
-        dataset = open_dataset(data.stores(task)[split])
+    def distances(task: str) -> np.ndarray:
+        dataset = open_dataset(data.stores(task)[JUDGED])
         return free_distances(dataset) if task == "s2ef" else reaches(dataset)
 
-    results = {folder: cell for cell, folder in zip(plan.cells, plan.folders.values(), strict=True)}
-    for folder, cell in results.items():
-        for split in data.stores(cell.task):
-            predictions = folder / EVALUATION / PREDICTIONS / f"{split}.npz"
-            if predictions.is_file():
-                read = force_errors if cell.task == "s2ef" else energy_errors
-                yield Located(cell.labels, split, read(predictions, distances(cell.task, split)))
+    for cell in plan.cells:
+        folder = plan.folder(cell)
+        predictions = folder / EVALUATION / PREDICTIONS / f"{JUDGED}.npz"
+        if (folder / RESULT).is_file() and predictions.is_file():
+            read = force_errors if cell.task == "s2ef" else energy_errors
+            yield Located(cell.labels, read(predictions, distances(cell.task)))
 
 
 def bins_of(found: Sequence[Located], edges: Sequence[float]) -> list[Bin]:
@@ -166,9 +169,9 @@ def outcome(plan: Plan, data: StudyData) -> Outcome:
         for split in splits_in(mine):
             parts.append(f"### {split}: by cutoff\n\n{cutoff_table(mine, split)}")
             rows += [{"budget": budget, "split": split, **row} for row in _numbers(mine, split)]
-        verdict = explanation(mine, "val_id")
+        verdict = explanation(mine, JUDGED)
         parts += [f"### Direct and relaxed energies (val_id)\n\n{verdict}"] if verdict else []
-        parts += _located_tables([e for e in here if e.split == "val_id"])
+        parts += _located_tables(here)
     parts.append(
         "Mean ± standard deviation over seeds. The force on an atom of a strictly local model cannot depend on an "
         "adsorbate that is more than two cutoffs away. Reach is the distance from the slab of the adsorbate atom "
@@ -302,7 +305,7 @@ def _reach_table(found: Sequence[Located], edges: Sequence[float]) -> str:
 def figure(results: Sequence[Result], errors: Sequence[Located]) -> Figure:
     """Errors on val_id against the cutoff, and force errors against the distance from the adsorbate."""
     shown = [column for column in SHOWN if _error(results, "val_id", column).values]
-    forces = _groups([e for e in errors if e.split == "val_id" and e.quantity == "forces"])
+    forces = _groups([e for e in errors if e.quantity == "forces"])
     n = max(1, len(shown) + bool(forces))
     drawn = Figure(figsize=(4.0 * n, 3.6), layout="constrained")
     panels = drawn.subplots(1, n, squeeze=False).ravel()

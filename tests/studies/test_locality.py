@@ -8,8 +8,11 @@ from ase.build import add_adsorbate, fcc111
 from study_results import result
 
 from equicat import Structure
+from equicat.data.datasets import open_dataset
+from equicat.studies.cells import Plan
 from equicat.studies.distances import binned, distance_to_adsorbate, reach_of_adsorbate, thirds
-from equicat.studies.locality import cutoff_table, explanation
+from equicat.studies.locality import LocalityOptions, cutoff_table, explanation, locality, located, zones
+from equicat.studies.study_data import StudyData
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,34 @@ def test_thirds_hold_as_many_each():
     counts = [((values >= low) & (values < high)).sum() for low, high in pairwise(ends)]
     assert counts == [10, 10, 10]
     assert thirds(np.array([np.nan])) == []
+
+
+def test_errors_are_those_of_the_free_atoms_they_are_given_to(data, tmp_path):
+    preset = tmp_path / "presets"
+    preset.mkdir()
+    (preset / "allegro.yaml").write_text(
+        "model: {n_layers: 1, tensor_channels: 4, two_body_mlp: [8, 8], latent_mlp: [8]}\noutput_mlp: [8]\n"
+        "run: {batch_size: 4, accelerator: cpu}\n"
+    )
+    options = LocalityOptions(
+        ("allegro-l1",), seeds=1, epochs=1, presets=str(preset), cutoffs=(3.0, 4.0), tasks=("s2ef",), relax=False
+    )
+    print(locality(data, tmp_path / "study", options))
+    study = StudyData(data)
+    plan = Plan.read(tmp_path / "study")
+    val = open_dataset(study.stores("s2ef")["val_id"])
+    free = ~val.array("fixed")
+    results = plan.results()
+    assert [r["cutoff"] for r in results] == [3.0, 4.0]
+    for e, result_ in zip(located(plan, study), results, strict=True):
+        np.testing.assert_allclose(e.errors.targets, val.array("forces")[free].ravel(), rtol=1e-5, atol=1e-6)
+        expected = np.concatenate([distance_to_adsorbate(s)[~s.fixed] for s in val])
+        np.testing.assert_array_equal(e.errors.distances[1::3], expected)
+        mae = result_["splits"]["val_id"]["model"]["forces_mae"]
+        assert np.abs(e.errors.errors).mean() == pytest.approx(mae, rel=1e-5)
+        found = zones([e, e], 1.0)
+        assert sum(b.n for b in found.values()) == 2 * np.isfinite(e.errors.distances).sum()
+    assert "by distance from the adsorbate" in (tmp_path / "study" / "table.md").read_text()
 
 
 def energies(model: str, cutoff: float, direct: float, relaxed: float, seeds: int = 3) -> list[dict]:
