@@ -105,12 +105,15 @@ class Plan:
         Raises:
             InputError: if the folder holds something else than this study.
         """
-        if self.out.is_dir() and any(self.out.iterdir()):
-            if not (self.out / PLAN).is_file():
-                raise InputError(f"{self.out}: holds something else than a study; give another folder")
+        there = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
+        if PLAN in there:
             earlier = read_json(self.out / PLAN).get("study")
             if earlier != self.study:
                 raise InputError(f"{self.out}: holds the study {earlier}; give another folder for {self.study}")
+        elif any(
+            name != CELLS and not name.startswith(".") for name in there
+        ):  # those may be a plan just being written
+            raise InputError(f"{self.out}: holds something else than a study; give another folder")
         with writing_to(self.out):
             (self.out / CELLS).mkdir(parents=True, exist_ok=True)
             values = {"format_version": FORMAT_VERSION, "study": self.study, "data": self.data, "digest": self.digest}

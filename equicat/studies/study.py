@@ -50,4 +50,4 @@ def conduct(study: Study, data: StudyData, out: Path, *, workers: int = 1, comma
         return f"{out}: no cell is done yet; {n_left} are being done by other processes"
     path = publish(plan, study.outcome(plan), data.summary(), command)
     others = f"\n{n_left} cells are still being done by other processes" if n_left else ""
-    return f"table: {path}{others}"
+    return f"\n{path.read_text(encoding='utf-8')}\ntable: {path}{others}"

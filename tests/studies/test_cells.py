@@ -158,6 +158,12 @@ def test_nothing_else_is_overwritten(tmp_path, content, message):
         a_plan(tmp_path)
 
 
+def test_a_plan_may_be_written_by_several_at_once(tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / ".123-study.json").write_text("half of a pl")
+    assert work(a_plan(tmp_path), counted, silent) == 4
+
+
 def test_a_worker_trains_alone_with_its_share_of_the_machine():
     given = {"RANK": "1", "WORLD_SIZE": "4", "SLURM_NTASKS": "4", "TORCHELASTIC_RUN_ID": "1", "HOME": "h"}
     assert environment_of(0, 1, 0, given | {"OMP_NUM_THREADS": "3"}) == {"HOME": "h", "OMP_NUM_THREADS": "3"}
