@@ -32,7 +32,7 @@ PLAN, CELLS, RESULT, LOCK = "study.json", "cells", "result.json", "lock"
 FORMAT_VERSION = 1
 
 Result = dict[str, Any]
-"""What is kept of a cell: the fields of its labels, and what :func:`equicat.studies.run_cell.run_cell` found."""
+"""The labels of a cell, and what :func:`equicat.studies.run_cell.run_cell` found, or the reason under ``failed``."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Cell:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What tells the cell apart from the others of its study, for tables."""
+        """The fields that tell the cell apart from the others of its study, for tables."""
         return {name: value for name, value in asdict(self).items() if name not in ("config", "relax")}
 
     def name(self, data: str) -> str:

@@ -20,7 +20,7 @@ def distance_to_adsorbate(structure: Structure) -> Float[ndarray, "n_atoms"]:
 
     It is zero for the adsorbate's own atoms.
     """
-    is_adsorbate = structure.tags == ADSORBATE_TAG
+    is_adsorbate = np.asarray(structure.tags) == ADSORBATE_TAG
     if not is_adsorbate.any():
         return np.full(len(structure), np.nan)
     to = structure.positions[is_adsorbate]
@@ -29,7 +29,7 @@ def distance_to_adsorbate(structure: Structure) -> Float[ndarray, "n_atoms"]:
 
 def reach_of_adsorbate(structure: Structure) -> float:
     """Distance (Å) from the slab of the adsorbate atom that is furthest from it; NaN without slab or adsorbate."""
-    is_adsorbate = structure.tags == ADSORBATE_TAG
+    is_adsorbate = np.asarray(structure.tags) == ADSORBATE_TAG
     if is_adsorbate.all() or not is_adsorbate.any():
         return float("nan")
     adsorbate, slab = structure.positions[is_adsorbate], structure.positions[~is_adsorbate]
@@ -111,7 +111,7 @@ def energy_errors(predictions: Path, reach: Float[ndarray, "n_systems"]) -> Erro
 
 def free_distances(dataset: Dataset) -> Float[ndarray, "n_free"]:
     """Distance (Å) to the adsorbate of every free atom of a data set, in its order."""
-    return np.concatenate([distance_to_adsorbate(s)[~s.fixed] for s in dataset])
+    return np.concatenate([distance_to_adsorbate(s)[~np.asarray(s.fixed)] for s in dataset])
 
 
 def reaches(dataset: Dataset) -> Float[ndarray, "n_systems"]:

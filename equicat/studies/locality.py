@@ -78,7 +78,7 @@ def locality(data: Path, out: Path, options: LocalityOptions, workers: int = 1, 
 
 def cells(data: StudyData, options: LocalityOptions) -> list[Cell]:
     """All trainings, seed by seed and short cutoffs first."""
-    tasks = options.tasks or tuple(task for task in data.tasks if task != "is2rs")
+    tasks: Sequence[str] = options.tasks or [task for task in data.tasks if task != "is2rs"]
     data.check_tasks(tasks)
     grid = Grid(data, options)
     relax = asdict(options.relaxation) if options.relax and "is2rs" in data.tasks else None
@@ -241,7 +241,7 @@ def _ratio(first: Spread, second: Spread) -> tuple[float, float] | None:
         return None
     ratio = first.mean / second.mean
     relative = [s.std / s.mean / len(s.values) ** 0.5 if len(s.values) > 1 else 0.0 for s in (first, second)]
-    return ratio, float(ratio * np.hypot(*relative))
+    return ratio, float(ratio * np.linalg.norm(relative))
 
 
 def _verdict(differences: Sequence[tuple[float, float]]) -> str:

@@ -97,7 +97,7 @@ def compared(results: Sequence[Result], columns: Sequence[Column], data: StudyDa
 
 
 def differences(theirs: Figure, ours: Result, provenance: dict[str, object], presets: str) -> str:
-    """What keeps a published figure and ours from being compared, in words.
+    """The reasons, in words, for which a published figure and ours cannot be compared.
 
     Args:
         theirs: the published figure.

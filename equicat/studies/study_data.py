@@ -93,7 +93,7 @@ class StudyData:
         return dict(self.train_set(self.tasks[0]).info.provenance)
 
     def summary(self) -> dict[str, Any]:
-        """What a report says about the data: description, kind of energies, and sizes by task and split."""
+        """Description, kind of energies, and sizes by task and split, for the files of a study."""
         info = self.train_set(self.tasks[0]).info
         sizes = {
             task: {name: len(open_dataset(path)) for name, path in splits_of(self.path, task).items()}
