@@ -182,6 +182,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """A panel for each column of val_id: models as points with their spread; a line for guessing."""
     shown = [row for row in rows if row["split"] == "val_id" and row["metric"] != "energy_forces_within_threshold"]
     titles = list(dict.fromkeys((row["budget"], row["column"]) for row in shown))
+    names = [name for name in dict.fromkeys(row["row"] for row in shown) if name not in TRIVIAL.values()]
     n_columns = min(3, len(titles)) or 1
     n_rows = -(-len(titles) // n_columns) or 1
     drawn = Figure(figsize=(4.2 * n_columns, 3.0 * n_rows), layout="constrained")
@@ -190,7 +191,14 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         here = [row for row in shown if (row["budget"], row["column"]) == (budget, column)]
         models = [row for row in here if row["row"] not in TRIVIAL.values()]
         for k, row in enumerate(models):
-            axes.errorbar(row["mean"], k, xerr=row["std"] or 0.0, fmt="o", capsize=3, color=COLORS[k % len(COLORS)])
+            axes.errorbar(
+                row["mean"],
+                k,
+                xerr=row["std"] or 0.0,
+                fmt="o",
+                capsize=3,
+                color=COLORS[names.index(row["row"]) % len(COLORS)],
+            )
         guesses = [row["mean"] for row in here if row["row"] in TRIVIAL.values()]
         if guesses:
             axes.axvline(min(guesses), linestyle="--", color="grey", linewidth=1)
@@ -199,6 +207,8 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(" ".join(filter(None, (column, budget))), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(True, axis="x", alpha=0.3)
+        axes.set_xlim(left=0)
     for axes in panels[len(titles) :]:
         axes.set_axis_off()
+    drawn.supxlabel("val_id; dashed: the best guess that needs no model", fontsize=9)
     return drawn
