@@ -46,36 +46,40 @@ class DataEfficiencyOptions(Options):
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A fitted learning curve, error = error_mid · (n / n_mid)^slope, with its spread over seeds."""
+    """A fitted learning curve, error = error_mid · (n / n_mid)^slope, with standard errors."""
 
     slope: float
     error_mid: float
-    """The fitted error at the geometric mean of the sizes."""
-    slopes: Float[ndarray, "n_bootstrap"]
-    """Slopes of fits to seeds drawn with replacement."""
-    errors_mid: Float[ndarray, "n_bootstrap"]
-
-    @property
-    def slope_std(self) -> float:
-        """Standard error of the slope."""
-        return float(np.std(self.slopes))
+    """The fitted error at the geometric mean n_mid of the sizes."""
+    slope_std: float
+    """Standard error of the slope."""
+    log_mid_std: float
+    """Standard error of the logarithm of ``error_mid``."""
 
 
 def fit(sizes: Sequence[int], errors: Float[ndarray, "n_seeds n_sizes"], seed: int = 0) -> PowerLaw:
-    """The power law of a learning curve, by least squares in log-log; its spread by bootstrap over seeds.
+    """The power law of a learning curve, by least squares in log-log.
+
+    Each standard error is the larger one of two: that of a bootstrap over seeds, and that of a regression, from the
+    scatter of the sizes about the line. The first is blind to a curve that is no power law, and small by chance with
+    two seeds; the second needs three sizes.
 
     Args:
         sizes: numbers of training structures, at least two.
         errors: positive, one row a seed.
         seed: of the draws.
     """
-    log_n = np.log(np.asarray(sizes, dtype=float))
+    log_n, log_e = np.log(np.asarray(sizes, dtype=float)), np.log(errors)
     x = log_n - log_n.mean()
-    log_e = np.log(errors)
     slopes, heights = log_e @ x / (x @ x), log_e.mean(1)  # one fit a seed; a fit to several seeds is their mean
     drawn = np.random.default_rng(seed).integers(0, len(errors), (N_BOOTSTRAP, len(errors)))
+    residuals = log_e.mean(0) - heights.mean() - slopes.mean() * x
+    scatter = np.sqrt(residuals @ residuals / max(1, len(x) - 2))
     return PowerLaw(
-        float(slopes.mean()), float(np.exp(heights.mean())), slopes[drawn].mean(1), np.exp(heights[drawn].mean(1))
+        slope=float(slopes.mean()),
+        error_mid=float(np.exp(heights.mean())),
+        slope_std=float(max(np.std(slopes[drawn].mean(1)), scatter / np.sqrt(x @ x))),
+        log_mid_std=float(max(np.std(heights[drawn].mean(1)), scatter / np.sqrt(len(x)))),
     )
 
 
@@ -146,7 +150,7 @@ def outcome(results: Sequence[Result]) -> Outcome:
             rows += [{"task": task, "budget": budget, "split": split, **row} for row in _numbers(mine, split, fitted)]
     parts.append(
         "Mean ± standard deviation over seeds. Slopes are those of log(error) against log(structures), by least "
-        "squares; their spread is that of bootstrap over seeds, and says nothing of how well a power law fits. "
+        "squares, ± the standard error from seeds (bootstrap) or from the scatter about the line, whichever is larger. "
         "Subsets are nested, and hold every element of the training data."
     )
     return Outcome("\n\n".join(parts), rows, figure(results), rows)
@@ -196,11 +200,11 @@ def _against(ours: PowerLaw, other: PowerLaw, what: str) -> tuple[str, str]:
     else:
         logs = np.log(ours.error_mid / other.error_mid)
         difference = float(logs)
-        spread_ = float(np.hypot(np.std(np.log(ours.errors_mid)), np.std(np.log(other.errors_mid))))
+        spread_ = float(np.hypot(ours.log_mid_std, other.log_mid_std))
         ratio = ours.error_mid / other.error_mid
         numbers, words = f"{ratio:.2f} times, ± {ratio * spread_:.2f}", ("lower than that of", "higher than that of")
     if spread_ == 0:
-        return "of unknown spread, with one seed, against that of", numbers
+        return "of unknown spread against that of", numbers
     if abs(difference) < TOLD_APART * spread_:
         return "not told apart from that of", numbers
     return (words[0] if difference < 0 else words[1]), numbers

@@ -79,9 +79,9 @@ def outcome(results: Sequence[Result]) -> Outcome:
             rows += found
             title = ", ".join(filter(None, (task, budget)))
             parts.append(f"## {title}: {heading(PRIMARY[task])}\n\n{cost_table(mine, task)}")
-            parts += [_step(before, after) for before, after in pairwise(found)]
+            parts.append("\n".join(_step(before, after) for before, after in pairwise(found)))
     parts.append("Mean ± standard deviation over seeds; times are those of this machine, validation included.")
-    return Outcome("\n\n".join(parts), rows, figure(rows), rows)
+    return Outcome("\n\n".join(filter(None, parts)), rows, figure(rows), rows)
 
 
 def cost_table(results: Sequence[Result], task: str) -> str:

@@ -112,13 +112,17 @@ class StudyData:
         Args:
             task: whose training split is drawn from.
             wanted: numbers, ``10k``, or ``all``; empty takes ``parts`` of the split instead.
-            parts: shares of the split.
+            parts: shares of the split; those with fewer structures than elements, which leave the energies of elements
+                open, are left out.
 
         Raises:
             InputError: if there are not so many structures.
         """
         n = len(self.train_set(task))
-        sizes = {n if size == ALL else size_of(size) for size in wanted} or {max(1, round(p * n)) for p in parts}
+        sizes = {n if size == ALL else size_of(size) for size in wanted}
+        if not sizes:
+            least = len(self.train_set(task).elements)
+            sizes = {n, *(size for size in (round(p * n) for p in parts) if size >= least)}
         if max(sizes) > n:
             raise InputError(f"{self.path}: a subset of {max(sizes):,} structures is asked for, {task} trains on {n:,}")
         return tuple(sorted(sizes))
