@@ -24,7 +24,7 @@ from equicat.run_directory import PREDICTIONS
 from equicat.studies.cells import RESULT, Cell, Plan, Result, finished
 from equicat.studies.distances import Bin, Errors, binned, energy_errors, force_errors, free_distances, reaches, thirds
 from equicat.studies.models import Grid, Options
-from equicat.studies.outcome import COLORS, Outcome, Spread, distinct, select, splits_in, spread, table
+from equicat.studies.outcome import COLORS, DASH, Outcome, Spread, distinct, select, splits_in, spread, table
 from equicat.studies.run_cell import EVALUATION, MODEL_ROW, RELAXED_ROW
 from equicat.studies.study import Study, conduct
 from equicat.studies.study_data import StudyData
@@ -181,16 +181,19 @@ def outcome(plan: Plan, data: StudyData) -> Outcome:
 
 
 def cutoff_table(results: Sequence[Result], split: str) -> str:
-    """A row for each model and cutoff."""
-    lines = []
+    """A row for each model and cutoff, a column for each metric that some model has."""
+    shown, lines = [column for column in SHOWN if _error(results, split, column).values], []
     for model in distinct(results, "model"):
         for cutoff in sorted(distinct(results, "cutoff")):
             mine = select(results, model=model, cutoff=cutoff)
-            texts = [_error(mine, split, column).text(METRICS[column[3]]) for column in SHOWN]
-            steps = sum(r["steps"] for r in select(mine, task="s2ef"))
-            cost = f"{1000 * sum(r['seconds'] for r in select(mine, task='s2ef')) / steps:.1f}" if steps else "–"
-            lines.append([model, f"{cutoff:g}", *texts, cost])
-    return table(["", "cutoff [Å]", *(column[0] for column in SHOWN), "ms an S2EF step"], lines)
+            texts = [_error(mine, split, column).text(METRICS[column[3]]) for column in shown]
+            for task in distinct(results, "task"):
+                trained = select(mine, task=task)
+                steps = sum(r["steps"] for r in trained)
+                texts.append(f"{1000 * sum(r['seconds'] for r in trained) / steps:.1f}" if steps else DASH)
+            lines.append([model, f"{cutoff:g}", *texts])
+    cost = [f"ms a step, {task}" for task in distinct(results, "task")]
+    return table(["", "cutoff [Å]", *(column[0] for column in shown), *cost], lines)
 
 
 def _error(results: Sequence[Result], split: str, column: tuple[str, str, str, str]) -> Spread:
@@ -249,11 +252,12 @@ def _verdict(differences: Sequence[tuple[float, float]]) -> str:
     supported = sum(d > 2 * error > 0 for d, error in differences)
     contradicted = sum(-d > 2 * error > 0 for d, error in differences)
     mean = float(np.mean([d for d, _ in differences]))
+    unknown = "" if any(error for _, error in differences) else " With one seed nothing is known of the spread."
     return (
         f"The ratio of direct errors is {'larger' if mean > 0 else 'smaller'} than that of relaxed ones by "
         f"{abs(mean):.2f} on average over {len(differences)} cutoffs; it is larger by more than two standard errors at "
         f"{supported} of them and smaller at {contradicted}. The explanation that Allegro loses because direct "
-        "predictions need what is far away asks for larger."
+        f"predictions need what is far away asks for larger.{unknown}"
     )
 
 
@@ -286,18 +290,18 @@ def _zone_table(found: Sequence[Located]) -> str:
         texts = []
         for low in (0.0, cutoff, 2 * cutoff):
             b = bins.get(low)
-            texts += [f"{b.mean:.4f}", f"{b.guess:.4f}", f"{b.n:,}"] if b else ["–", "–", "0"]
+            texts += [f"{b.mean:.4f}", f"{b.guess:.4f}", f"{b.n:,}"] if b else [DASH, DASH, "0"]
         lines.append([model, f"{cutoff:g}", *texts])
     names = ("up to one cutoff [eV/Å]", "up to two [eV/Å]", "beyond [eV/Å]")
     return table(["", "cutoff [Å]", *(title for name in names for title in (name, "F = 0", "components"))], lines)
 
 
 def _reach_table(found: Sequence[Located], edges: Sequence[float]) -> str:
-    titles = [f"{low:.2f} to {high:.2f} Å" for low, high in pairwise(edges)]
+    titles = [f"{low:.2f} to {high:.2f} Å" for low, high in pairwise(edges[:-1])] + [f"{edges[-2]:.2f} Å and more"]
     lines = []
     for (model, cutoff), mine in _groups(found).items():
         bins: Mapping[float, Bin] = {b.low: b for b in bins_of(mine, edges)}
-        texts = [f"{bins[low].mean:.3f} ({bins[low].n})" if low in bins else "–" for low in edges[:-1]]
+        texts = [f"{bins[low].mean:.3f} ({bins[low].n})" if low in bins else DASH for low in edges[:-1]]
         lines.append([model, f"{cutoff:g}", *texts])
     return table(["energy MAE [eV] (systems × seeds)", "cutoff [Å]", *titles], lines)
 

@@ -131,4 +131,4 @@ def test_the_explanation_is_held_against_the_numbers(direct, relaxed, words):
 
 def test_the_table_by_cutoff():
     lines = cutoff_table(energies("nequip", 4.0, 0.3, 0.2, seeds=1), "val_id").splitlines()
-    assert lines[2] == "| nequip | 4 | 0.1000 | 0.3000 | 0.2000 | 0.1000 | 100.0 |"
+    assert lines[2] == "| nequip | 4 | 0.1000 | 0.3000 | 0.2000 | 0.1000 | 100.0 | 100.0 |"
