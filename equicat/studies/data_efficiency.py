@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from numpy import ndarray
 
 from equicat.studies.cells import Cell, Result, finished
@@ -253,6 +254,9 @@ def _draw(axes: Axes, results: Sequence[Result]) -> None:
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    shown = sorted(distinct(results, "n_train"))
+    axes.set_xticks(shown, [f"{n:,}" for n in shown], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training structures")
     axes.set_ylabel(f"val_id {heading(metric)}")
     axes.grid(True, which="major", alpha=0.3)
