@@ -1,6 +1,26 @@
-"""Stored results of studies, for tests of what is made of them."""
+"""Stored results of studies, for tests of what is made of them; and configurations of trainings of a second."""
 
+from pathlib import Path
 from typing import Any
+
+SCHNET = """
+model: {name: schnet, cutoff: 4.0, hidden_channels: 8, n_filters: 8, n_interactions: 1, n_gaussians: 8}
+output_mlp: [8]
+loss: {forces_weight: 1.0}
+optimizer: {lr: 0.01}
+run: {batch_size: 4, max_epochs: 3, val_every: 5, accelerator: cpu}
+"""
+ALLEGRO = SCHNET.replace(
+    "name: schnet, cutoff: 4.0, hidden_channels: 8, n_filters: 8, n_interactions: 1, n_gaussians: 8",
+    "cutoff: 4.0, n_layers: 1, tensor_channels: 4, two_body_mlp: [8, 8], latent_mlp: [8]",
+)
+
+
+def write_presets(folder: Path) -> Path:
+    """Make a folder a folder of configurations of one's own, of an Allegro and a SchNet."""
+    (folder / "allegro.yaml").write_text(ALLEGRO)
+    (folder / "schnet.yaml").write_text(SCHNET)
+    return folder
 
 
 def result(model: str, seed: int, error: float, n_train: int = 10_000, **more: Any) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from study_results import result
+from study_results import result, write_presets
 
-from equicat.studies.data_efficiency import fit, laws, outcome, verdict_on
+from equicat.studies.data_efficiency import DataEfficiencyOptions, cells, fit, laws, outcome, verdict_on
+from equicat.studies.study_data import StudyData
 
 SIZES = (10, 20, 40, 80)
 MIDDLE = float(np.exp(np.log(SIZES).mean()))
@@ -84,3 +85,14 @@ def test_a_model_without_all_sizes_has_no_slope():
     results = [result("cgcnn", 0, 0.3, n) for n in SIZES] + [result("allegro-l2", 0, 0.3, SIZES[0])]
     assert list(laws(results, "val_id")) == ["cgcnn"]
     assert "| allegro-l2 | 0.3000 | – | – | – | – |" in outcome(results).page
+
+
+def test_subsets_are_nested_eighths_to_all(data, tmp_path):
+    options = DataEfficiencyOptions(("schnet", "allegro-l1"), 2, epochs=1, presets=str(write_presets(tmp_path)))
+    plan = cells(StudyData(data), options)
+    for task in ("s2ef", "is2re", "is2rs"):
+        mine = [cell for cell in plan if cell.task == task]
+        assert sorted({cell.n_train for cell in mine}) == [2, 4, 8, 16]
+        assert len(mine) == 2 * 2 * 4
+        assert len({(cell.seed, cell.config["data"]["split_seed"]) for cell in mine}) == 2, "one draw a seed"
+    assert {cell.head for cell in plan if cell.task == "is2rs"} == {"gradient"}

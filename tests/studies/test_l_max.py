@@ -1,9 +1,19 @@
 """`equicat study l-max`: what is said of stored results."""
 
 import pytest
-from study_results import result
+from study_results import result, write_presets
 
-from equicat.studies.l_max import outcome
+from equicat.studies.l_max import LMaxOptions, cells, outcome
+from equicat.studies.study_data import StudyData
+
+
+def test_every_degree_is_trained_for_equal_epochs_and_equal_time(data, tmp_path):
+    options = LMaxOptions(presets=str(write_presets(tmp_path)), seeds=2, tasks=("is2re",))
+    plan = cells(StudyData(data), options)
+    assert len({cell.name("") for cell in plan}) == len(plan) == 3 * 2 * 2
+    lengths = {(c.budget, c.config["run"]["max_epochs"], c.config["run"]["max_minutes"]) for c in plan}
+    assert lengths == {("10 epochs", 10, None), ("2 min", 100_000, 2.0)}
+    assert {(c.model, c.config["model"]["l_max"]) for c in plan} == {(f"allegro-l{n}", n) for n in (1, 2, 3)}
 
 
 def test_gains_and_costs_follow_from_the_numbers():

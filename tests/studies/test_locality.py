@@ -5,7 +5,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from ase.build import add_adsorbate, fcc111
-from study_results import result
+from study_results import result, write_presets
 
 from equicat import Structure
 from equicat.data.datasets import open_dataset
@@ -77,12 +77,8 @@ def test_thirds_hold_as_many_each():
 
 
 def test_errors_are_those_of_the_free_atoms_they_are_given_to(data, tmp_path):
-    preset = tmp_path / "presets"
-    preset.mkdir()
-    (preset / "allegro.yaml").write_text(
-        "model: {n_layers: 1, tensor_channels: 4, two_body_mlp: [8, 8], latent_mlp: [8]}\noutput_mlp: [8]\n"
-        "run: {batch_size: 4, accelerator: cpu}\n"
-    )
+    (tmp_path / "presets").mkdir()
+    preset = write_presets(tmp_path / "presets")
     options = LocalityOptions(
         ("allegro-l1",), seeds=1, epochs=1, presets=str(preset), cutoffs=(3.0, 4.0), tasks=("s2ef",), relax=False
     )

@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from study_results import result
+from study_results import result, write_presets
 
 from equicat import InputError
 from equicat.cli.main import main
@@ -21,26 +21,10 @@ from equicat.studies.study_data import StudyData
 from equicat.studies.table1 import Table1Options, cells, outcome, split_table
 from equicat.studies.workers import do_cells
 
-SCHNET = """
-model: {name: schnet, cutoff: 4.0, hidden_channels: 8, n_filters: 8, n_interactions: 1, n_gaussians: 8}
-output_mlp: [8]
-loss: {forces_weight: 1.0}
-optimizer: {lr: 0.01}
-run: {batch_size: 4, max_epochs: 3, val_every: 5, accelerator: cpu}
-"""
-ALLEGRO = SCHNET.replace(
-    "name: schnet, cutoff: 4.0, hidden_channels: 8, n_filters: 8, n_interactions: 1, n_gaussians: 8",
-    "cutoff: 4.0, n_layers: 1, tensor_channels: 4, two_body_mlp: [8, 8], latent_mlp: [8]",
-)
-
 
 @pytest.fixture(scope="module")
 def presets(tmp_path_factory):
-    """A folder of configurations of one's own."""
-    folder = tmp_path_factory.mktemp("presets")
-    (folder / "allegro.yaml").write_text(ALLEGRO)
-    (folder / "schnet.yaml").write_text(SCHNET)
-    return folder
+    return write_presets(tmp_path_factory.mktemp("presets"))
 
 
 SMALLEST = ("--seeds", "2", "--tasks", "[is2re]", "--sizes", "[8]")
