@@ -112,7 +112,7 @@ def cells(data: StudyData, options: DataEfficiencyOptions) -> list[Cell]:
             for task in tasks:
                 sizes = data.sizes(task, options.sizes, EIGHTHS)
                 for size in sizes:
-                    for model in (name for name in options.models if task in MODELS[name].tasks):
+                    for model in (name for name in options.models if grid.offers(name, task)):
                         heads = MODELS[model].heads if task == "is2rs" else ("",)
                         found.append(
                             grid.cell(model, task, size, seed, budget=budget, smallest=sizes[0], head=heads[0])

@@ -62,7 +62,7 @@ def cells(data: StudyData, options: LMaxOptions) -> list[Cell]:
         for budget in options.budgets
         for task in tasks
         for model in options.models
-        if task in MODELS[model].tasks
+        if grid.offers(model, task)
         for head in (MODELS[model].heads[:1] if task == "is2rs" else ("",))
     ]
 

@@ -97,6 +97,7 @@ def cells(data: StudyData, options: LocalityOptions) -> list[Cell]:
         for cutoff in options.cutoffs
         for task in tasks
         for model in options.models
+        if grid.offers(model, task)
     ]
 
 

@@ -1,12 +1,13 @@
 """The models that studies compare, and how a preset, a task, a size, a seed and a budget make a cell."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from equicat.errors import InputError, nearest
+from equicat.errors import InputError, Remark, nearest
 from equicat.options.text import read_yaml
 from equicat.options.values import Checked, Length, Positive, PositiveNumber
 from equicat.studies.cells import Cell
@@ -144,6 +145,20 @@ class Grid:
     options: Options
     checked: set[str] = field(default_factory=set)
     """Trainings that were checked, seeds and sizes left out: reading one takes a tenth of a second."""
+    missing: set[tuple[str, str]] = field(default_factory=set)
+    """Models and tasks without a preset, of which it was said that they are left out."""
+
+    def offers(self, model: str, task: str) -> bool:
+        """Whether a model is one of its own in a task and has a preset; a remark says if it has none."""
+        if task not in MODELS[model].tasks:
+            return False
+        if self._preset_name(MODELS[model], task, 0) is not None:
+            return True
+        if (model, task) not in self.missing:
+            self.missing.add((model, task))
+            text = f"presets: {self.options.presets} has none of {model} for {task}, which is left out"
+            warnings.warn(text, Remark, stacklevel=2)
+        return False
 
     def cell(self, model: str, task: str, n_train: int, seed: int, **more: Any) -> Cell:
         """One cell, its training checked.
@@ -171,8 +186,9 @@ class Grid:
         if more.get("cutoff"):
             own["model"] = {"cutoff": more["cutoff"]}
         values = merged(merged(values, own), nested(self.options.train))
-        validated_often = int(values["run"].get("val_every", 1))
-        values["run"]["val_every"] = min(validated_often, int(values["run"].get("max_epochs", validated_often)))
+        run, often = values["run"], str(values["run"].get("val_every", 1))
+        if often.isdecimal() and str(run.get("max_epochs")).isdecimal():
+            run["val_every"] = min(int(often), int(run["max_epochs"]))  # so that there is a validation
         cell = Cell(model, task, n_train, seed, values, **more)
         content = json.dumps(merged(values, {"data": None, "run": {"seed": None}}))
         if content not in self.checked:
@@ -183,21 +199,29 @@ class Grid:
     def preset(self, model: Model, task: str, n_train: int) -> dict[str, Any]:
         """The options of a model's preset, without data; of a preset for another task, without its loss.
 
-        Presets of OC20 lie in folders by task and size, of which the nearest size that has the model is taken.
-
         Raises:
             InputError: if the folder has none for the model.
         """
+        name = self._preset_name(model, task, n_train)
+        if name is None:
+            raise InputError(f"presets: {self.options.presets} has no {' or '.join(model.presets)} for {task}")
+        values = read_yaml(find_configuration(name))
+        other_task = values.get("task", "s2ef") != task
+        return {name: part for name, part in values.items() if name != "data" and not (other_task and name == "loss")}
+
+    def _preset_name(self, model: Model, task: str, n_train: int) -> str | None:
+        """The name or file of a preset; those of OC20 lie in folders by task and size, the nearest of which is taken."""
         folder = self.options.presets
         sizes = sorted(PUBLISHED_SIZES[task].items(), key=lambda size: abs(size[1] - n_train))
         places = [folder, f"{folder}/{task}", *(f"{folder}/{task}/{name}" for name, _ in sizes)]
         names = [f"{place}/{name}" for place in places for name in model.presets]
-        found = next((n for n in names if n in presets() or Path(f"{n}.yaml").is_file()), None)
-        if found is None:
-            raise InputError(f"presets: {folder} has no {' or '.join(model.presets)} for {task}")
-        values = read_yaml(find_configuration(found if found in presets() else f"{found}.yaml"))
-        other_task = values.get("task", "s2ef") != task
-        return {name: part for name, part in values.items() if name != "data" and not (other_task and name == "loss")}
+        known = presets()
+        found = (name if name in known else f"{name}.yaml" for name in names if name in known or _is_file(name))
+        return next(found, None)
+
+
+def _is_file(name: str) -> bool:
+    return Path(f"{name}.yaml").is_file()
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def conduct(study: Study, data: StudyData, out: Path, *, workers: int = 1, comma
     Raises:
         InputError: if the folder holds something else, a worker ended early, or every cell failed.
     """
+    if not study.cells:
+        raise InputError(f"{out}: there is nothing to train: no model has a preset for a task of the data")
     distinct = {cell.name(data.digest): cell for cell in study.cells}
     plan = Plan(out, study.name, str(data.path), data.digest, tuple(distinct.values()))
     plan.write()

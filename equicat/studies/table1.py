@@ -73,7 +73,7 @@ def _cells_of(
     """The trainings of one model with one seed and budget."""
     data = grid.data
     for task in tasks:
-        if task not in MODELS[model].tasks:
+        if not grid.offers(model, task):
             continue
         n = len(data.train_set(task))
         if task == "s2ef":

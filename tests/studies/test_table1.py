@@ -9,11 +9,12 @@ from study_results import result, write_presets
 
 from equicat import InputError
 from equicat.cli.main import main
+from equicat.errors import Remark
 from equicat.relaxation.config import RelaxConfig
 from equicat.studies import run_cell as module
 from equicat.studies.cells import CELLS, Plan
 from equicat.studies.columns import columns
-from equicat.studies.models import MODELS
+from equicat.studies.models import MODELS, Grid
 from equicat.studies.outcome import publish
 from equicat.studies.published import differences, figure_of, published
 from equicat.studies.run_cell import RUN, run_cell
@@ -134,7 +135,8 @@ def test_plans_have_seeds_outermost_and_nested_subsets(data, presets):
     ("words", "message"),
     [
         (["--models", "[allegro-l4]"], "no model 'allegro-l4' (did you mean 'allegro-l"),
-        (["--models", "[nequip]"], "has no nequip for s2ef"),
+        (["--models", "[cgcnn]"], "there is nothing to train: no model has a preset for a task of the data"),
+        (["--train", "{run.val_every: often}"], "run.val_every is often; it must be a whole number"),
         (["--tasks", "[is2re]", "--sizes", "[17]"], "17 structures is asked for, is2re trains on 16"),
         (["--train", "{run.batch_sise: 3}"], "the nearest is run.batch_size"),
         (["--direct_minutes", "3"], "direct_minutes is for is2re and is2rs beside minutes"),
@@ -142,10 +144,27 @@ def test_plans_have_seeds_outermost_and_nested_subsets(data, presets):
 )
 def test_bad_options_are_one_line_before_anything_is_written(data, presets, tmp_path, capsys, words, message):
     assert main(command(data, tmp_path / "out", presets, *words)) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("equicat: ")
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_preset_is_left_out_with_a_remark(data, presets):
+    options = Table1Options(("schnet", "nequip"), presets=str(presets), seeds=2, tasks=("s2ef",))
+    with pytest.warns(Remark, match="none of nequip for s2ef, which is left out") as caught:
+        plan = cells(StudyData(data), options)
+    assert len(caught) == 1
+    assert {cell.model for cell in plan} == {"schnet"}
+
+
+def test_presets_of_oc20_are_those_of_task_and_size(data):
+    grid = Grid(StudyData(data), Table1Options(presets="oc20"))
+    for n, batch in ((9_000, "64"), (110_000, "32"), (460_328, "64")):
+        values = grid.preset(MODELS["schnet"], "is2re", n)
+        assert values["run"]["batch_size"] == batch
+        assert "data" not in values
+    assert "loss" in grid.preset(MODELS["gemnet-dt"], "s2ef", 10)
 
 
 def test_a_split_is_no_data_set(data, tmp_path, presets, capsys):
