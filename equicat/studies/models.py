@@ -210,7 +210,7 @@ class Grid:
         return {name: part for name, part in values.items() if name != "data" and not (other_task and name == "loss")}
 
     def _preset_name(self, model: Model, task: str, n_train: int) -> str | None:
-        """The name or file of a preset; those of OC20 lie in folders by task and size, the nearest of which is taken."""
+        """The name or file of a preset. Presets of OC20 lie in folders by task and size; the nearest size is taken."""
         folder = self.options.presets
         sizes = sorted(PUBLISHED_SIZES[task].items(), key=lambda size: abs(size[1] - n_train))
         places = [folder, f"{folder}/{task}", *(f"{folder}/{task}/{name}" for name, _ in sizes)]
