@@ -91,7 +91,7 @@ def _cells_of(
 
 def outcome(results: Sequence[Result], data: StudyData, options: Table1Options) -> Outcome:
     """The tables of all splits and budgets, and the published figures beside them."""
-    parts, summary, rows = [], [], []
+    parts, rows = [], []
     for budget in distinct(results, "budget"):
         mine = select(results, budget=budget)
         parts.append(f"## {_budget_title(budget, options)}")
@@ -106,8 +106,7 @@ def outcome(results: Sequence[Result], data: StudyData, options: Table1Options) 
         "Figures in brackets were published for OC20, whose data are others unless the last table says so: no two "
         "numbers of one cell are to be compared. Position errors are over free atoms."
     )
-    summary += rows
-    return Outcome("\n\n".join(parts), summary, figure(rows), rows)
+    return Outcome("\n\n".join(parts), rows, figure(rows), rows)
 
 
 def _budget_title(budget: str, options: Options) -> str:

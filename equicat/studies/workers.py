@@ -59,7 +59,8 @@ def environment_of(k: int, n: int, n_gpus: int, environment: Mapping[str, str]) 
         environment: of this process.
     """
     own = {name: v for name, v in environment.items() if name not in RANKS and not name.startswith(LAUNCHERS)}
-    own.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+    n_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    own.setdefault("OMP_NUM_THREADS", str(max(1, n_cores // n)))
     if n > 1 and n_gpus > 1:
         visible = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n_gpus)))).split(",")
         own["CUDA_VISIBLE_DEVICES"] = visible[k % len(visible)]
