@@ -122,6 +122,7 @@ def publish(plan: Plan, outcome: Outcome, data: Mapping[str, Any], command: str)
         "training_seconds": round(sum(result["seconds"] for result in done), 1),
         "evaluation_seconds": round(sum(result["evaluation_seconds"] for result in done), 1),
         "environment": here,
+        "n_parameters": {model: _parameters(select(done, model=model)) for model in distinct(done, "model")},
         "commits": distinct([result["environment"] for result in done], "commit"),
     }
     page = "\n\n".join([f"# Study `{plan.study}`", _about(about), outcome.page, *_failures(results)]) + "\n"
@@ -152,11 +153,13 @@ def _about(about: Mapping[str, Any]) -> str:
         f"{task}: {', '.join(f'{name} {n:,}' for name, n in splits.items())}"
         for task, splits in data["n_structures"].items()
     ]
+    parameters = [f"{model} {' to '.join(f'{n:,}' for n in ends)}" for model, ends in about["n_parameters"].items()]
     n_missing = about["n_cells"] - about["n_finished"]
     lines = [
         f"Command: `{about['command']}`",
         f"Data: {data['path']}; {data['description'] or 'no description'}",
         f"Structures: {'; '.join(sizes)}. Energies: {data['energy_reference']}. Fixed atoms are not counted.",
+        f"Parameters: {', '.join(parameters)}",
         f"Cells: {about['n_finished']} of {about['n_cells']} done"
         + (f"; **{n_missing} missing: run the command again**" if n_missing else ""),
         f"Time: {about['training_seconds'] / 60:.1f} min of training, {about['evaluation_seconds'] / 60:.1f} min of "
@@ -166,6 +169,12 @@ def _about(about: Mapping[str, Any]) -> str:
         f"commit {listed(about['commits']) or here['commit']}",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _parameters(results: Iterable[Result]) -> list[int]:
+    """The number of parameters of a model; the least and the most if tasks and cutoffs change it."""
+    numbers = {result["n_parameters"] for result in results}
+    return sorted({min(numbers), max(numbers)})
 
 
 def _failures(results: Iterable[Result]) -> list[str]:

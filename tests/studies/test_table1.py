@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,7 @@ def test_a_study_writes_table_results_and_figure(study):
     page = (study / "table.md").read_text()
     assert "Cells: 4 of 4 done" in page
     assert "Equal epochs: 1 epochs" in page
+    assert re.search(r"Parameters: allegro-l1 \d+, schnet \d+", page)
     for text in ("allegro-l1", "schnet", "*linear reference", "(OC20 10k: 0.9377)", "size (8 against 10,000)"):
         assert text in page
     results = json.loads((study / "results.json").read_text())
