@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from equicat import __version__
-from equicat.cli import bench, data, neb, relax, runs, search
+from equicat.cli import bench, data, neb, relax, runs, search, study
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
@@ -35,6 +35,13 @@ COMMANDS: Commands = {
         "info": data.info,
     },
     "bench": {"speed": bench.speed, "scaling": bench.scaling, "data": bench.data},
+    "study": {
+        "table1": study.table1,
+        "l-max": study.l_max,
+        "data-efficiency": study.data_efficiency,
+        "locality": study.locality,
+        "curves": study.curves,
+    },
     "convert": {"nequip-allegro": runs.convert_nequip_allegro},
 }
 

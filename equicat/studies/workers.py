@@ -1,0 +1,87 @@
+"""The processes that do the cells of a study: this one, several on one machine, or those of SLURM or torchrun."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from equicat.errors import InputError
+from equicat.studies.cells import Plan, work
+
+LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_")
+RANKS = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""Variables by which training would find other processes to train one model with; a cell is trained by one process."""
+
+
+def do_cells(plan: Plan, workers: int) -> None:
+    """Do the cells of a plan that no other process does.
+
+    Args:
+        plan: written already.
+        workers: processes; where there are several GPUs, each has one of them.
+
+    Raises:
+        InputError: if a process ended early; what it did is kept.
+    """
+    started_by_others = any(name.startswith(("SLURM_JOB_ID", "WORLD_SIZE")) for name in os.environ)
+    if workers == 1 and not started_by_others:
+        work_alone(plan.out)
+        return
+    import torch  # costly to import, and not needed by who waits
+
+    command, n_gpus = [sys.executable, "-m", "equicat.studies.workers", str(plan.out)], torch.cuda.device_count()
+    processes = [subprocess.Popen(command, env=environment_of(k, workers, n_gpus, os.environ)) for k in range(workers)]
+    failed = [status for status in [process.wait() for process in processes] if status]
+    if failed:
+        raise InputError(
+            f"{plan.out}: {len(failed)} of {workers} workers ended with status {failed[0]}; what is finished is kept, "
+            "run the command again to go on"
+        )
+
+
+def environment_of(k: int, n: int, n_gpus: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of worker ``k`` of ``n``: alone in its training, with its share of the cores and one GPU.
+
+    Args:
+        k: number of the worker.
+        n: workers on this machine.
+        n_gpus: GPUs of this machine.
+        environment: of this process.
+    """
+    own = {name: v for name, v in environment.items() if name not in RANKS and not name.startswith(LAUNCHERS)}
+    n_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    own.setdefault("OMP_NUM_THREADS", str(max(1, n_cores // n)))
+    if n > 1 and n_gpus > 1:
+        visible = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n_gpus)))).split(",")
+        own["CUDA_VISIBLE_DEVICES"] = visible[k % len(visible)]
+    return own
+
+
+def work_alone(out: Path) -> None:
+    """Do the cells of the study in ``out`` that no other process does, in this process."""
+    plan = Plan.read(out)
+    if not plan.unfinished():
+        return
+    from equicat.studies.run_cell import run_cell  # what trains is costly to import
+
+    work(plan, run_cell, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    try:
+        work_alone(Path(sys.argv[1]))
+    except InputError as error:
+        print(f"equicat: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
