@@ -16,10 +16,12 @@ _PUBLIC = {
     "OutsideTraining": "equicat.errors",
     "Structure": "equicat.data.structure",
     "adsorption_energies": "equicat.adsorption.energies",
+    "free_energies": "equicat.vibrations.free_energies",
     "load": "equicat.models.saved",
     "open_dataset": "equicat.data.datasets",
     "read": "equicat.data.readers",
     "relax": "equicat.relaxation.relax",
+    "vibrations_of": "equicat.vibrations.modes",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]

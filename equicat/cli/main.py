@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from equicat import __version__
-from equicat.cli import bench, data, relax, runs
+from equicat.cli import bench, data, relax, runs, vibrations
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
@@ -24,6 +24,7 @@ COMMANDS: Commands = {
     "predict": runs.predict,
     "relax": relax.relax,
     "adsorb": relax.adsorb,
+    "vibrations": vibrations.vibrations,
     "report": runs.report,
     "data": {
         "emt": data.emt,
