@@ -74,9 +74,7 @@ class _Copies:
         self.forces.append(forces[self.system.atoms] if len(self.steps) else forces.copy())
 
 
-def differences(
-    model: ForceModel, systems: Iterable[System], config: VibrationConfig
-) -> Iterator[Differences]:
+def differences(model: ForceModel, systems: Iterable[System], config: VibrationConfig) -> Iterator[Differences]:
     """Force constants of all systems, in their order.
 
     What becomes of a system does not depend on those beside it, as far as the model's own rounding does not.
@@ -155,9 +153,7 @@ def _evaluate(model: ForceModel, batch: Sequence[tuple[_Copies, range]]) -> None
         copies.take(one, vectors)
 
 
-def _force_constants(
-    displaced: _Copies, weights: Sequence[float]
-) -> Float[ndarray, "n_coordinates n_coordinates"]:
+def _force_constants(displaced: _Copies, weights: Sequence[float]) -> Float[ndarray, "n_coordinates n_coordinates"]:
     """Symmetric force constants, eV/Å² times the step."""
     forces = (np.array(displaced.forces) * displaced.system.directions).sum(2)
     n = len(displaced.system.atoms)

@@ -51,8 +51,9 @@ def as_molecule(structure: Structure) -> Structure:
         reason = "some of its atoms are held; take the constraints away"
     if reason:
         raise InputError(f"{structure.where}: cannot be a gas molecule: {reason}")
-    open_space = {"cell": np.zeros((3, 3)), "pbc": np.zeros(3, bool), "positions": positions, "stress": None}
-    return dataclasses.replace(structure, **open_space)
+    return dataclasses.replace(
+        structure, positions=positions, cell=np.zeros((3, 3)), pbc=np.zeros(3, bool), stress=None
+    )
 
 
 def _open_pieces(structure: Structure) -> tuple[Float[ndarray, "n_atoms 3"], str]:

@@ -101,7 +101,7 @@ class Result:
         }
         at: Sequence[FreeEnergy | None] = self.free_energies or (None,) * len(self.config.temperature)
         for temperature, one in zip(self.config.temperature, at, strict=True):
-            energies = {name: "" for name in ENERGIES}
+            energies = dict.fromkeys(ENERGIES, "")
             if one is not None:
                 values = (one.energy, one.zero_point, one.heat, one.temperature_entropy, one.correction)
                 energies = dict(zip(ENERGIES, map(_rounded, (*values, one.free_energy)), strict=True))

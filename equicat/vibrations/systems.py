@@ -16,6 +16,8 @@ from equicat.vibrations.molecules import as_molecule, geometry_of, why_no_gas
 
 OVERLAP = 0.5
 """Å; how near atoms are looked for that stand at the same place."""
+LOWEST_TAG = {"adsorbate": 2, "surface": 1}
+"""Atoms with this tag or a higher one vibrate."""
 FREE = 0.5
 """Eigenvalues of a projector are 0 or 1; those above this belong to free directions."""
 
@@ -70,12 +72,13 @@ def _chosen(structure: Structure, atoms: str | Sequence[int], no_gas: str) -> Bo
     if atoms == "free":
         return np.ones(n, bool)
     if isinstance(atoms, str):
-        if not (structure.tags == 2).any():
+        chosen = structure.tags >= LOWEST_TAG[atoms]
+        if not chosen.any():
             raise InputError(
-                f"{structure.where}: no atom has tag 2, so its adsorbate is not known; give tags, or say --atoms free "
-                f"or --atoms with their numbers (it is no gas molecule: {no_gas})"
+                f"{structure.where}: no atom has tag {LOWEST_TAG[atoms]}, so it is not known which are the {atoms}; "
+                f"give tags, or say --atoms free, or --atoms with their numbers (it is no gas molecule: {no_gas})"
             )
-        return structure.tags >= {"adsorbate": 2, "surface": 1}[atoms]
+        return chosen
     if not atoms:
         raise InputError("atoms is an empty list; give numbers of atoms from 0, or adsorbate, surface or free")
     outside = [k for k in atoms if not -n <= k < n]

@@ -68,7 +68,7 @@ class FreeEnergy:
 def modes_that_count(
     frequencies: Float[ndarray, "n_modes"], low_frequency: float
 ) -> tuple[Float[ndarray, "n_counted"], int, int]:
-    """Frequencies (cm⁻¹) that go into the sums, how many of them were raised, and how many imaginary ones were left out.
+    """Frequencies (cm⁻¹) that go into the sums, how many of them were raised, and how many imaginary ones left out.
 
     Args:
         frequencies: cm⁻¹, imaginary ones negative.
