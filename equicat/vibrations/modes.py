@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
+from equicat.data.labels import LABELS
 from equicat.data.structure import Structure
 from equicat.models.potential import Potential
 from equicat.relaxation.models import ForceModel, check_elements, force_model
 from equicat.vibrations.config import VibrationConfig
 from equicat.vibrations.differences import Differences, differences
-from equicat.vibrations.molecules import external_motions
+from equicat.vibrations.molecules import Geometry, external_motions
 from equicat.vibrations.systems import System, made_ready
 
 WAVENUMBER = units._hbar * units.m * np.sqrt(1 / (units._e * units._amu)) / units.invcm
@@ -33,8 +35,8 @@ class Vibrations:
     structure: Structure
     """With the model's energy (eV) and forces (eV/Å); a gas molecule is in one piece and without a cell. Without
     energy and forces if they were not finite."""
-    geometry: str
-    """Shape of a gas molecule: monatomic, linear or nonlinear; empty for everything else."""
+    geometry: Geometry | None
+    """Shape of a gas molecule; None for everything else."""
     atoms: Int[ndarray, "n_atoms"]
     """Numbers of the atoms that vibrate."""
     fmax: float
@@ -49,7 +51,7 @@ class Vibrations:
     @property
     def is_gas(self) -> bool:
         """Whether it is a molecule of a gas."""
-        return bool(self.geometry)
+        return self.geometry is not None
 
     @property
     def is_finite(self) -> bool:
@@ -83,7 +85,7 @@ class Vibrations:
         roots = np.sqrt(masses[self.coordinates])
         weighted = self.force_constants / np.outer(roots, roots)
         internal = np.eye(len(roots))
-        if self.geometry:
+        if self.geometry is not None:
             outer = external_motions(masses, self.structure.positions, self.geometry)
             internal = np.linalg.svd(outer)[2][len(outer) :]
         squares, vectors = np.linalg.eigh(internal @ weighted @ internal.T)
@@ -139,9 +141,10 @@ def vibrations_of_systems(
 
 def _vibrations(system: System, found: Differences) -> Vibrations:
     finite = bool(np.isfinite(found.energy) and np.isfinite(found.forces).all())
-    labels = {"energy": found.energy if finite else None, "forces": found.forces if finite else None}
-    bare = {"relaxed_energy": None, "relaxed_positions": None, "stress": None}
-    structure = dataclasses.replace(system.structure, **bare, **labels)
+    labels: dict[str, Any] = dict.fromkeys(LABELS)
+    if finite:
+        labels |= {"energy": found.energy, "forces": found.forces}
+    structure = dataclasses.replace(system.structure, **labels)
     along = (found.forces[system.atoms] * system.directions).sum(1)
     squares = np.bincount(system.atoms, weights=along**2)
     return Vibrations(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from itertools import product
+from typing import Literal
 
 import numpy as np
 from ase.data import covalent_radii
@@ -15,6 +16,8 @@ from equicat.data.neighbors import neighbor_list
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 
+Geometry = Literal["monatomic", "linear", "nonlinear"]
+"""Shape of a molecule, as ASE calls it."""
 STRAIGHT, BENT = 0.03, 0.15
 """Å. A molecule is linear if no atom is further from its axis than the first, nonlinear if one is further than the
 second; between the two nobody can tell."""
@@ -77,8 +80,8 @@ def _open_pieces(structure: Structure) -> tuple[Float[ndarray, "n_atoms 3"], str
     return structure.positions + image @ structure.cell, ""
 
 
-def geometry_of(molecule: Structure, if_unclear: str = "auto") -> str:
-    """``monatomic``, ``linear`` or ``nonlinear``, as ASE calls it.
+def geometry_of(molecule: Structure, if_unclear: Literal["auto", "linear", "nonlinear"] = "auto") -> Geometry:
+    """The shape of a molecule.
 
     Args:
         molecule: in one piece.
@@ -103,7 +106,7 @@ def geometry_of(molecule: Structure, if_unclear: str = "auto") -> str:
 
 
 def external_motions(
-    masses: Float[ndarray, "n_atoms"], positions: Float[ndarray, "n_atoms 3"], geometry: str
+    masses: Float[ndarray, "n_atoms"], positions: Float[ndarray, "n_atoms 3"], geometry: Geometry
 ) -> Float[ndarray, "n_motions n_coordinates"]:
     """Translations and rotations of a molecule as a whole, orthonormal in mass-weighted coordinates.
 
@@ -118,7 +121,7 @@ def external_motions(
     return np.array([*translations, *np.linalg.svd(turns, full_matrices=False)[2][:n_turns]])
 
 
-def symmetry_number(molecule: Structure, geometry: str) -> int:
+def symmetry_number(molecule: Structure, geometry: Geometry) -> int:
     """Number of rotations that turn the molecule into itself.
 
     Raises:
@@ -135,7 +138,7 @@ def symmetry_number(molecule: Structure, geometry: str) -> int:
 
 
 def n_rotations(
-    numbers: Int[ndarray, "n_atoms"], positions: Float[ndarray, "n_atoms 3"], geometry: str, limit: float
+    numbers: Int[ndarray, "n_atoms"], positions: Float[ndarray, "n_atoms 3"], geometry: Geometry, limit: float
 ) -> int:
     """Number of rotations after which each atom has one of its kind within ``limit`` (Å); of a linear molecule, those
     across its axis and the identity."""

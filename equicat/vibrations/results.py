@@ -116,7 +116,7 @@ class Result:
             "id": v.structure.id,
             "source": v.structure.source,
             "kind": "gas" if v.is_gas else "surface",
-            "geometry": v.geometry or None,
+            "geometry": v.geometry,
             "symmetry_number": self.gas.symmetry_number if self.gas else None,
             "spin": self.gas.spin if self.gas else None,
             "formula": self.formula,
@@ -231,7 +231,8 @@ def _write_modes(folder: Path, found: FreeEnergies, overwrite: bool) -> None:
         for result in found.results:
             v = result.vibrations
             for k, (frequency, mode) in enumerate(zip(v.frequencies, v.modes, strict=True)):
-                name = f"{result.number:06d}_{k:02d}_{result.formula}_{abs(frequency):.0f}{'i' * (frequency < 0)}"
+                wavenumber = f"{abs(frequency):.0f}{'i' if frequency < 0 else ''}"
+                name = f"{result.number:06d}_{k:02d}_{result.formula}_{wavenumber}"
                 write(temporary / f"{name}.extxyz", _swinging(v.structure, mode, float(frequency)))
 
 

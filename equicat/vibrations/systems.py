@@ -12,7 +12,7 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.relaxation.held import free_directions
 from equicat.vibrations.config import VibrationConfig
-from equicat.vibrations.molecules import as_molecule, geometry_of, why_no_gas
+from equicat.vibrations.molecules import Geometry, as_molecule, geometry_of, why_no_gas
 
 OVERLAP = 0.5
 """Å; how near atoms are looked for that stand at the same place."""
@@ -28,8 +28,8 @@ class System:
 
     structure: Structure
     """A gas molecule is in one piece and has no cell."""
-    geometry: str
-    """Shape of a gas molecule: monatomic, linear or nonlinear; empty for everything else."""
+    geometry: Geometry | None
+    """Shape of a gas molecule; None for everything else."""
     atoms: Int[ndarray, "n_coordinates"]
     """The atom of each coordinate, ascending."""
     directions: Float[ndarray, "n_coordinates 3"]
@@ -63,7 +63,7 @@ def made_ready(structure: Structure, config: VibrationConfig) -> System:
             f"{structure.where}: every {which} atom is fixed, so there is nothing to displace; choose others with "
             "--atoms, or free some"
         )
-    return System(structure, "", atoms, directions)
+    return System(structure, None, atoms, directions)
 
 
 def _chosen(structure: Structure, atoms: str | Sequence[int], no_gas: str) -> Bool[ndarray, "n_atoms"]:

@@ -47,7 +47,7 @@ class FreeEnergy:
     pressure: float | None
     """bar; None if it is no gas."""
     energy: float
-    """Of the model."""
+    """The model's own."""
     zero_point: float
     heat: float
     """Thermal energy between 0 K and the temperature; of a gas with translation, rotation and pV, an enthalpy."""
@@ -85,7 +85,7 @@ def gases_of(systems: Sequence[System], config: ThermoConfig) -> list[Gas | None
     Raises:
         InputError: if one is neither given nor to be found, or given of a molecule that is not there.
     """
-    names = [formula_of(s.structure.numbers.tolist()) if s.geometry else None for s in systems]
+    names = [formula_of(s.structure.numbers.tolist()) if s.geometry is not None else None for s in systems]
     for option in ("symmetry_numbers", "spins"):
         for name in set(getattr(config, option)) - set(names):
             found = ", ".join(sorted({n for n in names if n})) or "none"
@@ -95,6 +95,7 @@ def gases_of(systems: Sequence[System], config: ThermoConfig) -> list[Gas | None
 
 def _gas(system: System, name: str, config: ThermoConfig) -> Gas:
     symmetry, spin = config.symmetry_numbers.get(name), config.spins.get(name)
+    assert system.geometry is not None
     return Gas(
         symmetry_number(system.structure, system.geometry) if symmetry is None else symmetry,
         spin_of(system.structure) if spin is None else spin,
@@ -130,6 +131,7 @@ def _ideal_gas(
 ) -> FreeEnergy:
     energy = vibrations.structure.energy
     assert energy is not None
+    assert vibrations.geometry is not None
     thermo = IdealGasThermo(
         energies,
         vibrations.geometry,
