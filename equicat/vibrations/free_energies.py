@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 
 from equicat.data.datasets import open_dataset
+from equicat.data.readers import write
 from equicat.data.structure import Structure
 from equicat.errors import InputError, Remark
 from equicat.models.potential import Potential
@@ -17,8 +18,8 @@ from equicat.relaxation.relax import relax, warn_outside
 from equicat.vibrations.config import FreeEnergyConfig
 from equicat.vibrations.modes import vibrations_of_systems
 from equicat.vibrations.results import FreeEnergies, Output, Result, check_output, write_results
-from equicat.vibrations.systems import made_ready
-from equicat.vibrations.thermochemistry import free_energies_of, gases_of
+from equicat.vibrations.systems import System, made_ready
+from equicat.vibrations.thermochemistry import check_formulas, free_energies_of, gas_of
 
 
 def free_energies(
@@ -55,6 +56,7 @@ def free_energies(
     given = _opened(structures)
     check_elements(forces, given)
     systems = [made_ready(structure, config) for structure in given]
+    check_formulas(systems, config)
     flags: list[tuple[str, ...]] = [()] * len(given)
     if not config.relax:
         warn_outside(forces, given)
@@ -62,8 +64,8 @@ def free_energies(
         relaxed = relax(given, forces, RelaxConfig(fmax=config.fmax, edges=config.edges), progress=progress)
         assert relaxed is not None
         flags = [tuple(filter(None, s.info["flags"].split(","))) for s in relaxed.structures]
-        systems = [made_ready(structure, config) for structure in relaxed.structures]
-    gases = gases_of(systems, config)
+        systems = _ready_again(relaxed.structures, config, output)
+    gases = [gas_of(system, config) for system in systems]
     found = vibrations_of_systems(systems, forces, config, progress)
     results = [
         Result(number, vibrations, gas, tuple(free_energies_of(vibrations, gas, config)), config, said)
@@ -83,6 +85,25 @@ def _opened(structures: str | Path | Sequence[Structure | Atoms]) -> list[Struct
     if not named:
         raise InputError("no structures; give those whose free energies are wanted")
     return [Structure.from_ase(s, source=name, labels=()) if isinstance(s, Atoms) else s for name, s in named]
+
+
+def _ready_again(relaxed: Sequence[Structure], config: FreeEnergyConfig, output: Output | None) -> list[System]:
+    """The systems after a relaxation, which is not lost if one of them is no longer what it was.
+
+    Raises:
+        InputError: such as for a molecule that fell apart; says where the relaxed structures are.
+    """
+    try:
+        systems = [made_ready(structure, config) for structure in relaxed]
+        for system in systems:
+            gas_of(system, config)
+    except InputError as error:
+        if output is None:
+            raise
+        kept = output.files()[2]
+        write(kept, relaxed)
+        raise InputError(f"{error} (all structures, relaxed, are in {kept})") from error
+    return systems
 
 
 def _warn_of_forces(results: Sequence[Result], fmax: float) -> None:

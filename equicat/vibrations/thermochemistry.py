@@ -56,7 +56,7 @@ class FreeEnergy:
 
     @property
     def correction(self) -> float:
-        """What is added to the energy."""
+        """ZPE + heat − TS: with it the energy becomes G."""
         return self.zero_point + self.heat - self.temperature_entropy
 
     @property
@@ -79,27 +79,37 @@ def modes_that_count(
     return counted[counted > 0], int(low.sum()), int((counted <= 0).sum())
 
 
-def gases_of(systems: Sequence[System], config: ThermoConfig) -> list[Gas | None]:
-    """Symmetry number and spin of each gas molecule, given or found; None for everything else.
+def check_formulas(systems: Sequence[System], config: ThermoConfig) -> None:
+    """Make sure, before anything is computed, that symmetry numbers and spins are those of molecules that are there.
 
     Raises:
-        InputError: if one is neither given nor to be found, or given of a molecule that is not there.
+        InputError: naming a formula that no gas molecule has.
     """
-    names = [formula_of(s.structure.numbers.tolist()) if s.geometry is not None else None for s in systems]
+    there = {_formula(system) for system in systems if system.geometry is not None}
     for option in ("symmetry_numbers", "spins"):
-        for name in set(getattr(config, option)) - set(names):
-            found = ", ".join(sorted({n for n in names if n})) or "none"
+        for name in sorted(set(getattr(config, option)) - there):
+            found = ", ".join(sorted(there)) or "none"
             raise InputError(f"{option} names {name}, but no gas molecule is that; gas molecules: {found}")
-    return [None if name is None else _gas(s, name, config) for s, name in zip(systems, names, strict=True)]
 
 
-def _gas(system: System, name: str, config: ThermoConfig) -> Gas:
+def gas_of(system: System, config: ThermoConfig) -> Gas | None:
+    """Symmetry number and spin of a gas molecule, given or found; None for everything else.
+
+    Raises:
+        InputError: if one is neither given nor to be found.
+    """
+    if system.geometry is None:
+        return None
+    name = _formula(system)
     symmetry, spin = config.symmetry_numbers.get(name), config.spins.get(name)
-    assert system.geometry is not None
     return Gas(
         symmetry_number(system.structure, system.geometry) if symmetry is None else symmetry,
         spin_of(system.structure) if spin is None else spin,
     )
+
+
+def _formula(system: System) -> str:
+    return formula_of(system.structure.numbers.tolist())
 
 
 def free_energies_of(vibrations: Vibrations, gas: Gas | None, config: ThermoConfig) -> list[FreeEnergy]:
