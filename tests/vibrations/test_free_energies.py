@@ -69,10 +69,11 @@ def test_the_command_writes_a_table_all_frequencies_and_structures(tmp_path, sla
     assert f"{tmp_path / 'slabs.extxyz'}" not in warning or "frame" in warning
 
 
-def test_relaxed_first_the_structures_are_minima(tmp_path, slabs, capsys):
-    out = tmp_path / "g.csv"
+def test_relaxed_first_the_structures_are_minima(tmp_path, capsys):
+    out, slab = tmp_path / "g.csv", tmp_path / "slab.extxyz"
+    write(slab, SLABS[:1])
     options = ["--relax", "--fmax", "0.01", "--atoms", "free", "--progress", "false"]
-    assert main(["vibrations", str(RUN), str(slabs), "--out", str(out), *options]) == 0
+    assert main(["vibrations", str(RUN), str(slab), "--out", str(out), *options]) == 0
     assert "no minima" not in capsys.readouterr().err
     assert all(float(row["fmax_eV_A"]) < 0.01 and "forces" not in row["flags"] for row in table(out))
     assert all(after.forces is not None for after in read(out.with_suffix(".extxyz")))
@@ -100,7 +101,7 @@ def test_modes_are_trajectories(tmp_path):
     assert len(frames) == 20
     moves = np.array([frame.positions - start for frame in frames])
     assert np.linalg.norm(moves, axis=2).max() == pytest.approx(0.4, abs=1e-6)
-    assert not moves[:, :12].any()
+    assert np.abs(moves[:, :12]).max() < 1e-7
     direction = found.results[0].vibrations.modes[2, 12]
     assert abs(moves[5, 12] @ direction) == pytest.approx(0.4 * np.linalg.norm(direction), abs=1e-6)
 
@@ -195,7 +196,7 @@ def test_a_structure_unlike_the_training_data_is_warned_of(run):
     unlike = labelled(40).to_ase()
     unlike.set_cell(0.7 * unlike.cell, scale_atoms=True)
     with pytest.warns(OutsideTraining, match="outside of the training data"):
-        equicat.free_energies([unlike], run, FreeEnergyConfig(atoms="free"), progress=False)
+        equicat.free_energies([unlike], run, FreeEnergyConfig(atoms="free", fmax=100.0), progress=False)
 
 
 def test_a_relaxation_is_not_lost_when_a_molecule_falls_apart(tmp_path):
