@@ -71,7 +71,7 @@ def free_energies(
         Result(number, vibrations, gas, tuple(free_energies_of(vibrations, gas, config)), config, said)
         for number, (vibrations, gas, said) in enumerate(zip(found, gases, flags, strict=True))
     ]
-    _warn_of_forces(results, config.fmax)
+    _warn_of_forces(results, config)
     everything = FreeEnergies(results, forces.energy_reference, config)
     if output is not None:
         write_results(output, everything)
@@ -106,15 +106,16 @@ def _ready_again(relaxed: Sequence[Structure], config: FreeEnergyConfig, output:
     return systems
 
 
-def _warn_of_forces(results: Sequence[Result], fmax: float) -> None:
+def _warn_of_forces(results: Sequence[Result], config: FreeEnergyConfig) -> None:
     """Say which structures are no minima of this model."""
-    off = [result for result in results if result.vibrations.fmax > fmax]
+    advice = "their relaxation did not converge" if config.relax else "--relax relaxes them with it first"
+    off = [result for result in results if result.vibrations.fmax > config.fmax]
     if off:
         worst = max(off, key=lambda result: result.vibrations.fmax)
         warnings.warn(
             f"{len(off)} of {len(results)} structures are no minima of this model: forces of up to "
-            f"{worst.vibrations.fmax:.2g} eV/Å on a vibrating atom ({worst.name}), more than fmax {fmax:g}; their "
-            "frequencies mean little. --relax relaxes them with it first",
+            f"{worst.vibrations.fmax:.2g} eV/Å on a vibrating atom ({worst.name}), more than fmax {config.fmax:g}; "
+            f"their frequencies mean little; {advice}",
             Remark,
             stacklevel=3,
         )

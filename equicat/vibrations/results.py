@@ -151,7 +151,8 @@ class FreeEnergies:
     def as_text(self, limit: int = 40) -> str:
         """The table that `equicat vibrations` prints, with at most so many rows."""
         columns = {
-            "structure": "structure",
+            "": "structure",
+            "id": "id",
             "formula": "formula",
             "kind": "kind",
             "T [K]": "temperature_K",
@@ -165,7 +166,7 @@ class FreeEnergies:
             "flags": "flags",
         }
         rows = self.rows()
-        cells = [list(columns), *([_shown(row[key]) for key in columns.values()] for row in rows[:limit])]
+        cells = [list(columns), *([_shown(key, row[key]) for key in columns.values()] for row in rows[:limit])]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
         if len(rows) > limit:
@@ -248,5 +249,5 @@ def _rounded(value: float) -> Any:
     return "" if math.isnan(value) else float(f"{value:.6f}")
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _shown(column: str, value: Any) -> str:
+    return f"{value:.4f}" if column in ENERGIES and value != "" else f"{value}"
