@@ -16,11 +16,13 @@ _PUBLIC = {
     "OutsideTraining": "equicat.errors",
     "Structure": "equicat.data.structure",
     "adsorption_energies": "equicat.adsorption.energies",
+    "free_energies": "equicat.vibrations.free_energies",
     "load": "equicat.models.saved",
     "neb": "equicat.barriers.neb",
     "open_dataset": "equicat.data.datasets",
     "read": "equicat.data.readers",
     "relax": "equicat.relaxation.relax",
+    "vibrations_of": "equicat.vibrations.modes",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]

@@ -35,7 +35,7 @@ ROWS = """
     sources networks run_directory
     models
     tasks interfaces testing relaxation
-    training apply report bench
+    training apply report bench vibrations
     studies adsorption barriers
     cli
     __main__

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from equicat import __version__
-from equicat.cli import bench, data, neb, relax, runs, search, study
+from equicat.cli import bench, data, neb, relax, runs, search, study, vibrations
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
@@ -25,6 +25,7 @@ COMMANDS: Commands = {
     "predict": runs.predict,
     "relax": relax.relax,
     "adsorb": relax.adsorb,
+    "vibrations": vibrations.vibrations,
     "neb": neb.neb,
     "report": runs.report,
     "data": {

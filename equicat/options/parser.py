@@ -81,6 +81,8 @@ class Options(ActionsContainer):
                 names = (name,) if part.positional else names
                 how["nargs"] = "*" if part.positional and "default" in how else "+"
                 hint = get_args(get_args(hint)[0])[0]
+                if isinstance(how.get("default"), tuple):
+                    how["default"] = list(how["default"])  # jsonargparse reads the entries where they are
         return super().add_argument(*names, **how | {"type": Value(name, hint)})
 
     def member(self, name: str, members: Mapping[str, Any], how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -83,7 +83,7 @@ def relax(
     if not numbers:
         return None
     check_systems(systems, forces)
-    _warn_outside(forces, [systems[number] for number in numbers])
+    warn_outside(forces, [systems[number] for number in numbers])
     plan = plan_of(systems, digest_of(forces), config, output is not None and output.trajectories is not None)
     if output is not None and output.trajectories is not None:
         _check_trajectories(output, systems, numbers)
@@ -159,7 +159,7 @@ def check_systems(systems: Sequence[Structure], model: ForceModel) -> None:
         neighbor_list(structure, OVERLAP)
 
 
-def _warn_outside(model: ForceModel, structures: Sequence[Structure]) -> None:
+def warn_outside(model: ForceModel, structures: Sequence[Structure]) -> None:
     """Say, before anything is computed, which structures are unlike those that the model was trained on."""
     if isinstance(model, PotentialForces) and model.potential.info.domain is not None:
         watch = DomainWatch(model.potential.info.domain, model.energy_reference)

@@ -340,6 +340,8 @@ def test_training_options_that_make_no_sense(capsys, option, value, message):
         ("data subset a b --size 5 --seed -1", "seed is -1; it must be a whole number of at least 0"),
         ("bench speed --sizes huge", "sizes is huge; it must be a list of one of small, paper"),
         ("relax RUN a.xyz --out o.xyz --fmax 0", "fmax is 0; it must be a number above 0"),
+        ("vibrations RUN a.xyz --out g.csv --nfree 3", "nfree is 3; it must be 2 or 4"),
+        ("vibrations RUN a.xyz", "equicat: vibrations: give --out"),
         ("tran small", "no command 'tran' (did you mean 'train'?); commands: demo, train"),
         ("train smal", "no built-in one of that name (did you mean 'small'?)"),
     ],
