@@ -16,7 +16,7 @@ from equicat.barriers.ends import SAME_MINIMUM, Ends, ends_of, path_of
 from equicat.barriers.folder import Existing, Folder
 from equicat.barriers.interpolation import collision, idpp, straight
 from equicat.barriers.results import Barrier, Barriers
-from equicat.barriers.saddle import frequencies, taking_part
+from equicat.barriers.saddle import frequencies
 from equicat.data.batch import Batch
 from equicat.data.readers import read
 from equicat.data.structure import Structure
@@ -262,8 +262,7 @@ def _with_frequencies(band: Barrier, model: ForceModel, config: NEBConfig) -> Ba
     saddle = band.saddle
     if saddle is None or saddle in (0, len(band.path) - 1):
         return band
-    found = frequencies(model, band.path[saddle], taking_part(band.path), config.skin, config.edges)
-    return dataclasses.replace(band, frequencies=found)
+    return dataclasses.replace(band, frequencies=frequencies(band.path, saddle, model, config.edges))
 
 
 def _warn_outside(model: ForceModel, bands: Sequence[Barrier]) -> None:

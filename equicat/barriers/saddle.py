@@ -1,22 +1,17 @@
-"""Is the highest image a saddle point? Frequencies there, by finite differences of the atoms that take part."""
+"""Is the highest image a saddle point? Frequencies there, of the atoms that take part."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from ase import units
-from ase.data import atomic_masses
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from equicat.barriers.images import ImageForces
 from equicat.data.structure import Structure
 from equicat.relaxation.held import free_directions
 from equicat.relaxation.models import ForceModel
+from equicat.vibrations.config import VibrationConfig
+from equicat.vibrations.modes import vibrations_of
 
-DISPLACEMENT = 0.01
-"""Å, to both sides."""
 TAKES_PART = 0.1
 """Å; an atom that moves further along the path takes part, and so does every adsorbate (tag 2)."""
 IMAGINARY = 30.0
@@ -31,38 +26,21 @@ def taking_part(path: Sequence[Structure]) -> Bool[ndarray, "n_atoms"]:
 
 
 def frequencies(
-    model: ForceModel, structure: Structure, chosen: Bool[ndarray, "n_atoms"], skin: float, edges: int | None
-) -> Float[ndarray, "n_modes"]:
-    """Frequencies (cm⁻¹) of some atoms, all others held; imaginary ones are negative; in ascending order.
-
-    Central differences of the forces, all displaced structures in batches; directions along which an atom is held count
-    as modes of frequency zero. Not finite where the forces are not.
+    path: Sequence[Structure], image: int, model: ForceModel, edges: int | None
+) -> Float[ndarray, "n_modes"] | None:
+    """Frequencies (cm⁻¹) at an image, of the atoms that take part in the path, all others held.
 
     Args:
+        path: all images.
+        image: number of the one to look at.
         model: gives the forces.
-        structure: where to displace atoms.
-        chosen: the atoms.
-        skin: Å; see :class:`~equicat.barriers.images.ImageForces`.
         edges: in a batch at most.
+
+    Returns:
+        In ascending order, imaginary ones negative; none where forces were not finite. None if no atom takes part.
     """
-    atoms = np.flatnonzero(chosen)
-    steps = [(atom, axis, sign) for atom in atoms for axis in range(3) for sign in (1, -1)]
-    positions = np.tile(structure.positions, (len(steps), 1, 1))
-    for image, (atom, axis, sign) in zip(positions, steps, strict=True):
-        image[atom, axis] += sign * DISPLACEMENT
-    images = [dataclasses.replace(structure, positions=r, energy=None, forces=None) for r in positions]
-    names = [f"displaced {k}" for k in range(len(images))]
-    at = torch.from_numpy(positions.reshape(-1, 3)).to(model.device)
-    _, found = ImageForces(model, images, names, skin, edges)(at)
-    forces = found.cpu().numpy().reshape(len(atoms), 3, 2, len(structure), 3)[..., atoms, :]
-    hessian = -(forces[:, :, 0] - forces[:, :, 1]).reshape(3 * len(atoms), 3 * len(atoms)) / (2 * DISPLACEMENT)
-    if not np.isfinite(hessian).all():
-        return np.full(len(hessian), np.nan)
-    free = np.zeros_like(hessian)
-    for k, projector in enumerate(free_directions(structure)[atoms]):
-        free[3 * k : 3 * k + 3, 3 * k : 3 * k + 3] = projector
-    masses = np.repeat(atomic_masses[structure.numbers[atoms]], 3)
-    weighted = free @ (hessian + hessian.T) @ free / 2 / np.sqrt(masses[:, None] * masses)
-    values = np.linalg.eigvalsh(weighted)
-    quantum = units._hbar * units.m / np.sqrt(units._e * units._amu) / units.invcm
-    return np.sign(values) * np.sqrt(np.abs(values)) * quantum
+    chosen = tuple(int(atom) for atom in np.flatnonzero(taking_part(path)))
+    if not chosen:
+        return None
+    (found,) = vibrations_of([path[image]], model, VibrationConfig(atoms=chosen, gas="no", edges=edges))
+    return found.frequencies
