@@ -7,6 +7,7 @@ costly to import is imported inside, once the command is known.
 from pathlib import Path
 from typing import Annotated, Any
 
+from equicat.errors import InputError
 from equicat.options.values import Words
 from equicat.relaxation.config import RelaxConfig
 
@@ -27,26 +28,38 @@ def demo(*, out: str = "demo", overwrite: bool = False) -> None:
 
 
 def evaluate(
-    *, relax: bool = False, relaxation: RelaxConfig = RELAXATION, json: str | None = None, **options: Any
+    *,
+    relax: bool = False,
+    direct: str | None = None,
+    relaxation: RelaxConfig = RELAXATION,
+    json: str | None = None,
+    **options: Any,
 ) -> None:
     """OC20's metrics of a run on every split, trivial baselines beside them.
 
     Args:
         relax: Relax the initial structures of the is2re splits, and compare with the relaxed ones (model of s2ef).
+        direct: With --relax, a run trained for is2re or is2rs, to stand beside.
         relaxation: How to relax.
         json: Write the metrics to this file as well.
+
+    Raises:
+        InputError: if a direct run is named without --relax.
     """
     from equicat.apply import evaluate as apply
     from equicat.apply import evaluate_relaxations as relaxations
     from equicat.apply.results import as_text
 
     if relax:
-        given = {name: options[name] for name in ("run", "data", "device", "progress", "energy_reference")}
-        summary = relaxations.evaluate_relaxations(config=relaxation, **given)
-        print(relaxations.as_text(summary))
+        given = {name: options[name] for name in ("run", "data", "out", "device", "progress", "energy_reference")}
+        summary = relaxations.evaluate_relaxations(config=relaxation, direct=direct, **given)
+        text = relaxations.as_text(summary)
     else:
+        if direct is not None:
+            raise InputError("--direct: stands beside relaxations; give --relax as well, or evaluate that run itself")
         summary = apply.evaluate(**options)
-        print(f"{as_text(summary)}\n\nwritten: {', '.join(summary['written'])}")
+        text = as_text(summary)
+    print(f"{text}\n\nwritten: {', '.join(summary['written'])}")
     write_json(json, summary)
 
 

@@ -116,6 +116,16 @@ def test_placements_that_relax_to_the_same_structure_are_merged():
     assert len(rows) == 1
 
 
+def test_placements_that_left_their_site_are_counted(tmp_path):
+    config = AdsorptionConfig(sites=("fcc", "bridge"), n_random=2, rotations=1)
+    rows = energies(["O"], EMTForces("adsorption"), config, out=tmp_path / "out").rows
+    assert sum(row.n_placements for row in rows) == 4
+    by_hand = [int(row.relaxed_site != row.site) for row in rows if row.n_placements == 1 and row.site != "random"]
+    assert by_hand == [row.n_migrated for row in rows if row.n_placements == 1 and row.site != "random"]
+    with (tmp_path / "out/table.csv").open() as file:
+        assert [int(row["n_migrated"]) for row in csv.DictReader(file)] == [row.n_migrated for row in rows]
+
+
 def test_equivalent_positions_are_the_same_structure_and_other_sites_are_not():
     slab = open_slab(SLAB, SlabConfig())
     sites, _ = find_sites(slab, "delaunay")
