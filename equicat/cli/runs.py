@@ -63,18 +63,39 @@ def evaluate(
     write_json(json, summary)
 
 
-def predict(run: str, structures: Annotated[tuple[str, ...], Words(positional=True)], **options: Any) -> None:
+def predict(
+    run: str,
+    structures: Annotated[tuple[str, ...], Words(positional=True)],
+    *,
+    relax: bool = False,
+    relaxation: RelaxConfig = RELAXATION,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> None:
     """Energies (eV) and forces (eV/Å) of structures, or relaxed energies and positions.
 
     Args:
         run: Run directory that `equicat train` wrote.
         structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
             store; for a submission, the directory of a data set.
+        relax: Relax the structures, and write OC20's leaderboard file of is2re and is2rs (model of s2ef, .npz).
+        relaxation: With --relax, how to relax.
+        resume: With --relax, go on with an interrupted relaxation.
+        overwrite: With --relax, begin anew, and replace what is there.
     """
     from equicat.apply import predict as apply
+    from equicat.apply.predict_relaxed import predict_relaxed
 
-    n_structures = apply.predict(run=run, structures=structures, **options)
     out = options["out"]
+    if relax:
+        given = {name: options[name] for name in ("out", "submission", "device", "progress")}
+        existing = "overwrite" if overwrite else "resume" if resume else "refuse"
+        n_relaxed = predict_relaxed(run, structures, relaxation, existing=existing, **given)
+        others = "this process is done; others still have systems to finish"
+        print(others if n_relaxed is None else f"{n_relaxed} structures: {out}")
+        return
+    n_structures = apply.predict(run=run, structures=structures, **options)
     if Path(out).suffix != ".npz":
         print(apply.as_text(out, n_structures))
     print(f"{n_structures} structures: {out}")

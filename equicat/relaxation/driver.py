@@ -161,7 +161,9 @@ class Driver:
         empty = torch.zeros(0, 3, dtype=torch.float64, device=model.device)
         self.layout = Layout.of(torch.zeros(0, dtype=torch.int64, device=model.device))
         self.positions, self.freedom = empty, Freedom.of(empty.new_zeros(0, 3, 3))
-        self.state: Any = self.optimizer.init(self.layout, empty)
+        self.moving = self.layout
+        """Layout of the atoms that can move; the optimiser knows of no others."""
+        self.state: Any = self.optimizer.init(self.moving, empty)
         self.last = _Evaluation(empty, empty[:, 0], empty, empty[:, 0], empty[:, 0].bool())
         self.pairs: Pairs | None = None
         """None when the members or their lists are not those it was made of."""
@@ -183,8 +185,9 @@ class Driver:
                 return
             free_forces = self._evaluate()
             leaving = self._finished()
-            self.state, positions = self.optimizer.step(self.state, self.positions, free_forces, self.layout)
-            self.positions = torch.where(self.freedom.moves, positions, self.positions)
+            here, forces = self.freedom.of_moving(self.positions), self.freedom.of_moving(free_forces)
+            self.state, there = self.optimizer.step(self.state, here, forces, self.moving)
+            self.positions = self.freedom.moved(self.positions, there)
             leaving |= self._new_lists(leaving)
             outcomes = self._outcomes(leaving, (time.perf_counter() - started) / self.layout.n_atoms)
             yield from outcomes
@@ -219,8 +222,12 @@ class Driver:
         positions = [np.zeros((0, 3)), *(m.initial.positions for m in new)]
         projectors = [np.zeros((0, 3, 3)), *(free_directions(m.initial) for m in new)]
         self.positions = torch.cat([self.positions.index_select(0, change.atoms), self._joined(positions)])
+        self.last = self.last.changed(change)
+        kept = self.moving.atoms_of(stay)
         self.freedom = self.freedom.changed(change, self._joined(projectors))
-        self.state, self.last = self.state.changed(change), self.last.changed(change)
+        self.moving = Layout.of(torch.bincount(self.layout.system_idx[self.freedom.atoms], minlength=len(self.members)))
+        n_new = self.moving.n_atoms - len(kept)
+        self.state = self.state.changed(Change(kept, change.systems, n_new, len(new)))
         self.pairs = None
 
     def _joined(self, arrays: list[ndarray]) -> Tensor:
