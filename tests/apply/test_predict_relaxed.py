@@ -22,7 +22,7 @@ CONFIG = RelaxConfig(max_steps=4)
 
 
 def systems_of(first: int) -> list[equicat.Structure]:
-    return [dataclasses.replace(relaxing(seed), sid=str(100 - seed)) for seed in range(first, first + 2)]
+    return [dataclasses.replace(relaxing(seed), sid=str(200 - seed)) for seed in range(first, first + 2)]
 
 
 @pytest.fixture
