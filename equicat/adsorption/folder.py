@@ -21,7 +21,7 @@ from equicat.relaxation.relax import digest_of, relax
 
 PLAN, PLACEMENTS, RELAXED = "plan.json", "placements.extxyz", "relaxed.extxyz"
 Existing = Literal["refuse", "resume", "overwrite"]
-"""What to do with a directory that holds something: refuse, go on where it stopped, or begin anew."""
+"""A directory that holds something is refused, gone on with where it stopped, or begun anew."""
 
 
 def relaxed_in(

@@ -203,7 +203,7 @@ class _Table:
 
 
 class _Kept:
-    """What parity plots and pictures of a report need of the relaxed structures."""
+    """Relaxed structures as far as parity plots and pictures of a report need them."""
 
     def __init__(self) -> None:
         self.kept: dict[str, list[Tensor]] = {}
