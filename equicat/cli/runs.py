@@ -5,7 +5,7 @@ costly to import is imported inside, once the command is known.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from equicat.errors import InputError
 from equicat.options.values import Words
@@ -90,6 +90,7 @@ def predict(
     out = options["out"]
     if relax:
         given = {name: options[name] for name in ("out", "submission", "device", "progress")}
+        existing: Literal["refuse", "resume", "overwrite"]
         existing = "overwrite" if overwrite else "resume" if resume else "refuse"
         n_relaxed = predict_relaxed(run, structures, relaxation, existing=existing, **given)
         others = "this process is done; others still have systems to finish"
