@@ -212,7 +212,7 @@ class Driver:
     def _list(self, structure: Structure, positions: Float[ndarray, "n_atoms 3"]) -> VerletList:
         """The pairs that the model has to see while a system is relaxed."""
         found = VerletList.of(structure, positions, self.reach)
-        return found.of_active(free_directions(structure).any((1, 2))) if self.active_only else found
+        return found.of_active(np.asarray(free_directions(structure).any((1, 2)))) if self.active_only else found
 
     def _change(self, leaving: Iterable[int], new: list["_Member"]) -> None:
         """Take out members by their place, and append others."""
