@@ -27,6 +27,8 @@ CONTACT = 1.0
 """Distance at which a lowered adsorbate stops, in sums of covalent radii."""
 OVERLAP = 0.8
 """Sums of covalent radii. Atoms of an adsorbate closer than this to the slab overlap with it."""
+RANDOM = "random"
+"""Site of a placement for which none was chosen."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Placement:
 
     adsorbates: tuple[Adsorbate, ...]
     site: str
-    """Names of the sites, joined by ``+``; ``random`` where no site was chosen."""
+    """Names of the sites, joined by ``+``; :data:`RANDOM` where no site was chosen."""
     turn: float
     """Degrees about the normal of the surface."""
     height: float
@@ -157,7 +159,7 @@ def _plans(
     for _ in range(config.n_random):
         points = list(rng.random((len(load), 2)) @ lattice)
         turn = 0.0 if turns == [0.0] and len(load) == 1 else 360.0 * rng.random()
-        yield "random", turn, config.heights[0], points
+        yield RANDOM, turn, config.heights[0], points
 
 
 def _spread(slab: Slab, sites: Sequence[Site]) -> list[Float[ndarray, "3"]] | None:

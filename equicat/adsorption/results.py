@@ -3,12 +3,13 @@
 import csv
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from equicat.adsorption.duplicates import representatives
-from equicat.adsorption.placements import Placed, Placement, sites_of
+from equicat.adsorption.placements import RANDOM, Placed, Placement, sites_of
 from equicat.adsorption.references import EnergyReference
 from equicat.adsorption.slabs import Slab
 from equicat.data.readers import write
@@ -17,6 +18,11 @@ from equicat.errors import InputError
 from equicat.files import replacing_file
 
 TABLE, STRUCTURES = "table.csv", "structures.extxyz"
+COLUMNS = (
+    "adsorbate", "site", "relaxed_site", "adsorption_energy_eV", "energy_per_adsorbate_eV", "converged", "flags",
+    "n_placements", "n_migrated", "n_steps", "fmax_eV_per_A", "rotation_deg", "height_A", "sid", "frame",
+)  # fmt: skip
+"""Columns of ``table.csv``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,8 @@ class Row:
     flags: tuple[str, ...]
     n_placements: int
     """Placements that relaxed to this structure."""
+    n_migrated: int
+    """Those among them that had been placed at another site than ``relaxed_site``; random ones are not counted."""
     n_steps: int
     fmax: float | None
     """eV/Å."""
@@ -76,6 +84,8 @@ class AdsorptionEnergies:
     warnings: tuple[str, ...]
     clean_slab: Structure
     """Relaxed."""
+    outside_training: tuple[str, ...] = ()
+    """Those of the warnings that speak of what the training data did not hold."""
 
     def best(self) -> list[Row]:
         """The best row of each adsorbate and relaxed site, in the order of the rows."""
@@ -86,11 +96,12 @@ class AdsorptionEnergies:
 
     def as_text(self) -> str:
         """The best structure of each site, for the terminal."""
-        lines = [f"{'adsorbate':<12}{'site':<18}{'energy [eV]':>12}  placements  remarks"]
+        lines = [f"{'adsorbate':<12}{'site':<18}{'energy [eV]':>12}  placements  migrated  remarks"]
         for row in self.best():
             energy = "-" if row.energy_per_adsorbate is None else f"{row.energy_per_adsorbate:.3f}"
             lines.append(
-                f"{row.adsorbate:<12}{row.relaxed_site:<18}{energy:>12}  {row.n_placements:>10}  {row.remarks}".rstrip()
+                f"{row.adsorbate:<12}{row.relaxed_site:<18}{energy:>12}  {row.n_placements:>10}  "
+                f"{row.n_migrated:>8}  {row.remarks}".rstrip()
             )
         several = any(row.n_adsorbates > 1 for row in self.rows)
         after = ["Energies are for one adsorbate, averaged over those on the slab."] if several else []
@@ -140,15 +151,17 @@ def _row(slab: Slab, placed: Placed, placement: Placement, after: Structure, cle
     if energy is not None:
         said["adsorption_energy"] = energy
     structure = dataclasses.replace(after, info={**said, "site": placement.site})
+    relaxed_site = sites_of(slab, placed.sites, after, placement.adsorbates)
     return Row(
         adsorbate=placement.load,
         site=placement.site,
-        relaxed_site=sites_of(slab, placed.sites, after, placement.adsorbates),
+        relaxed_site=relaxed_site,
         energy=energy,
         n_adsorbates=len(placement.adsorbates),
         converged=bool(info["converged"]),
         flags=flags,
         n_placements=1,
+        n_migrated=int(placement.site not in (relaxed_site, RANDOM)),
         n_steps=int(info["n_steps"]),
         fmax=None if info.get("fmax") is None else float(info["fmax"]),
         turn=placement.turn,
@@ -162,42 +175,52 @@ def _order(row: Row) -> tuple[str, bool, bool, float]:
 
 
 def _merged(rows: Sequence[Row], n_slab: int) -> list[Row]:
-    """Rows without duplicates: of each the first, which counts the others."""
+    """Rows without duplicates: of each the first, which counts the others and how many of them migrated."""
     energies = [float("nan") if row.energy is None else row.energy for row in rows]
     same = representatives([row.structure for row in rows], energies, n_slab, [row.adsorbate for row in rows])
     counts = Counter(same)
-    return [dataclasses.replace(row, n_placements=counts[k]) for k, row in enumerate(rows) if same[k] == k]
+    migrated = Counter(first for first, row in zip(same, rows, strict=True) if row.n_migrated)
+    return [
+        dataclasses.replace(row, n_placements=counts[k], n_migrated=migrated[k])
+        for k, row in enumerate(rows)
+        if same[k] == k
+    ]
 
 
 def write_results(folder: Path, result: AdsorptionEnergies) -> None:
     """Write ``table.csv`` and ``structures.extxyz``, whose frames are the rows of the table."""
-    columns = (
-        "adsorbate", "site", "relaxed_site", "adsorption_energy_eV", "energy_per_adsorbate_eV", "converged", "flags",
-        "n_placements", "n_steps", "fmax_eV_per_A", "rotation_deg", "height_A", "sid", "frame",
-    )  # fmt: skip
-    with replacing_file(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for frame, row in enumerate(result.rows):
-            writer.writerow(
-                [
-                    row.adsorbate,
-                    row.site,
-                    row.relaxed_site,
-                    _number(row.energy),
-                    _number(row.energy_per_adsorbate),
-                    row.converged,
-                    " ".join(row.flags),
-                    row.n_placements,
-                    row.n_steps,
-                    _number(row.fmax),
-                    f"{row.turn:g}",
-                    f"{row.height:g}",
-                    row.structure.sid,
-                    frame,
-                ]
-            )
+    write_table(folder / TABLE, COLUMNS, lines_of(result))
     write(folder / STRUCTURES, (row.structure for row in result.rows))
+
+
+def lines_of(result: AdsorptionEnergies) -> list[list[Any]]:
+    """The lines of the table: a value for each of :data:`COLUMNS`; ``frame`` counts the structures."""
+    return [
+        [
+            row.adsorbate,
+            row.site,
+            row.relaxed_site,
+            _number(row.energy),
+            _number(row.energy_per_adsorbate),
+            row.converged,
+            " ".join(row.flags),
+            row.n_placements,
+            row.n_migrated,
+            row.n_steps,
+            _number(row.fmax),
+            f"{row.turn:g}",
+            f"{row.height:g}",
+            row.structure.sid,
+            frame,
+        ]
+        for frame, row in enumerate(result.rows)
+    ]
+
+
+def write_table(path: Path, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV, complete or not at all."""
+    with replacing_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *lines])
 
 
 def _number(value: float | None) -> str:

@@ -2,12 +2,13 @@
 
 The initial structures of the splits are relaxed; what they become is compared with the relaxed energies and positions
 of the data, beside the guesses that need no model. Where the data come from a potential that is at hand (EMT, for the
-toy data), its forces at the predicted structures give AFbT, for which OC20 runs DFT.
+toy data), its forces at the predicted structures give AFbT, for which OC20 runs DFT. A direct model may stand beside.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,21 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from equicat.apply.evaluate import usable
+from equicat.apply.evaluate import Examples, usable
+from equicat.apply.options import ApplyOptions
+from equicat.apply.predict import predictions
+from equicat.apply.results import SplitResult, check_writable, folder_for, summary_of, write_other
 from equicat.data.batch import Batch
-from equicat.data.datasets import Dataset
+from equicat.data.datasets import Dataset, require_elements
 from equicat.data.directory import splits_of
 from equicat.data.identity import n_systems
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.models.direct import RelaxedPrediction
+from equicat.models import saved
+from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.model import check_energy_reference
 from equicat.models.potential import Potential
-from equicat.models.saved import load_potential
+from equicat.relaxation import summary as relaxations
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.relax import relax
 from equicat.run_directory import data_config
@@ -42,11 +48,24 @@ NO_EDGES = 0.1
 """Å; cutoff of the batches that metrics take, which need no pairs."""
 
 
+@dataclass
+class RelaxedSplit(SplitResult):
+    """The results on one split, with what is to be said of the relaxations."""
+
+    n_models: int = 1
+    """How many rows are of models; they are the first ones."""
+    relaxations: dict[str, Any] = field(default_factory=dict)
+    """See :func:`equicat.relaxation.summary.summary_of`; and ``seconds_a_system_direct``, if a direct model stands
+    beside."""
+
+
 def evaluate_relaxations(
     run: str | Path,
     data: str | Path | None = None,
     config: RelaxConfig | None = None,
     *,
+    direct: str | Path | None = None,
+    out: str | Path | None = None,
     device: str = "cpu",
     progress: bool = True,
     energy_reference: str | None = None,
@@ -58,72 +77,152 @@ def evaluate_relaxations(
         data: data set directory, store or file with relaxed energies and positions; None: where the validation data
             of the run come from.
         config: how to relax.
+        direct: run of a model of relaxed energies, structures or both, for a row beside.
+        out: folder for the results; None: RUN/evaluations/NAME-relax, named by the data.
         device: where to compute.
         progress: show progress bars.
         energy_reference: what the energies of a file are; total if not given.
 
     Returns:
-        As :func:`equicat.apply.evaluate.evaluate`: metrics by split and row; and for each split ``relaxations``: the
-        numbers of converged and successful ones (converged, and without flags), steps, seconds and flags. A system
-        that gave no energy counts with the mean energy of the training data and no displacement.
+        As :func:`equicat.apply.evaluate.evaluate`: metrics by split and row, and the files under ``written``; and for
+        each split ``relaxations``: converged and successful ones, flags, classes, steps and seconds. A system that
+        gave no energy counts with the mean energy of the training data and no displacement.
 
     Raises:
         InputError: if the model gives no forces, or the data lack relaxed energies or positions, or hold another energy
             than the model predicts.
     """
-    model = load_potential(run, device)
-    datasets, skipped = usable(model, _splits(run, data), LABELS, energy_reference=energy_reference)
+    model, beside = saved.load_potential(run, device), None if direct is None else _direct_model(direct, device)
+    data = _validation_data(run) if data is None else Path(data)
+    datasets, skipped = usable(model, _splits(data), LABELS, energy_reference=energy_reference)
+    if beside is not None:
+        for dataset in datasets.values():
+            check_energy_reference(beside.info, dataset.info, dataset.path)
+            require_elements(dataset, beside.elements)
+    folder = folder_for(Path(run), data, "relax") if out is None else Path(out)
+    check_writable(folder)
     results = {
-        name: evaluate_split(model, dataset, config or RelaxConfig(), progress) for name, dataset in datasets.items()
+        name: evaluate_split(model, dataset, config or RelaxConfig(), progress, beside)
+        for name, dataset in datasets.items()
     }
-    return {
-        "task": "is2re and is2rs by relaxation",
-        "energy_reference": model.info.energy_reference,
-        "splits": results,
-        "skipped": skipped,
-    }
+    more = {"task": "is2re and is2rs by relaxation", "skipped": skipped}
+    summary = summary_of(model.info, str(data.resolve()), results) | more
+    return summary | {"written": [str(path) for path in write_other(folder, summary, results)]}
 
 
-def _splits(run: str | Path, data: str | Path | None) -> dict[str, Path]:
-    if data is not None:
-        found = splits_of(data, "is2re")
-        return {name: path for name, path in found.items() if name != "train" or path == Path(data)} or found
+def _direct_model(run: str | Path, device: str) -> DirectModel:
+    model = saved.load(run, device)
+    if not isinstance(model, DirectModel):
+        raise InputError(f"{run}: trained for s2ef; --direct takes a run that was trained for is2re or is2rs")
+    return model
+
+
+def _validation_data(run: str | Path) -> Path:
     sources = data_config(run).val
     if len(sources) != 1 or not Path(sources[0]).is_dir():
         raise InputError(
             f"{run}: its validation data are no data set directory; name data with relaxed structures: --data"
         )
-    return _splits(run, sources[0])
+    return Path(sources[0])
 
 
-def evaluate_split(model: Potential, dataset: Dataset, config: RelaxConfig, progress: bool) -> dict[str, Any]:
+def _splits(data: Path) -> dict[str, Path]:
+    found = splits_of(data, "is2re")
+    return {name: path for name, path in found.items() if name != "train" or path == data} or found
+
+
+def evaluate_split(
+    model: Potential, dataset: Dataset, config: RelaxConfig, progress: bool, direct: DirectModel | None = None
+) -> RelaxedSplit:
     """One split; see :func:`evaluate_relaxations`."""
     initial = [dataset[i] for i in range(len(dataset))]
     result = relax(initial, model, config, progress=progress)
     assert result is not None
     relaxed, statistics = result.structures, model.info.statistics
-    is_emt = dataset.info.provenance.get("generator") == "equicat data emt"
-    quantities = (*TASK.quantities, *(["reference_forces"] if is_emt else []))
-    rows: dict[str, MetricSums] = {}
-    n_free = 0
-    for first in range(0, len(initial), CHUNK):
+    summary = relaxations.summary_of(relaxed, [_as_relaxed(s) for s in initial])
+    started = perf_counter()
+    beside = [] if direct is None else _guesses_of(direct, dataset, progress)
+    if direct is not None:
+        summary["seconds_a_system_direct"] = (perf_counter() - started) / len(initial)
+    table, kept = _Table(dataset.info.provenance.get("generator") == "equicat data emt"), _Kept()
+    for number, first in enumerate(range(0, len(initial), CHUNK)):
         chunk = slice(first, first + CHUNK)
         batch = Batch.from_structures(initial[chunk], NO_EDGES, dtype=torch.float64)
-        n_free += int((~batch.fixed).sum())
         found = values_of(_prediction(batch, relaxed[chunk], statistics.mean_energy), batch)
+        guesses = {f"{model.info.network.name}, relaxed": found}
+        if direct is not None:
+            guesses[f"{direct.info.network.name}, direct"] = beside[number]
+        table.add(guesses | TASK.baselines(batch, statistics), batch, initial[chunk])
+        kept.add(found, batch)
+    return RelaxedSplit(
+        n_structures=len(initial),
+        n_systems=n_systems(dataset),
+        n_free_atoms=kept.n_free_atoms,
+        rows=table.rows(),
+        arrays=kept.arrays(),
+        n_models=1 if direct is None else 2,
+        relaxations=summary,
+    )
+
+
+def _as_relaxed(structure: Structure) -> Structure:
+    """The relaxed structure of the data, with its energy."""
+    positions, energy = structure.relaxed_positions, structure.relaxed_energy
+    assert positions is not None
+    return replace(structure, positions=positions, energy=energy, forces=None)
+
+
+def _guesses_of(direct: DirectModel, dataset: Dataset, progress: bool) -> list[Values]:
+    """Predictions of a direct model, chunk by chunk, in float64 on the processor."""
+    options = ApplyOptions(batch_size=CHUNK, progress=progress)
+    found = [values_of(prediction, batch) for batch, prediction in predictions(direct, dataset, options)]
+    return [Values(energy=_double(values.energy), displacements=_double(values.displacements)) for values in found]
+
+
+def _double(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.double().cpu()
+
+
+class _Table:
+    """Metrics of the rows of a table; with EMT's forces at the predicted structures for data that EMT made."""
+
+    def __init__(self, is_emt: bool) -> None:
+        self.is_emt = is_emt
+        self.sums: dict[str, MetricSums] = {}
+
+    def add(self, guesses: Mapping[str, Values], batch: Batch, structures: Sequence[Structure]) -> None:
         target = TASK.target(batch)
-        guesses = {f"{model.info.network.name}, relaxed": found, **TASK.baselines(batch, statistics)}
         for row, guess in guesses.items():
-            if is_emt:
-                guess = replace(guess, reference_forces=_emt_forces(initial[chunk], batch, guess))
-            rows.setdefault(row, MetricSums(quantities)).add(guess, target, batch)
-    return {
-        "n_structures": len(initial),
-        "n_systems": n_systems(dataset),
-        "n_free_atoms": n_free,
-        "rows": {row: sums.compute() for row, sums in rows.items()},
-        "relaxations": _summary([s.info for s in relaxed]),
-    }
+            if self.is_emt and guess.displacements is not None:
+                guess = replace(guess, reference_forces=_emt_forces(structures, batch, guess.displacements))
+            quantities = [name for name, values in vars(guess).items() if values is not None]
+            self.sums.setdefault(row, MetricSums(quantities)).add(guess, target, batch)
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        return {row: sums.compute() for row, sums in self.sums.items()}
+
+
+class _Kept:
+    """Relaxed structures as far as parity plots and pictures of a report need them."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[Tensor]] = {}
+        self.examples, self.n_free_atoms = Examples(), 0
+
+    def add(self, found: Values, batch: Batch) -> None:
+        target, free = TASK.target(batch), ~batch.fixed
+        self.kept.setdefault("n_atoms", []).append(batch.n_atoms)
+        for stage, values in (("true", target), ("pred", found)):
+            assert values.energy is not None
+            assert values.displacements is not None
+            self.kept.setdefault(f"energy_{stage}", []).append(values.energy)
+            self.kept.setdefault(f"displacements_{stage}", []).append(values.displacements[free])
+        assert found.displacements is not None
+        self.examples.add(batch, found.displacements)
+        self.n_free_atoms += int(free.sum())
+
+    def arrays(self) -> dict[str, ndarray]:
+        return {name: torch.cat(values).numpy() for name, values in self.kept.items()} | self.examples.arrays()
 
 
 def _prediction(batch: Batch, relaxed: Sequence[Structure], mean_energy: float) -> RelaxedPrediction:
@@ -132,10 +231,11 @@ def _prediction(batch: Batch, relaxed: Sequence[Structure], mean_energy: float) 
     return RelaxedPrediction(torch.tensor(energies, dtype=torch.float64), positions - batch.positions)
 
 
-def _emt_forces(structures: Sequence[Structure], batch: Batch, guess: Values) -> Float[Tensor, "n_atoms 3"]:
+def _emt_forces(
+    structures: Sequence[Structure], batch: Batch, displacements: Float[Tensor, "n_atoms 3"]
+) -> Float[Tensor, "n_atoms 3"]:
     """EMT's forces (eV/Å) at the predicted relaxed positions."""
-    assert guess.displacements is not None
-    positions = (batch.positions + guess.displacements).numpy()
+    positions = (batch.positions + displacements).numpy()
     found = list[ndarray]()
     for structure, here in zip(structures, _by_system(positions, structures), strict=True):
         atoms = structure.to_ase()
@@ -148,27 +248,12 @@ def _by_system(values: ndarray, structures: Sequence[Structure]) -> Iterator[nda
     yield from np.split(values, np.cumsum([len(s) for s in structures])[:-1])
 
 
-def _summary(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    flags = [flag for info in infos for flag in info["flags"].split(",") if flag]
-    return {
-        "n_converged": sum(info["converged"] for info in infos),
-        "success_rate": float(np.mean([info["converged"] and not info["flags"] for info in infos])),
-        "mean_steps": float(np.mean([info["n_steps"] for info in infos])),
-        "seconds_a_system": float(np.mean([info["seconds"] for info in infos])),
-        "flags": {flag: flags.count(flag) for flag in sorted(set(flags))},
-    }
-
-
 def as_text(summary: Mapping[str, Any]) -> str:
     """The tables that `equicat evaluate --relax` prints, one a split."""
     parts = []
     for name, split in summary["splits"].items():
-        r = split["relaxations"]
-        flags = ", ".join(f"{n} {flag}" for flag, n in r["flags"].items()) or "none"
         title = f"{name}: {amount(split['n_structures'], split['n_systems'])}, {split['n_free_atoms']} free atoms"
-        counts = f"{r['n_converged']} converged, {r['success_rate']:.1%} converged without a flag; flags: {flags}"
-        effort = f"{r['mean_steps']:.1f} steps and {r['seconds_a_system']:.3f} s a system on average"
-        parts.append(f"{title}\n{format_table(split['rows'])}\n{counts}; {effort}")
+        parts.append("\n".join([title, format_table(split["rows"]), *relaxations.words_on(split["relaxations"])]))
     parts.append(f"Energies: {summary['energy_reference']}. Fixed atoms are not counted.")
     parts += [f"{name}: skipped: {reason}" for name, reason in summary["skipped"].items()]
     return "\n\n".join(parts)

@@ -112,7 +112,7 @@ def predict(
         if submission is not None:
             raise InputError(f"{out}: a submission is an .npz file")
         return write(out, map(_relaxed, _predicted(model, _opened(model, paths), options)))
-    datasets = {name: _opened(model, part) for name, part in _parts(model, paths, submission).items()}
+    datasets = datasets_of(model, paths, model.info.task, submission)
     arrays = {
         name: leaderboard_arrays(list(_predicted(model, dataset, options)), model.info.outputs, forces_of=forces_of)
         for name, dataset in datasets.items()
@@ -136,15 +136,30 @@ def _relaxed(structure: Structure) -> Structure:
     return dataclasses.replace(structure, positions=relaxed, initial_positions=initial, relaxed_positions=None)
 
 
-def _parts(
-    model: Potential | DirectModel, paths: Sequence[str | Path], submission: str | None
-) -> dict[str, Sequence[str | Path]]:
-    """The paths of the data sets of a leaderboard file, by the name that their arrays begin with."""
+def datasets_of(
+    model: Potential | DirectModel, paths: Sequence[str | Path], task: str, submission: str | None
+) -> dict[str, Dataset]:
+    """The data sets of a leaderboard file, opened without labels, by the name that their arrays begin with.
+
+    Args:
+        model: that has to know all elements.
+        paths: files or a store; for a submission of four splits, one data set directory.
+        task: whose splits are meant.
+        submission: ``test`` or ``val`` for the four splits of that name; None for one split.
+
+    Raises:
+        InputError: if a split is missing, or an element is unknown to the model.
+    """
+    parts = _parts(paths, task, submission)
+    return {name: _opened(model, part) for name, part in parts.items()}
+
+
+def _parts(paths: Sequence[str | Path], task: str, submission: str | None) -> dict[str, Sequence[str | Path]]:
     if submission is None:
         return {"": paths}
     if len(paths) != 1:
         raise InputError(f"a submission is made of one data set directory, not of {len(paths)} paths")
-    found = splits_of(paths[0], model.info.task)
+    found = splits_of(paths[0], task)
     wanted = {name: f"{submission}_{name}" for name in LEADERBOARD_SPLITS}
     missing = [split for split in wanted.values() if split not in found]
     if missing:

@@ -2,10 +2,10 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from equicat.errors import InputError
-from equicat.options.values import Device
+from equicat.options.values import Device, Words
 
 if TYPE_CHECKING:
     from equicat.adsorption.energies import AdsorptionConfig
@@ -70,43 +70,52 @@ def adsorb(
     progress: bool = True,
     **options: Any,
 ) -> None:
-    """Adsorption energies: placements on a slab, relaxed together; a table and a page.
+    """Adsorption energies: placements on one or more slabs, relaxed together; a table and a page of each slab.
 
     Args:
         run: Run directory that `equicat train` wrote, of a model trained for s2ef.
         adsorbates: Names, smiles:…, or structure files, with commas between; CO+O are two on one slab.
-        out: Directory for table.csv, structures.extxyz and page.html.
+        out: Directory for table.csv, structures.extxyz and page.html; of several slabs in folders of their own.
         resume: Go on where an interrupted run stopped.
         overwrite: Begin anew, and replace what is there.
         device: Where to compute; auto takes a GPU if there is one.
         progress: Show a progress bar.
     """
-    from equicat.adsorption.energies import adsorption_energies
+    from equicat.adsorption import energies, screening
 
-    slab, config = _slab_and_config(**options)
+    slabs, config = _slabs_and_config(**options)
     names = [name.strip() for name in adsorbates.split(",") if name.strip()]
     existing: Literal["refuse", "resume", "overwrite"] = "overwrite" if overwrite else "resume" if resume else "refuse"
+    result: energies.AdsorptionEnergies | screening.Screening | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they stand in what is printed
-        result = adsorption_energies(
-            slab, names, run, config, out=out, existing=existing, device=device, progress=progress
-        )
+        how: dict[str, Any] = {"out": out, "existing": existing, "device": device, "progress": progress}
+        if len(slabs) == 1 and not screening.is_pattern(slabs[0]):
+            page = "page.html"
+            result = energies.adsorption_energies(slabs[0], names, run, config, **how)
+        else:
+            page = "*/page.html"
+            result = screening.screen(slabs, names, run, config, **how)
+    if result is None:
+        print("this process is done; others still have systems to finish")
+        return
     print(result.as_text())
-    print(f"\ntable: {Path(out) / 'table.csv'}\npage: {Path(out) / 'page.html'}")
+    print(f"\ntable: {Path(out) / 'table.csv'}\npage: {Path(out) / page}")
 
 
-def _slab_and_config(
+def _slabs_and_config(
     *,
-    slab: str | None = None,
+    slab: Annotated[tuple[str, ...], Words()] = (),
     bulk: str | None = None,
     facet: str | None = None,
     size: str | None = None,
     **options: Any,
-) -> "tuple[str, AdsorptionConfig]":
-    """The file or the name of the slab, and how adsorption energies are computed.
+) -> "tuple[tuple[str, ...], AdsorptionConfig]":
+    """Files or names of the slabs, and how adsorption energies are computed.
 
     Args:
-        slab: Structure file of a slab, or a name such as 'Cu(111) 3x3x4': element or bulk file, facet, size and layers.
+        slab: Structure files of slabs, patterns of files, or names such as 'Cu(111) 3x3x4': element or bulk file,
+            facet, size and layers. Several slabs get a folder each in --out, and one table.
         bulk: In place of --slab, with --facet and --size: element (Cu), or structure file of a bulk.
         facet: Miller indices: 111, or 1,0,-1.
         size: Repetitions and layers: 3x3x4.
@@ -117,8 +126,8 @@ def _slab_and_config(
     from equicat.adsorption.energies import AdsorptionConfig
 
     parts = (bulk, facet, size)
-    if slab is None and None not in parts:
-        slab, parts = f"{bulk}({facet}) {size}", (None, None, None)
-    if slab is None or parts != (None, None, None):
+    if not slab and None not in parts:
+        slab, parts = (f"{bulk}({facet}) {size}",), (None, None, None)
+    if not slab or parts != (None, None, None):
         raise InputError("adsorb: name the slab with --slab, or with --bulk, --facet and --size")
     return slab, AdsorptionConfig(**options)

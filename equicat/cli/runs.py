@@ -5,8 +5,9 @@ costly to import is imported inside, once the command is known.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from equicat.errors import InputError
 from equicat.options.values import Words
 from equicat.relaxation.config import RelaxConfig
 
@@ -27,41 +28,75 @@ def demo(*, out: str = "demo", overwrite: bool = False) -> None:
 
 
 def evaluate(
-    *, relax: bool = False, relaxation: RelaxConfig = RELAXATION, json: str | None = None, **options: Any
+    *,
+    relax: bool = False,
+    direct: str | None = None,
+    relaxation: RelaxConfig = RELAXATION,
+    json: str | None = None,
+    **options: Any,
 ) -> None:
     """OC20's metrics of a run on every split, trivial baselines beside them.
 
     Args:
         relax: Relax the initial structures of the is2re splits, and compare with the relaxed ones (model of s2ef).
+        direct: With --relax, a run trained for is2re or is2rs, to stand beside.
         relaxation: How to relax.
         json: Write the metrics to this file as well.
+
+    Raises:
+        InputError: if a direct run is named without --relax.
     """
     from equicat.apply import evaluate as apply
     from equicat.apply import evaluate_relaxations as relaxations
     from equicat.apply.results import as_text
 
     if relax:
-        given = {name: options[name] for name in ("run", "data", "device", "progress", "energy_reference")}
-        summary = relaxations.evaluate_relaxations(config=relaxation, **given)
-        print(relaxations.as_text(summary))
+        given = {name: options[name] for name in ("run", "data", "out", "device", "progress", "energy_reference")}
+        summary = relaxations.evaluate_relaxations(config=relaxation, direct=direct, **given)
+        text = relaxations.as_text(summary)
     else:
+        if direct is not None:
+            raise InputError("--direct: stands beside relaxations; give --relax as well, or evaluate that run itself")
         summary = apply.evaluate(**options)
-        print(f"{as_text(summary)}\n\nwritten: {', '.join(summary['written'])}")
+        text = as_text(summary)
+    print(f"{text}\n\nwritten: {', '.join(summary['written'])}")
     write_json(json, summary)
 
 
-def predict(run: str, structures: Annotated[tuple[str, ...], Words(positional=True)], **options: Any) -> None:
+def predict(
+    run: str,
+    structures: Annotated[tuple[str, ...], Words(positional=True)],
+    *,
+    relax: bool = False,
+    relaxation: RelaxConfig = RELAXATION,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> None:
     """Energies (eV) and forces (eV/Å) of structures, or relaxed energies and positions.
 
     Args:
         run: Run directory that `equicat train` wrote.
         structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
             store; for a submission, the directory of a data set.
+        relax: Relax the structures, and write OC20's leaderboard file of is2re and is2rs (model of s2ef, .npz).
+        relaxation: With --relax, how to relax.
+        resume: With --relax, go on with an interrupted relaxation.
+        overwrite: With --relax, begin anew, and replace what is there.
     """
     from equicat.apply import predict as apply
+    from equicat.apply.predict_relaxed import predict_relaxed
 
-    n_structures = apply.predict(run=run, structures=structures, **options)
     out = options["out"]
+    if relax:
+        given = {name: options[name] for name in ("out", "submission", "device", "progress")}
+        existing: Literal["refuse", "resume", "overwrite"]
+        existing = "overwrite" if overwrite else "resume" if resume else "refuse"
+        n_relaxed = predict_relaxed(run, structures, relaxation, existing=existing, **given)
+        others = "this process is done; others still have systems to finish"
+        print(others if n_relaxed is None else f"{n_relaxed} structures: {out}")
+        return
+    n_structures = apply.predict(run=run, structures=structures, **options)
     if Path(out).suffix != ".npz":
         print(apply.as_text(out, n_structures))
     print(f"{n_structures} structures: {out}")

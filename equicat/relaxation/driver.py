@@ -7,7 +7,7 @@ any batch; PyTorch's matrix products may differ in the last digit.)
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,7 +24,7 @@ from equicat.relaxation.fire import FIRE, FIREState
 from equicat.relaxation.held import Freedom, free_directions
 from equicat.relaxation.layout import Change, Layout
 from equicat.relaxation.lbfgs import PRESETS, LBFGSState
-from equicat.relaxation.models import ForceModel
+from equicat.relaxation.models import ForceModel, PotentialForces
 from equicat.relaxation.pairs import Pairs, VerletList
 
 MAX_FORCE = 1000.0
@@ -152,6 +152,8 @@ class Driver:
         self.model, self.config, self.keep_frames = model, config, keep_frames
         self.optimizer = optimizer_of(config)
         self.reach = None if model.cutoff is None else model.cutoff + config.skin
+        self.active_only = isinstance(model, PotentialForces) and model.is_strictly_local and not keep_frames
+        """Whether centres whose energy is a constant are left out, until the end of a relaxation."""
         self.budget = config.edges or model.edges
         self.measured = config.edges is not None or model.device.type != "cuda"
         """Whether the size of batches is settled."""
@@ -161,7 +163,9 @@ class Driver:
         empty = torch.zeros(0, 3, dtype=torch.float64, device=model.device)
         self.layout = Layout.of(torch.zeros(0, dtype=torch.int64, device=model.device))
         self.positions, self.freedom = empty, Freedom.of(empty.new_zeros(0, 3, 3))
-        self.state: Any = self.optimizer.init(self.layout, empty)
+        self.moving = self.layout
+        """Layout of the atoms that can move; the optimiser knows of no others."""
+        self.state: Any = self.optimizer.init(self.moving, empty)
         self.last = _Evaluation(empty, empty[:, 0], empty, empty[:, 0], empty[:, 0].bool())
         self.pairs: Pairs | None = None
         """None when the members or their lists are not those it was made of."""
@@ -183,8 +187,9 @@ class Driver:
                 return
             free_forces = self._evaluate()
             leaving = self._finished()
-            self.state, positions = self.optimizer.step(self.state, self.positions, free_forces, self.layout)
-            self.positions = torch.where(self.freedom.moves, positions, self.positions)
+            here, forces = self.freedom.of_moving(self.positions), self.freedom.of_moving(free_forces)
+            self.state, there = self.optimizer.step(self.state, here, forces, self.moving)
+            self.positions = self.freedom.moved(self.positions, there)
             leaving |= self._new_lists(leaving)
             outcomes = self._outcomes(leaving, (time.perf_counter() - started) / self.layout.n_atoms)
             yield from outcomes
@@ -197,12 +202,17 @@ class Driver:
                 number, structure = next(queue, (0, None))
                 if structure is None:
                     return new
-                self.waiting = _Member(number, structure, VerletList.of(structure, structure.positions, self.reach))
+                self.waiting = _Member(number, structure, self._list(structure, structure.positions))
             if total and total + self.waiting.cost > self.budget:
                 return new
             total += self.waiting.cost
             new.append(self.waiting)
             self.waiting = None
+
+    def _list(self, structure: Structure, positions: Float[ndarray, "n_atoms 3"]) -> VerletList:
+        """The pairs that the model has to see while a system is relaxed."""
+        found = VerletList.of(structure, positions, self.reach)
+        return found.of_active(np.asarray(free_directions(structure).any((1, 2)))) if self.active_only else found
 
     def _change(self, leaving: Iterable[int], new: list["_Member"]) -> None:
         """Take out members by their place, and append others."""
@@ -219,8 +229,12 @@ class Driver:
         positions = [np.zeros((0, 3)), *(m.initial.positions for m in new)]
         projectors = [np.zeros((0, 3, 3)), *(free_directions(m.initial) for m in new)]
         self.positions = torch.cat([self.positions.index_select(0, change.atoms), self._joined(positions)])
+        self.last = self.last.changed(change)
+        kept = self.moving.atoms_of(stay)
         self.freedom = self.freedom.changed(change, self._joined(projectors))
-        self.state, self.last = self.state.changed(change), self.last.changed(change)
+        self.moving = Layout.of(torch.bincount(self.layout.system_idx[self.freedom.atoms], minlength=len(self.members)))
+        n_new = self.moving.n_atoms - len(kept)
+        self.state = self.state.changed(Change(kept, change.systems, n_new, len(new)))
         self.pairs = None
 
     def _joined(self, arrays: list[ndarray]) -> Tensor:
@@ -295,7 +309,7 @@ class Driver:
             try:
                 if not np.isfinite(positions).all():
                     raise InputError("a step is not finite")
-                member.pairs = VerletList.of(member.initial, positions, self.reach)
+                member.pairs = self._list(member.initial, positions)
             except InputError:
                 lost[k] = "exploded"
             self.pairs = None
@@ -305,10 +319,33 @@ class Driver:
         """Give every member its share of the time, and report those that leave."""
         for member in self.members:
             member.seconds += seconds_per_atom * len(member.initial)
-        frames = self.last.frames(self.layout) if leaving else []
+        last = self._last_frames(leaving) if leaving else {}
         outcomes = []
         for k, how in leaving.items():
-            m, last = self.members[k], None if np.isnan(frames[k].energy) else frames[k]
-            fmax = float(self.last.fmax[k])
-            outcomes.append(Outcome(m.number, m.initial, last, fmax, m.n_steps, how, m.seconds, m.frames))
+            member, frame = self.members[k], last[k]
+            fmax = float("nan") if frame is None else float(self.last.fmax[k])
+            end: How = "exploded" if frame is None else how
+            outcomes.append(
+                Outcome(member.number, member.initial, frame, fmax, member.n_steps, end, member.seconds, member.frames)
+            )
         return outcomes
+
+    def _last_frames(self, members: Iterable[int]) -> dict[int, Frame | None]:
+        """The last frame with finite numbers of some members, of all atoms; None if there was none."""
+        frames = self.last.frames(self.layout)
+        found = {k: None if np.isnan(frames[k].energy) else frames[k] for k in members}
+        in_part = {k: f for k, f in found.items() if f is not None and self.members[k].pairs.complete is not None}
+        return found | (self._completed(in_part) if in_part else {})
+
+    def _completed(self, frames: Mapping[int, Frame]) -> dict[int, Frame | None]:
+        """Frames of members with the energies of all centres, and the forces on all atoms; None if not finite."""
+        members = [self.members[k] for k in frames]
+        lists = [member.pairs.complete for member in members if member.pairs.complete is not None]
+        ids, initial = [str(member.number) for member in members], [member.initial for member in members]
+        pairs = Pairs.of(initial, lists, ids, self.model.cutoff, self.model.device)
+        positions = self._joined([frame.positions for frame in frames.values()])
+        energy, forces = self.model(pairs.batch(positions))
+        energy, forces = energy.double(), forces.double()
+        finite = energy.isfinite() & pairs.layout.largest(forces).isfinite()
+        every = _Evaluation(positions, energy, forces, energy, finite).frames(pairs.layout)
+        return {k: f if fine else None for k, f, fine in zip(frames, every, finite.tolist(), strict=True)}

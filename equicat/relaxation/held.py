@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 from torch import Tensor
 
@@ -31,11 +31,14 @@ class Freedom:
     projectors: Float[Tensor, "n_atoms 3 3"]
     moves: Bool[Tensor, "n_atoms 3"]
     """Whether a coordinate can change at all; the others keep their bits."""
+    atoms: Int[Tensor, "n_moving"]
+    """Indices of the atoms that can move, ascending."""
 
     @classmethod
     def of(cls, projectors: Float[Tensor, "n_atoms 3 3"]) -> "Freedom":
         """The freedom that projectors leave."""
-        return cls(projectors, (projectors != 0).any(2))
+        moves = (projectors != 0).any(2)
+        return cls(projectors, moves, moves.any(1).nonzero()[:, 0])
 
     def changed(self, change: Change, new: Float[Tensor, "n_new_atoms 3 3"]) -> "Freedom":
         """After some systems have left and others, with these projectors, have come."""
@@ -45,3 +48,14 @@ class Freedom:
         """The parts of forces along what is free; exactly zero, whatever the force, along what is not."""
         x, y, z = (forces[:, None, :] * self.projectors).unbind(2)
         return torch.where(self.moves, x + y + z, 0.0)
+
+    def of_moving(self, values: Shaped[Tensor, "n_atoms 3"]) -> Shaped[Tensor, "n_moving 3"]:
+        """The rows of the atoms that can move."""
+        return values.index_select(0, self.atoms)
+
+    def moved(
+        self, positions: Float[Tensor, "n_atoms 3"], to: Float[Tensor, "n_moving 3"]
+    ) -> Float[Tensor, "n_atoms 3"]:
+        """Positions with the atoms that can move elsewhere; coordinates that are held keep their bits."""
+        held = torch.where(self.of_moving(self.moves), to, self.of_moving(positions))
+        return positions.index_copy(0, self.atoms, held)

@@ -53,8 +53,9 @@ class PotentialForces:
         self.elements: tuple[int, ...] | None = potential.elements
         self.energy_reference = potential.info.energy_reference
         self.device = potential.scale.device
-        in_pieces = architecture(potential.config.name).strictly_local and potential.direct_forces is None
-        self.edges = EDGES[in_pieces]
+        self.is_strictly_local = architecture(potential.config.name).strictly_local and potential.direct_forces is None
+        """Whether all forces are derivatives of energies of atoms that depend on their own neighbours only."""
+        self.edges = EDGES[self.is_strictly_local]
 
     def __call__(self, batch: PairBatch) -> tuple[Float[Tensor, "n_systems"], Float[Tensor, "n_atoms 3"]]:
         with torch.no_grad():

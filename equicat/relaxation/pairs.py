@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -49,6 +49,8 @@ class VerletList:
     """shift @ cell, Å."""
     positions: Float[ndarray, "n_atoms 3"]
     """Where the atoms were when it was made, Å."""
+    complete: "VerletList | None" = None
+    """The list with the pairs of all centres, if this one leaves some out."""
 
     @classmethod
     def of(cls, structure: Structure, positions: Float[ndarray, "n_atoms 3"], reach: float | None) -> "VerletList":
@@ -62,6 +64,21 @@ class VerletList:
         moved = Structure.unchecked(**{**vars(structure), "positions": positions})
         edge_index, edge_shift = neighbor_list(moved, reach)
         return cls(edge_index, edge_shift, edge_shift @ structure.cell, positions)
+
+    def of_active(self, moving: Bool[ndarray, "n_atoms"]) -> "VerletList":
+        """The pairs of centres that can move, or that see an atom which can; of the others nothing changes.
+
+        In a strictly local model the energies of the others are constants, and no atom that can move feels a force of
+        them. Energies of systems are then short of these constants, and forces on atoms that cannot move are wrong.
+        """
+        center, neighbor = self.edge_index
+        active = moving.copy()
+        active[center[moving[neighbor]]] = True
+        if active.all():
+            return self
+        kept = active[center]
+        shifts, vectors = self.edge_shift[kept], self.shift_vectors[kept]
+        return VerletList(self.edge_index[:, kept], shifts, vectors, self.positions, complete=self)
 
 
 @dataclass(frozen=True, eq=False)

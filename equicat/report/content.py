@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from markupsafe import Markup
 from numpy import ndarray
 
+from equicat.relaxation.summary import words_on
 from equicat.report import figures, pictures
 from equicat.report.read import Evaluation, RunFiles
 from equicat.run_directory import CONFIG, ENVIRONMENT, EVALUATION, METRICS, PREDICTIONS, saved_epoch
@@ -78,7 +79,7 @@ class SplitTable:
     name: str
     size: str
     known: tuple[str, ...]
-    """How many of these systems were trained on, and how many chose the checkpoint."""
+    """How many of these systems were trained on, and how many chose the checkpoint; and how relaxations went."""
     outside: tuple[str, ...]
     headings: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
@@ -213,11 +214,11 @@ def _size(split: Mapping[str, Any]) -> str:
 
 
 def _table(name: str, split: Mapping[str, Any]) -> SplitTable:
-    rows = split["rows"]
+    rows, n_models = split["rows"], split.get("n_models", 1)
     columns = table_columns(rows)
     best = {m.name: _best([row.get(m.name) for row in rows.values()], m) for m in columns}
     alike = {m.name for m in columns if len(rows) > 1 and len({m.text(row.get(m.name)) for row in rows.values()}) == 1}
-    baseline = {m.name: _best([row.get(m.name) for row in list(rows.values())[1:]], m) for m in columns}
+    baseline = {m.name: _best([row.get(m.name) for row in list(rows.values())[n_models:]], m) for m in columns}
 
     def cell(metric: Metric, value: float | None, of_model: bool) -> Cell:
         reference = baseline[metric.name]
@@ -233,13 +234,17 @@ def _table(name: str, split: Mapping[str, Any]) -> SplitTable:
         known.append(f"{split['n_chose_checkpoint']:,} of {n_systems:,} systems chose the checkpoint")
     if split.get("n_trained_on") is not None:
         known.append(f"{split['n_trained_on']:,} of {n_systems:,} systems were trained on")
+    if split.get("relaxations"):
+        known += words_on(split["relaxations"])
     return SplitTable(
         name,
         ", ".join(filter(None, (_size(split), atoms))),
         tuple(known),
         tuple(map(str, split.get("outside_training") or ())),
         tuple(metric.heading for metric in columns),
-        tuple((t, tuple(cell(m, r.get(m.name), k == 0) for m in columns)) for k, (t, r) in enumerate(rows.items())),
+        tuple(
+            (t, tuple(cell(m, r.get(m.name), k < n_models) for m in columns)) for k, (t, r) in enumerate(rows.items())
+        ),
     )
 
 
@@ -261,8 +266,8 @@ def relaxed_structures(shown: Sequence[Evaluation]) -> list[Figure]:
 
 
 def error_by_split(shown: Sequence[Evaluation]) -> tuple[list[Key], list[Figure]]:
-    """Bars of the mean absolute errors by split, the model beside the baselines."""
-    splits = {name: result["rows"] for name, result, _ in _splits(shown) if result}
+    """Bars of the mean absolute errors by split, the model beside the baselines; not of relaxations, another task."""
+    splits = {name: result["rows"] for name, result, _ in _splits(shown) if result and not result.get("relaxations")}
     titles = list(dict.fromkeys(title for rows in splits.values() for title in rows))[:MAX_BAR_SERIES]
     drawn = []
     for metric in metrics_shown("bars"):

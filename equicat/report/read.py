@@ -13,6 +13,7 @@ from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 
 from equicat.files import read_json
+from equicat.relaxation.summary import words_on
 from equicat.run_directory import (
     CONFIG,
     DATA,
@@ -142,6 +143,8 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
             numbers = [value for value in _mapping(row).values() if value is not None]
             if not all(isinstance(value, int | float) for value in numbers):
                 raise ValueError(f"a metric of {title!r} on {split!r} is not a number")
+        if "relaxations" in result:
+            words_on(result["relaxations"])  # complains of what is not there
         if "n_structures" not in result and "n_systems" in result:  # of earlier versions, which counted structures
             result["n_structures"] = result.pop("n_systems")
     return evaluation

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from equicat.apply import evaluate_relaxations as relaxations
 from equicat.apply.evaluate import evaluate
 from equicat.apply.results import as_text
 from equicat.options.text import read_yaml
@@ -32,7 +33,7 @@ S2EF_MINUTES, DIRECT_MINUTES = 4.0, 1.5
 def demo(
     out: Path, *, overwrite: bool = False, data: EMTConfig = DATA, overrides: dict[str, Any] | None = None
 ) -> Reports:
-    """Make data, train all three tasks, evaluate on four splits, write the reports.
+    """Make data, train all three tasks, evaluate on four splits, relax with the S2EF model, write the reports.
 
     Args:
         out: gets ``data``, ``run`` (S2EF) and ``run_direct`` (IS2RE and IS2RS together).
@@ -49,7 +50,7 @@ def demo(
     started = time.monotonic()
 
     def headline(step: int, text: str) -> None:
-        print(f"\n[{step}/5] {text}  ({(time.monotonic() - started) / 60:.1f} min so far)", flush=True)
+        print(f"\n[{step}/6] {text}  ({(time.monotonic() - started) / 60:.1f} min so far)", flush=True)
 
     headline(1, f"data: {data.n_systems} relaxations of adsorbates on metal slabs, with ASE's EMT potential")
     summary = make_emt_dataset(out / "data", data, overwrite=overwrite)
@@ -72,8 +73,13 @@ def demo(
     direct = train(configured("demo_direct", "run_direct", DIRECT_MINUTES)).run
     print(as_text(evaluate(direct, out / "data", progress=False)))
 
-    headline(5, "reports")
-    reports = Reports(write_report(s2ef, evaluations=("data",)), write_report(direct, evaluations=("data",)))
+    headline(5, "IS2RE and IS2RS by relaxing with the S2EF model, beside the direct one")
+    relaxed = relaxations.evaluate_relaxations(s2ef, out / "data", direct=direct, device="auto", progress=False)
+    print(relaxations.as_text(relaxed))
+
+    headline(6, "reports")
+    shown = ("data", "data-relax")
+    reports = Reports(write_report(s2ef, evaluations=shown), write_report(direct, evaluations=("data",)))
     print(f"open {reports.s2ef}\nand  {reports.direct} in a browser; in Python:")
     print(f"    equicat.Calculator({str(s2ef)!r})   # for ASE")
     print(f"    equicat.load({str(direct)!r})   # the PyTorch module")

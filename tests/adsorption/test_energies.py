@@ -18,9 +18,13 @@ from places import FIXTURES
 
 import equicat
 from equicat import InputError
+from equicat.adsorption.adsorbates import together
 from equicat.adsorption.builders import SlabConfig
 from equicat.adsorption.duplicates import representatives
 from equicat.adsorption.energies import AdsorptionConfig
+from equicat.adsorption.placements import PlacementConfig, place
+from equicat.adsorption.references import energy_reference
+from equicat.adsorption.results import rows_of
 from equicat.adsorption.sites import find_sites
 from equicat.adsorption.slabs import open_slab
 from equicat.cli import main as cli
@@ -114,6 +118,23 @@ def test_placements_that_relax_to_the_same_structure_are_merged():
     rows = energies(["OH"], EMTForces(), config).rows
     assert sum(row.n_placements for row in rows) == 2
     assert len(rows) == 1
+
+
+def test_placements_that_left_their_site_are_counted():
+    """Placements at a bridge, at fcc and at random, all of which end where that at fcc began."""
+    slab = open_slab(SLAB, SlabConfig())
+    config = PlacementConfig(sites=("bridge", "fcc"), rotations=1, n_random=1, finder="delaunay")
+    placed = place(slab, [together("O")], config)
+    assert sorted(placement.site for placement in placed.placements) == ["bridge", "fcc", "random"]
+    (there,) = (placement.structure.positions for placement in placed.placements if placement.site == "fcc")
+    info = {"converged": True, "n_steps": 5, "fmax": 0.01, "flags": ""}
+    relaxed = [
+        dataclasses.replace(placement.structure, positions=there, energy=-1.0, info=info)
+        for placement in placed.placements
+    ]
+    clean = dataclasses.replace(slab.structure, energy=0.5, info=info)
+    (row,) = rows_of(slab, placed, clean, relaxed, energy_reference("adsorption", None), {})
+    assert (row.relaxed_site, row.energy, row.n_placements, row.n_migrated) == ("fcc", -1.5, 3, 1)
 
 
 def test_equivalent_positions_are_the_same_structure_and_other_sites_are_not():

@@ -1,13 +1,15 @@
 """`equicat evaluate --relax`: relaxed energies and structures against the data's, by relaxing."""
 
 import json
+import shutil
 
-import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 from emt_slabs import structures
+from places import FIXTURES
 
 from equicat.apply import evaluate_relaxations as module
+from equicat.apply.evaluate import evaluate
 from equicat.apply.evaluate_relaxations import evaluate_relaxations
 from equicat.cli.main import main
 from equicat.data.datasets import open_dataset
@@ -15,19 +17,23 @@ from equicat.data.info import DatasetInfo
 from equicat.data.readers import write
 from equicat.data.store import write_store
 from equicat.errors import InputError
-from equicat.models.saved import load
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.models import CalculatorForces
 from equicat.relaxation.relax import relax
+from equicat.report.page import write_report
+
+DIRECT = FIXTURES / "runs_b139b12" / "is2re_displacements"
+"""A model of relaxed energies and displacements that knows the elements of the shared data."""
 
 
 def test_every_split_but_the_training_data_is_relaxed_and_compared(run, data, tmp_path, capsys):
-    out = tmp_path / "metrics.json"
+    out, folder = tmp_path / "metrics.json", tmp_path / "relaxed"
     options = ["--relax", "--data", str(data), "--relaxation.max_steps", "3", "--progress", "false", "--json", str(out)]
     before = sorted(path.name for path in run.rglob("*"))
-    assert main(["evaluate", str(run), *options]) == 0
+    assert main(["evaluate", str(run), *options, "--out", str(folder)]) == 0
     printed, summary = capsys.readouterr().out, json.loads(out.read_text())
     assert sorted(path.name for path in run.rglob("*")) == before
+    assert json.loads((folder / "metrics.json").read_text())["splits"] == summary["splits"]
     assert list(summary["splits"]) == ["val_id", "val_ood_ads"]
     split = summary["splits"]["val_id"]
     assert split["n_systems"] == 6
@@ -40,13 +46,35 @@ def test_every_split_but_the_training_data_is_relaxed_and_compared(run, data, tm
     ]
     assert {"energy_mae", "positions_average_distance_within_threshold"} < set(split["rows"]["allegro, relaxed"])
     assert "average_force_below_threshold" not in split["rows"]["allegro, relaxed"]
+    assert split["relaxations"]["classes"] == {"normal": 0, "migrated": 0, "anomaly": 6}
     assert "0 converged" in printed
+    assert "0 normal, 0 migrated, 6 anomaly" in printed
+    assert "s a system on average" in printed
     assert "Energies: adsorption" in printed
 
 
-def test_without_data_it_is_the_validation_data_of_the_run(run):
-    summary = evaluate_relaxations(run, config=RelaxConfig(max_steps=0), progress=False)
+def test_without_data_it_is_the_validation_data_of_the_run_and_a_report_shows_it(run, data, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    summary = evaluate_relaxations(copy, config=RelaxConfig(max_steps=0), direct=DIRECT, progress=False)
     assert list(summary["splits"]) == ["val_id", "val_ood_ads"]
+    name = f"{data.name}-relax"
+    assert summary["written"] == [str(copy / "evaluations" / name / "metrics.json")]
+    page = write_report(copy, evaluations=(name,)).read_text()
+    assert page.count('<tr class="model">') >= 2
+    assert page.count(">allegro, direct<") == 2
+    assert "0.0 steps and" in page
+    assert "s by the direct model" in page
+
+
+def test_a_direct_model_has_the_numbers_of_its_own_evaluation(run, data, tmp_path):
+    how = {"config": RelaxConfig(max_steps=0), "progress": False}
+    beside = evaluate_relaxations(run, data, direct=DIRECT, out=tmp_path / "relaxed", **how)["splits"]["val_id"]
+    alone = evaluate(DIRECT, data, out=tmp_path / "direct", device="cpu", progress=False)["splits"]["val_id"]
+    assert list(beside["rows"])[:2] == ["allegro, relaxed", "allegro, direct"]
+    for metric, value in alone["rows"]["allegro"].items():
+        assert beside["rows"]["allegro, direct"][metric] == pytest.approx(value, abs=1e-5), metric
+    assert beside["relaxations"]["seconds_a_system_direct"] > 0
 
 
 def open_all(splits):
@@ -71,7 +99,7 @@ def test_a_perfect_model_of_emt_data_has_no_error_and_small_forces(run, tmp_path
     monkeypatch.setattr(module, "relax", lambda systems, _, *rest, **options: relax(systems, model, *rest, **options))
     # The run that stands for the model knows neither these elements nor these energies.
     monkeypatch.setattr(module, "usable", lambda _, splits, *rest, **options: (open_all(splits), {}))
-    summary = evaluate_relaxations(run, tmp_path, config, progress=False)
+    summary = evaluate_relaxations(run, tmp_path, config, out=tmp_path / "out", progress=False)
     rows = summary["splits"]["val_id"]["rows"]
     perfect, still = rows["allegro, relaxed"], rows["mean energy, no displacement"]
     assert perfect["energy_mae"] == pytest.approx(0, abs=1e-9)
@@ -81,7 +109,10 @@ def test_a_perfect_model_of_emt_data_has_no_error_and_small_forces(run, tmp_path
     assert perfect["average_force_below_threshold"] > 0.97  # all thresholds above fmax
     assert still["average_force_below_threshold"] == 0
     assert still["positions_average_distance_within_threshold"] < 1
-    assert summary["splits"]["val_id"]["relaxations"]["success_rate"] == 1
+    relaxations = summary["splits"]["val_id"]["relaxations"]
+    assert relaxations["success_rate"] == 1
+    assert relaxations["classes"] == {"normal": 3, "migrated": 0, "anomaly": 0}
+    assert relaxations["energy_mae_normal"] == pytest.approx(0, abs=1e-9)
 
 
 def test_data_without_relaxed_energies_and_models_without_forces_are_refused(run, data, tmp_path):
@@ -90,4 +121,12 @@ def test_data_without_relaxed_energies_and_models_without_forces_are_refused(run
         evaluate_relaxations(run, tmp_path / "bare.extxyz", progress=False, energy_reference="adsorption")
     with pytest.raises(InputError, match=r"'total' .*, the model predicts 'adsorption'.* say --energy_reference"):
         evaluate_relaxations(run, tmp_path / "bare.extxyz", progress=False)
-    assert np.isfinite(load(run).info.statistics.mean_energy)
+    with pytest.raises(InputError, match="--direct takes a run that was trained for is2re or is2rs"):
+        evaluate_relaxations(run, data, direct=run, progress=False)
+    with pytest.raises(InputError, match="gives no forces"):
+        evaluate_relaxations(DIRECT, data, progress=False)
+
+
+def test_a_direct_run_without_relaxations_is_refused(run, capsys):
+    assert main(["evaluate", str(run), "--direct", str(DIRECT)]) == 2
+    assert "give --relax as well" in capsys.readouterr().err

@@ -240,7 +240,9 @@ def test_demo_from_end_to_end(capsys, tmp_path):
     html = reports.s2ef.read_text()
     assert "<svg" in html
     assert "val_ood_both" in html
-    assert "Relaxed structures" not in html
+    assert "Relaxed structures" in html
+    assert html.count(">allegro, relaxed<") == html.count(">allegro, direct<") == 4
+    assert html.count("s a system on average") == 4
     html = reports.direct.read_text()
     assert html.count("initial structure with displacements") == 4  # one system in each validation split
     assert "displacements parity, val_ood_ads" in html

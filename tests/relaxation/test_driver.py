@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ase.build import add_adsorbate, fcc111
 from ase.calculators.emt import EMT
 from ase.optimize import LBFGS as AseLBFGS
 from emt_slabs import structures
@@ -16,7 +17,7 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver
-from equicat.relaxation.models import CalculatorForces, force_model
+from equicat.relaxation.models import CalculatorForces, PotentialForces, force_model
 
 RUNS = FIXTURES / "runs_b139b12"
 SLABS = list(equicat.read(RUNS / "structures.extxyz"))
@@ -93,6 +94,66 @@ def test_the_skin_changes_no_result():
     thin, thick = (outcomes(model, SLABS[:3], skin=skin, max_steps=20) for skin in (0.05, 1.5))
     for number, outcome in thin.items():
         np.testing.assert_allclose(outcome.last.positions, thick[number].last.positions, rtol=0, atol=1e-9)
+
+
+class Counting(PotentialForces):
+    """A model that counts the edges that it sees, and may give wrong energies when it sees all of a thick slab."""
+
+    n_edges, spoilt = 0, float("inf")
+
+    def __call__(self, batch):
+        self.n_edges += batch.edge_index.shape[1]
+        energy, forces = super().__call__(batch)
+        return (energy * torch.nan if batch.edge_index.shape[1] >= self.spoilt else energy), forces
+
+
+def thick_slab(n_fixed: int) -> Structure:
+    """Six layers of copper with an oxygen atom; the lowest layers are fixed, all others displaced."""
+    atoms = fcc111("Cu", (2, 2, 6), vacuum=8.0, periodic=True)
+    layer = atoms.get_tags()
+    add_adsorbate(atoms, "O", 1.3, "fcc")
+    fixed = np.r_[layer > 6 - n_fixed, False]
+    atoms.positions[~fixed] += np.random.default_rng(0).normal(scale=0.05, size=((~fixed).sum(), 3))
+    return dataclasses.replace(Structure.from_ase(atoms), fixed=fixed)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
+def test_centres_whose_energy_is_constant_are_left_out_and_change_no_bit(optimizer):
+    config, systems = (
+        RelaxConfig(optimizer=optimizer, max_steps=12, fmax=1e-4),
+        [thick_slab(4), thick_slab(5), SLABS[0]],
+    )
+    potential = equicat.load(RUNS / "allegro")
+    n_edges, done = [], []
+    for active_only in (True, False):
+        model = Counting(potential)
+        driver = Driver(model, config)
+        assert driver.active_only
+        driver.active_only = active_only
+        done.append({o.number: o for o in driver.run(enumerate(systems))})
+        n_edges.append(model.n_edges)
+    assert n_edges[0] < 0.75 * n_edges[1]
+    for number, whole in done[1].items():
+        found = done[0][number]
+        assert (found.how, found.n_steps, found.fmax) == (whole.how, whole.n_steps, whole.fmax)
+        assert found.last.energy == whole.last.energy
+        assert np.array_equal(found.last.positions, whole.last.positions)
+        assert np.array_equal(found.last.forces, whole.last.forces)
+
+
+def test_a_slab_whose_constant_part_is_not_finite_is_flagged_at_the_end():
+    model = Counting(equicat.load(RUNS / "allegro"))
+    slab = thick_slab(5)
+    model.spoilt = neighbor_list(slab, model.cutoff)[0].shape[1] * 0.9
+    (outcome,) = Driver(model, RelaxConfig(max_steps=3, fmax=1e-6)).run([(0, slab)])
+    assert (outcome.how, outcome.last, outcome.n_steps) == ("exploded", None, 3)
+    assert np.isnan(outcome.fmax)
+
+
+def test_trajectories_and_other_networks_see_all_centres():
+    assert not Driver(force_model(RUNS / "allegro"), RelaxConfig(), keep_frames=True).active_only
+    assert not Driver(force_model(RUNS / "nequip"), RelaxConfig()).active_only
+    assert not Driver(CalculatorForces(EMT), RelaxConfig()).active_only
 
 
 def test_fixed_atoms_keep_every_bit_and_all_others_move():
