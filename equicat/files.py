@@ -8,9 +8,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equicat.errors import InputError
+
+PLAN = "plan.json"
+"""File of a directory of results that says everything that these depend on."""
+Existing = Literal["refuse", "resume", "overwrite"]
+"""A directory that holds something is refused, gone on with where it stopped, or begun anew."""
 
 
 @contextmanager
@@ -108,3 +113,38 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: missing or damaged ({error})") from error
+
+
+def planned_folder(folder: Path, plan: dict[str, Any], existing: Existing, progress: tuple[str, ...]) -> None:
+    """Make the directory of a long work, or go on with it, and put the plan of the work in it.
+
+    Args:
+        folder: the directory.
+        plan: everything that the results depend on, as JSON can hold it.
+        existing: treatment of a directory that holds something.
+        progress: patterns of the files that unfinished work goes on from; beginning anew removes them.
+
+    Raises:
+        InputError: if something is there that would be lost, or that is no work to go on with.
+    """
+    plan = json.loads(json.dumps(plan))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give the name of a directory")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if there and PLAN not in there:
+        raise InputError(f"{folder}: holds other files ({', '.join(there[:3])}); give another directory")
+    if there and existing == "refuse":
+        raise InputError(f"{folder}: exists already; --resume goes on with it, --overwrite begins anew")
+    if there and existing == "resume":
+        before = read_json(folder / PLAN)
+        different = [name for name in plan if before.get(name) != plan[name]]
+        if different:
+            raise InputError(
+                f"{folder}: was begun with other {', '.join(different)}; give the same to resume it, or --overwrite"
+            )
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if existing == "overwrite":
+            for path in (path for pattern in progress for path in folder.glob(pattern)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        replace_json(folder / PLAN, plan)

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from equicat.adsorption.adsorbates import Adsorbate, together
 from equicat.adsorption.builders import SlabConfig
 from equicat.adsorption.domain import outside_training, trained_on
-from equicat.adsorption.folder import Existing, plan_of, prepared_folder, relaxed_in
+from equicat.adsorption.folder import plan_of, prepared_folder, relaxed_in
 from equicat.adsorption.page import write_page
 from equicat.adsorption.placements import Placed, PlacementConfig, load_name, place
 from equicat.adsorption.references import EnergyReference, energy_reference
@@ -19,6 +19,7 @@ from equicat.adsorption.results import AdsorptionEnergies, Row, rows_of, write_r
 from equicat.adsorption.slabs import Slab, open_slab
 from equicat.data.structure import Structure
 from equicat.errors import InputError, OutsideTraining
+from equicat.files import Existing
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.models import ForceModel, force_model

@@ -3,25 +3,21 @@
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from equicat.data.readers import read, write
 from equicat.data.structure import Structure
-from equicat.errors import InputError
-from equicat.files import read_json, replace_json, writing_to
+from equicat.files import Existing, planned_folder
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.models import ForceModel
 from equicat.relaxation.parts import Output
 from equicat.relaxation.relax import digest_of, relax
 
-PLAN, PLACEMENTS, RELAXED = "plan.json", "placements.extxyz", "relaxed.extxyz"
-Existing = Literal["refuse", "resume", "overwrite"]
-"""A directory that holds something is refused, gone on with where it stopped, or begun anew."""
+PLACEMENTS, RELAXED = "placements.extxyz", "relaxed.extxyz"
 
 
 def relaxed_in(
@@ -69,36 +65,6 @@ def plan_of(systems: Sequence[Structure], model: ForceModel, config: RelaxConfig
 
 
 def prepared_folder(folder: Path, plan: dict[str, Any], existing: Existing) -> Path:
-    """The directory, with the plan in it.
-
-    Raises:
-        InputError: if something is there that would be lost, or that is no run to go on with.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; give the name of a directory")
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if there and PLAN not in there:
-        raise InputError(f"{folder}: holds other files ({', '.join(there[:3])}); give another directory")
-    if there and existing == "refuse":
-        raise InputError(f"{folder}: exists already; --resume goes on with it, --overwrite begins anew")
-    if there and existing == "resume":
-        before = read_json(folder / PLAN)
-        different = [name for name in plan if before.get(name) != plan[name]]
-        if different:
-            raise InputError(
-                f"{folder}: was begun with other {', '.join(different)}; give the same to resume it, or --overwrite"
-            )
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if existing == "overwrite":
-            for path in folder.glob(f"{RELAXED}*"):
-                _remove(path)
-        replace_json(folder / PLAN, plan)
+    """The directory, with the plan in it; see :func:`equicat.files.planned_folder`."""
+    planned_folder(folder, plan, existing, (f"{RELAXED}*",))
     return folder
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

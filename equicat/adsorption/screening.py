@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from equicat.adsorption.energies import AdsorptionConfig, prepare, result_of
-from equicat.adsorption.folder import Existing, plan_of, prepared_folder, relaxed_in
+from equicat.adsorption.folder import plan_of, prepared_folder, relaxed_in
 from equicat.adsorption.page import write_page
 from equicat.adsorption.results import COLUMNS, TABLE, AdsorptionEnergies, lines_of, write_results, write_table
 from equicat.data.readers import stem_of
 from equicat.errors import InputError
+from equicat.files import Existing
 from equicat.models.potential import Potential
 from equicat.relaxation.models import ForceModel, force_model
 

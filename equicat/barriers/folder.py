@@ -2,11 +2,10 @@
 
 import csv
 import dataclasses
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,11 +17,10 @@ from equicat.barriers.results import Barrier, Barriers
 from equicat.data.readers import write
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.files import read_json, replace_json, replacing_file, writing_to
+from equicat.files import Existing, planned_folder, read_json, replace_json, replacing_file, writing_to
 
-PLAN, ENDS, PROGRESS = "plan.json", "ends.json", "progress.npz"
+ENDS, PROGRESS = "ends.json", "progress.npz"
 PATHS, PROFILES, BARRIERS, FIGURE = "path.extxyz", "profile.csv", "barrier.json", "profile.svg"
-Existing = Literal["refuse", "resume", "overwrite"]
 
 
 class Folder:
@@ -38,27 +36,8 @@ class Folder:
     """
 
     def __init__(self, path: Path, plan: dict[str, Any], existing: Existing):
-        self.path, plan = path, json.loads(json.dumps(plan))
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path}: is a file; give the name of a directory")
-        there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-        if there and PLAN not in there:
-            raise InputError(f"{path}: holds other files ({', '.join(there[:3])}); give another directory")
-        if there and existing == "refuse":
-            raise InputError(f"{path}: exists already; --resume goes on with it, --overwrite begins anew")
-        if there and existing == "resume":
-            before = read_json(path / PLAN)
-            different = [name for name in plan if before.get(name) != plan[name]]
-            if different:
-                raise InputError(
-                    f"{path}: was begun with other {', '.join(different)}; give the same to resume it, or --overwrite"
-                )
-        with writing_to(path):
-            path.mkdir(parents=True, exist_ok=True)
-            if existing == "overwrite":
-                for name in (ENDS, PROGRESS):
-                    (path / name).unlink(missing_ok=True)
-            replace_json(path / PLAN, plan)
+        self.path = path
+        planned_folder(path, plan, existing, (ENDS, PROGRESS))
 
     def relaxed_ends(self, ends: Sequence[Structure]) -> list[Structure] | None:
         """The ends as they were relaxed before, to the last digit; None if they were not."""

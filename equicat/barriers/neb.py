@@ -13,7 +13,7 @@ from tqdm import tqdm
 from equicat.barriers.config import NEBConfig
 from equicat.barriers.driver import Band, Driver, Progress
 from equicat.barriers.ends import SAME_MINIMUM, Ends, ends_of, path_of
-from equicat.barriers.folder import Existing, Folder
+from equicat.barriers.folder import Folder
 from equicat.barriers.interpolation import collision, idpp, straight
 from equicat.barriers.results import Barrier, Barriers
 from equicat.barriers.saddle import frequencies
@@ -21,6 +21,7 @@ from equicat.data.batch import Batch
 from equicat.data.readers import read
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.files import Existing
 from equicat.models.domain import DomainWatch
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
