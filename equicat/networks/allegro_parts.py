@@ -270,14 +270,14 @@ class NequipAllegro(Allegro):
 
         The last map of MLP k (0: two-body, k: latent MLP of layer k) yields x^k and the weights of the next
         environment; x^k is then only multiplied by rows of the first matrix of later MLPs and of the readout, its
-        readers. Entry k therefore goes straight from the last hidden features of MLP k to: the weights of V⁰ (entry 0
-        alone), the weights of the next environment (not after the last layer), and what x^k adds to the first sum of
+        readers. Entry k therefore goes straight from the last hidden features of MLP k to: the weights of the next
+        environment (not after the last layer), the weights of V⁰ (entry 0 alone), and what x^k adds to the first sum of
         each reader, of layers k + 1, k + 2, … and the readout.
         """
         n = self.config.n_scalars
         readers = [*(layer.latent_mlp.weights[0] for layer in self.layers), self.readout]
         shares = [torch.cat([r[k * n : (k + 1) * n] for r in readers[k:]], dim=1) for k in range(len(readers))]
-        projected = torch.cat([self.tensor_weights, self.projection[:, n:], self.projection[:, :n] @ shares[0]], dim=1)
+        projected = torch.cat([self.projection[:, n:], self.tensor_weights, self.projection[:, :n] @ shares[0]], dim=1)
         out = [self.two_body_mlp.weights[-1] @ projected]
         for layer, share in zip(self.layers, shares[1:], strict=True):
             last = layer.latent_mlp.weights[-1]
@@ -313,7 +313,7 @@ class NequipAllegro(Allegro):
         """The weights of the first environment, what x^0 adds to the sums of all readers, and the weights of V⁰."""
         hidden = _hidden(self.embedding(geometry.radial, geometry.pair), self.two_body_mlp.weights[:-1])
         sizes = [self.n_weights, self.n_weights, *self.reader_widths()]
-        tensor_weights, env_weights, *sums = (hidden @ prepared.maps[0]).split(sizes, dim=1)
+        env_weights, tensor_weights, *sums = (hidden @ prepared.maps[0]).split(sizes, dim=1)
         return Latent(env_weights, sums), tensor_weights
 
     def first_tensors(

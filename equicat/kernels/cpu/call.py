@@ -49,9 +49,29 @@ class _Geometry(ctypes.Structure):
     )
 
 
+class Layer(ctypes.Structure):
+    """A layer of a network; fields that its flavour does not have stay 0."""
+
+    _fields_ = (
+        *integers("n_terms", "n_rows"),
+        *pointers("terms", "coefficients"),
+        *integers("n_columns", "n_outputs", "n_irreps", "n_mixed"),
+        *pointers("columns", "outputs", "dims"),
+    )
+
+
+class Network(ctypes.Structure):
+    """The numbers of matrices of a network, and its layers."""
+
+    _fields_ = (
+        *integers("n_layers", "n_two_body", "n_env", "n_latent", "features_silu"),
+        ("layers", ctypes.POINTER(Layer)),
+    )
+
+
 class _Call(ctypes.Structure):
     _fields_ = (
-        *pointers("network"),
+        ("network", ctypes.POINTER(Network)),
         *integers("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers", "embedding"),
         *pointers("first_edge", "norm"),
         ("matrices", ctypes.POINTER(_Matrix)),
@@ -116,8 +136,7 @@ class Weights:
 class Problem:
     """The sizes and constants of a network, as its kernel reads them."""
 
-    network: ctypes.Structure
-    """The structure of one kernel alone; the other fields are the same for all."""
+    network: Network
     l_max: int
     channels: int
     radial: Radial
@@ -132,16 +151,14 @@ class Kernel:
     """Energies of centres and their gradient, all in one; PyTorch's operators are its oracle.
 
     Args:
-        source: name of the C++ file.
+        flavour: class in C++ that ``allegro.cpp`` is compiled for.
         problem: of a network and the species of atoms.
         weights: of a network, a readout, and the number that widths are padded to a multiple of.
-        structures: types of ``Problem.network`` and of what it points to, by dtype.
     """
 
-    source: str
+    flavour: Literal["Published", "Nequip"]
     problem: Callable[[Any, Int[Tensor, "n_atoms"]], Problem]
     weights: Callable[[Any, Sequence[Tensor], int], Weights]
-    structures: Callable[[torch.dtype], tuple[type[ctypes.Structure], ...]]
 
     def library(self, network: Any, like: Tensor) -> ctypes.CDLL | None:
         """The compiled kernel for this network and such positions, or None.
@@ -153,7 +170,7 @@ class Kernel:
         same = next(network.parameters()).dtype == like.dtype
         if not (backend.enabled() and like.device.type == "cpu" and like.dtype in build.REALS and suits and same):
             return None
-        return build.load(self.source, like.dtype, (_Call, _Matrix, _Geometry, *self.structures(like.dtype)))
+        return build.load("allegro", like.dtype, (_Call, _Matrix, _Geometry, Network, Layer), self.flavour)
 
     def energies_and_gradient(
         self,
@@ -240,7 +257,7 @@ class _Launch:
         terms, coefficients = _harmonics(problem.l_max, edges.edge_vec.dtype)
         n_species = math.isqrt(len(radial.inverse_cutoff))
         call = _Call(
-            network=ctypes.addressof(problem.network),
+            network=ctypes.pointer(problem.network),
             l_max=problem.l_max,
             channels=problem.channels + -problem.channels % block(edges.edge_vec.dtype),
             n_matrices=len(matrices),

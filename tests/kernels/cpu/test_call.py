@@ -18,7 +18,7 @@ from equicat.models.model import minus_gradient
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.networks import catalogue as networks
-from equicat.networks.allegro_cpu import Terms
+from equicat.networks.allegro_cpu import _nequip_lists
 from equicat.networks.catalogue import architecture
 from equicat.testing import example_structures
 
@@ -99,11 +99,11 @@ def test_agrees_with_the_operators(monkeypatch, config, variant):
 
 
 def count_calls(monkeypatch) -> list[str]:
-    """Sources of the kernels that are called from here on."""
+    """Flavours of the kernels that are called from here on."""
     calls, compute = [], Kernel.energies_and_gradient
 
     def counted(kernel, *args, **kwargs):
-        calls.append(kernel.source)
+        calls.append(kernel.flavour)
         return compute(kernel, *args, **kwargs)
 
     monkeypatch.setattr(Kernel, "energies_and_gradient", counted)
@@ -242,12 +242,12 @@ def test_weights_and_positions_of_different_precision_are_not_mixed(config):
 
 
 def test_terms_are_the_dense_coefficients():
-    model = potential().network
-    dense = model.layers[0].product.coefficients.exact
-    terms = Terms.of(model.layers[0].product, dense)
-    out = torch.zeros(terms.dim_in, terms.dim_out, dense.shape[3], dense.shape[2], dtype=torch.float64)
-    out.index_put_(tuple(terms.indices.t()), terms.coefficients)
-    assert torch.equal(out.transpose(2, 3), dense)
+    product = potential().network.layers[0].product
+    dense = product.coefficients.exact
+    lists = _nequip_lists(product, dense)
+    out = torch.zeros(lists.sizes["n_rows"], dense.shape[3], dense.shape[2], dtype=torch.float64)
+    out.index_put_(tuple(lists.terms.t()), lists.coefficients)
+    assert torch.equal(out.unflatten(0, (-1, lists.sizes["n_columns"])).transpose(2, 3), dense)
 
 
 # ---- failures ------------------------------------------------------------------------------------------------------
