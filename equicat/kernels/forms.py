@@ -270,12 +270,13 @@ def tensor_product_plain(
     contraction: Contraction,
     segments: Segments,
 ) -> tuple[Float[Tensor, "n_edges _ channels"], ...]:
-    """:func:`tensor_product` in PyTorch's operators."""
+    """:func:`tensor_product` in PyTorch's operators: matrix products batched over centres and channels."""
     found = []
     for x, matrices in zip(v, m.split(contraction.rows_of_irreps(), dim=1), strict=True):
-        columns = matrices.unflatten(1, (-1, x.shape[1])).index_select(0, segments.center)
-        found.append((x[:, None] * columns).sum(2))
-    return torch.cat(found, dim=1).index_select(1, contraction.by_output()).split(contraction.widths, dim=1)
+        left = segments.padding.pad(x).permute(0, 3, 1, 2)
+        found.append(left @ matrices.unflatten(1, (-1, x.shape[1])).permute(0, 3, 2, 1))
+    columns = torch.cat(found, dim=3).permute(0, 2, 3, 1).index_select(2, contraction.by_output())
+    return segments.padding.unpad(columns).split(contraction.widths, dim=1)
 
 
 class _Derivative(torch.autograd.Function):
