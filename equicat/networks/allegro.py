@@ -228,7 +228,7 @@ class Allegro(nn.Module, ABC):
 
         This is what runs on GPUs, for heads that need features (vectors, direct predictions), for l_max above 4, and
         where there is no C++ compiler. Elsewhere, which is the default on a CPU, a potential's energies and gradient
-        come from ``KERNEL`` in :mod:`equicat.networks.allegro_cpu`: the same function in C++, without this method.
+        come from the kernels in :mod:`equicat.networks.allegro_cpu`: the same function in C++, without this method.
 
         Args:
             edge_vec: r_j − r_i, Å.
