@@ -20,16 +20,16 @@ import triton
 import triton.language as tl
 from jaxtyping import Int
 from torch import Tensor
+from triton.language import constexpr
 
 TILE = 128
 """Edges times channels that a program works on at a time; with all degrees to 3, what registers hold."""
 WARPS = 4
-Const = tl.constexpr
 
 
 @triton.jit
 @no_type_check
-def _load(matrix, rows, columns, mask, dtype: Const):
+def _load(matrix, rows, columns, mask, dtype: constexpr):
     """Entries [rows, columns], zeros where masked."""
     pointer, stride = matrix
     return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=mask, other=0).to(dtype)
@@ -45,7 +45,7 @@ def _store(matrix, rows, columns, mask, values):
 
 @triton.jit
 @no_type_check
-def _center(first, width: Const, n_degrees: Const):
+def _center(first, width: constexpr, n_degrees: constexpr):
     """Channels, the first row of this program's centre, and its edges from … to."""
     center = tl.program_id(0)
     begin, end = tl.load(first + center), tl.load(first + center + 1)
@@ -54,7 +54,7 @@ def _center(first, width: Const, n_degrees: Const):
 
 @triton.jit
 @no_type_check
-def _tile(start, end, u, n_channels, tile: Const):
+def _tile(start, end, u, n_channels, tile: constexpr):
     """The edges of a tile, and which of its numbers [edges, channels] exist."""
     e = start + tl.arange(0, tile)
     return e, (e < end)[:, None] & (u < n_channels)[None, :]
@@ -62,7 +62,7 @@ def _tile(start, end, u, n_channels, tile: Const):
 
 @triton.jit
 @no_type_check
-def _components(degree: Const, in_e, in_u):
+def _components(degree: constexpr, in_e, in_u):
     """The components lm of a degree, and masks of [edges, m] and [m, channels]."""
     m = tl.arange(0, triton.next_power_of_2(2 * degree + 1))
     in_m = m < 2 * degree + 1
@@ -71,7 +71,7 @@ def _components(degree: Const, in_e, in_u):
 
 @triton.jit
 @no_type_check
-def _zeros(tile: Const, width: Const, n_degrees: Const, dtype: Const):
+def _zeros(tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr):
     """Accumulators over tiles, [edges of a tile, m, channels] for each degree."""
     sums = ()
     for degree in tl.static_range(n_degrees):
@@ -81,7 +81,7 @@ def _zeros(tile: Const, width: Const, n_degrees: Const, dtype: Const):
 
 @triton.jit
 @no_type_check
-def _store_sums(matrix, sums, rows, u, n_channels, tile: Const, n_degrees: Const):
+def _store_sums(matrix, sums, rows, u, n_channels, tile: constexpr, n_degrees: constexpr):
     """Sums over the edges of a centre, into its rows."""
     for degree in tl.static_range(n_degrees):
         lm, _, in_mu = _components(degree, tl.arange(0, tile) >= 0, u < n_channels)
@@ -90,7 +90,9 @@ def _store_sums(matrix, sums, rows, u, n_channels, tile: Const, n_degrees: Const
 
 @triton.jit
 @no_type_check
-def _environment(inputs, outputs, first, n_channels, tile: Const, width: Const, n_degrees: Const, dtype: Const):
+def _environment(
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
+):
     """∂F/∂G at a = 1."""
     w, y = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
@@ -109,7 +111,9 @@ def _environment(inputs, outputs, first, n_channels, tile: Const, width: Const, 
 
 @triton.jit
 @no_type_check
-def _read_out(inputs, outputs, first, n_channels, tile: Const, width: Const, n_degrees: Const, dtype: Const):
+def _read_out(
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
+):
     """∂F/∂a."""
     w, y, g = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
@@ -127,7 +131,9 @@ def _read_out(inputs, outputs, first, n_channels, tile: Const, width: Const, n_d
 
 @triton.jit
 @no_type_check
-def _gradient(inputs, outputs, first, n_channels, tile: Const, width: Const, n_degrees: Const, dtype: Const):
+def _gradient(
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
+):
     """∂F/∂w and ∂F/∂Y; unless ``a`` is None, which means 1, also ∂F/∂G."""
     a, w, y, g = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
@@ -153,7 +159,9 @@ def _gradient(inputs, outputs, first, n_channels, tile: Const, width: Const, n_d
 
 @triton.jit
 @no_type_check
-def _change(inputs, outputs, first, n_channels, tile: Const, width: Const, n_degrees: Const, dtype: Const):
+def _change(
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
+):
     """How all four derivatives of F change when w, Y and G move along h_w, h_Y and h_G."""
     a, w, y, g, h_w, h_y, h_g = inputs
     u, rows, begin, end = _center(first, width, n_degrees)

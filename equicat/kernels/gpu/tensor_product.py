@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from jaxtyping import Int
 from torch import Tensor
+from triton.language import constexpr
 
 from equicat.kernels.irreps import Contraction
 
-Const = tl.constexpr
 LANES = 32
 """Threads of a warp."""
 EDGES = 4
@@ -33,7 +33,7 @@ COLUMNS = tl.constexpr(4)
 
 @triton.jit
 @no_type_check
-def _tile(start, end, channels, tile: Const):
+def _tile(start, end, channels, tile: constexpr):
     """Some edges, which of their numbers exist, and channels once for each edge."""
     u, n_channels = channels
     e = start + tl.arange(0, tile)
@@ -42,7 +42,7 @@ def _tile(start, end, channels, tile: Const):
 
 @triton.jit
 @no_type_check
-def _load_irrep(v, e, in_eu, channels, dim: Const):
+def _load_irrep(v, e, in_eu, channels, dim: constexpr):
     """The components of V, each [edges, channels]."""
     u, n_channels = channels
     components = ()
@@ -75,7 +75,7 @@ def _entries(column, columns, b, e, channels):
 
 @triton.jit
 @no_type_check
-def _zeros(n: Const, tile: Const, width: Const, dtype: Const):
+def _zeros(n: constexpr, tile: constexpr, width: constexpr, dtype: constexpr):
     """Accumulators [edges, channels] of n components."""
     sums = ()
     for _ in tl.static_range(n):
@@ -85,7 +85,7 @@ def _zeros(n: Const, tile: Const, width: Const, dtype: Const):
 
 @triton.jit
 @no_type_check
-def _by_v(arguments, edges, columns, channels, dim: Const, tile: Const, width: Const):
+def _by_v(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, width: constexpr):
     """∂F/∂V[e, k] = Σ_c B[e, c] M[c, k]."""
     v, m, b = arguments
     u, n_channels = channels
@@ -105,7 +105,7 @@ def _by_v(arguments, edges, columns, channels, dim: Const, tile: Const, width: C
 
 @triton.jit
 @no_type_check
-def _by_m(arguments, edges, columns, channels, dim: Const, tile: Const, width: Const):
+def _by_m(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, width: constexpr):
     """∂F/∂M[c, k] = Σ_e B[e, c] V[e, k]."""
     v, m, b = arguments
     u, n_channels = channels
@@ -130,7 +130,7 @@ def _by_m(arguments, edges, columns, channels, dim: Const, tile: Const, width: C
 
 @triton.jit
 @no_type_check
-def _by_b(arguments, edges, columns, channels, dim: Const, tile: Const, width: Const):
+def _by_b(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, width: constexpr):
     """∂F/∂B[e, c] = Σ_k V[e, k] M[c, k]."""
     v, m, b = arguments
     n_channels = channels[1]
@@ -147,7 +147,7 @@ def _by_b(arguments, edges, columns, channels, dim: Const, tile: Const, width: C
 
 @triton.jit
 @no_type_check
-def _derivative(arguments, lists, n_channels, by: Const, n_degrees: Const, tile: Const, width: Const):
+def _derivative(arguments, lists, n_channels, by: constexpr, n_degrees: constexpr, tile: constexpr, width: constexpr):
     """∂F by V (0), M (1) or B (2), which is written, from the other two."""
     v, m, b = arguments
     first, irreps, table = lists
