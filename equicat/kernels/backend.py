@@ -19,14 +19,12 @@ MIN_TRITON = (3, 5)
 
 @dataclass(frozen=True)
 class Forms:
-    """One version of the forms of :mod:`equicat.kernels.forms`: each function computes what its namesake in
-    :mod:`equicat.kernels.cpu.forms` says, and knows nothing of autograd."""
+    """One version of the forms of :mod:`equicat.kernels.forms`, which knows nothing of autograd."""
 
-    environment: Callable[..., Tensor]
-    read_out: Callable[..., Tensor]
-    gradient: Callable[..., tuple[Tensor, ...]]
-    change: Callable[..., tuple[Tensor, ...]]
-    derivative: Callable[..., tuple[Tensor, ...]]
+    edges: Callable[..., None]
+    """Derivatives of environment and read-out; see :func:`equicat.kernels.cpu.forms.edges`."""
+    tensors: Callable[..., None]
+    """Derivatives of tensor products; see :func:`equicat.kernels.cpu.forms.tensors`."""
 
 
 def enabled() -> bool:
@@ -54,17 +52,11 @@ def forms(like: Tensor, l_max: int) -> Forms | None:
     return None
 
 
-CPU_FORMS = Forms(cpu_forms.environment, cpu_forms.read_out, cpu_forms.gradient, cpu_forms.change, cpu_forms.derivative)
+CPU_FORMS = Forms(cpu_forms.edges, cpu_forms.tensors)
 
 
 def triton_forms() -> Forms:
     """Those of Triton, which is imported only here."""
     from equicat.kernels.gpu import environment, tensor_product
 
-    return Forms(
-        environment.environment,
-        environment.read_out,
-        environment.gradient,
-        environment.change,
-        tensor_product.derivative,
-    )
+    return Forms(environment.edges, tensor_product.tensors)

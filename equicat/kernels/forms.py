@@ -184,7 +184,9 @@ class _Environment(torch.autograd.Function):
     def forward(ctx: Any, forms: Forms, w: Tensor, y: Tensor, first: Tensor) -> Tensor:
         ctx.forms = forms
         ctx.save_for_backward(w, y, first)
-        return forms.environment(w, y, first)
+        by_g = w.new_empty(len(first) - 1, y.shape[1], w.shape[1] // (l_max_of(y) + 1))
+        forms.edges(first, w=w, y=y, by_g=by_g)
+        return by_g
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -199,7 +201,9 @@ class _EnvironmentGradient(torch.autograd.Function):
     def forward(ctx: Any, forms: Forms, w: Tensor, y: Tensor, g: Tensor, first: Tensor) -> tuple[Tensor, ...]:
         ctx.forms = forms
         ctx.save_for_backward(w, y, g, first)
-        return forms.gradient(None, w, y, g, first)
+        by_w, by_y = _room_for(w, y)
+        forms.edges(first, w=w, y=y, g=g, by_w=by_w, by_y=by_y)
+        return by_w, by_y
 
     @staticmethod
     def backward(ctx: Any, h_w: Tensor, h_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -215,7 +219,9 @@ class _ReadOut(torch.autograd.Function):
     def forward(ctx: Any, forms: Forms, w: Tensor, y: Tensor, g: Tensor, first: Tensor) -> Tensor:
         ctx.forms = forms
         ctx.save_for_backward(w, y, g, first)
-        return forms.read_out(w, y, g, first)
+        by_a = w.new_empty(len(w), g.shape[2])
+        forms.edges(first, w=w, y=y, g=g, by_a=by_a)
+        return by_a
 
     @staticmethod
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
@@ -224,7 +230,7 @@ class _ReadOut(torch.autograd.Function):
 
 
 class _ReadOutGradient(torch.autograd.Function):
-    """(a, w, Y, G) → ∂F/∂w, ∂F/∂Y, ∂F/∂G."""
+    """(a, w, Y, G) → ∂F/∂w, ∂F/∂Y, ∂F/∂G; then how all four derivatives change along h_w, h_Y and h_G."""
 
     @staticmethod
     def forward(
@@ -232,13 +238,25 @@ class _ReadOutGradient(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.forms = forms
         ctx.save_for_backward(a, w, y, g, first)
-        return forms.gradient(a, w, y, g, first)
+        by_w, by_y, by_g = _room_for(w, y, g)
+        forms.edges(first, a=a, w=w, y=y, g=g, by_w=by_w, by_y=by_y, by_g=by_g)
+        return by_w, by_y, by_g
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, h_w: Tensor, h_y: Tensor, h_g: Tensor) -> tuple[Tensor | None, ...]:
         *arguments, first = ctx.saved_tensors
-        return None, *ctx.forms.change(tuple(arguments), (h_w, h_y, h_g), first), None
+        written = _room_for(*arguments)
+        names, moves = ("a", "w", "y", "g"), {"move_w": h_w, "move_y": h_y, "move_g": h_g}
+        inputs = dict(zip(names, arguments, strict=True))
+        outputs = {f"by_{name}": x for name, x in zip(names, written, strict=True)}
+        ctx.forms.edges(first, **inputs, **moves, **outputs)
+        return None, *written, None
+
+
+def _room_for(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of these shapes to be written, contiguous whatever these are."""
+    return tuple(x.new_empty(x.shape) for x in tensors)
 
 
 # ---- tensor products -----------------------------------------------------------------------------------------------
@@ -270,12 +288,12 @@ def tensor_product_plain(
     contraction: Contraction,
     segments: Segments,
 ) -> tuple[Float[Tensor, "n_edges _ channels"], ...]:
-    """:func:`tensor_product` in PyTorch's operators."""
-    found = []
-    for x, matrices in zip(v, m.split(contraction.rows_of_irreps(), dim=1), strict=True):
-        columns = matrices.unflatten(1, (-1, x.shape[1])).index_select(0, segments.center)
-        found.append((x[:, None] * columns).sum(2))
-    return torch.cat(found, dim=1).index_select(1, contraction.by_output()).split(contraction.widths, dim=1)
+    """:func:`tensor_product` in PyTorch's operators: matrix products batched over centres and channels."""
+    n_in, n_out = sum(contraction.dims), sum(contraction.widths)
+    dense = m.new_zeros(len(m), n_in * n_out, m.shape[2]).index_copy(1, contraction.places, m)
+    left = segments.padding.pad(torch.cat(list(v), dim=1)).permute(0, 3, 1, 2)
+    columns = left @ dense.unflatten(1, (n_in, n_out)).permute(0, 3, 1, 2)
+    return segments.padding.unpad(columns.permute(0, 2, 3, 1)).split(contraction.widths, dim=1)
 
 
 class _Derivative(torch.autograd.Function):
@@ -287,7 +305,13 @@ class _Derivative(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.by, ctx.contraction, ctx.forms = by, contraction, forms
         ctx.save_for_backward(first, *others)
-        return forms.derivative(by, _arguments(by, (), others, contraction), contraction, first)
+        arguments = _arguments(by, (), others, contraction)
+        like = (arguments[V] or arguments[B])[0]
+        n, widths = len(like), (contraction.dims, [len(contraction.coefficients)], contraction.widths)[by]
+        written = tuple(like.new_empty(len(first) - 1 if by == M else n, width, like.shape[2]) for width in widths)
+        arguments[by] = written
+        forms.tensors(by, [[x.contiguous() for x in argument] for argument in arguments], contraction, first)
+        return written
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,12 @@ from equicat.kernels.wigner import wigner_3j
 
 
 @cache
+def _raise_degree_like(degree: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n_products dim_out"]:
+    """:func:`raise_degree` for computing on a device; a copy to a GPU could not be recorded in a CUDA graph."""
+    return raise_degree(degree).to(device, dtype)
+
+
+@cache
 def raise_degree(degree: int) -> Float[Tensor, "n_products dim_out"]:
     """C with Y_{l+1} = (Y_l ⊗ Y_1) C: the part of degree l+1 of that product is Y_{l+1} up to a factor.
 
@@ -31,5 +37,5 @@ def spherical_harmonics(l_max: int, unit: Float[Tensor, "n 3"]) -> Float[Tensor,
     out = [torch.ones_like(first[:1]), first][: l_max + 1]
     for degree in range(1, l_max):
         outer = (out[-1][:, None] * first[None]).flatten(0, 1)
-        out.append(raise_degree(degree).to(outer).t() @ outer)
+        out.append(_raise_degree_like(degree, outer.dtype, outer.device).t() @ outer)
     return torch.cat(out).t()

@@ -5,6 +5,7 @@ An irrep is ``(l, p)``: degree and parity (+1 even, −1 odd).
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -139,9 +140,15 @@ class Contraction:
         irreps.append((0, len(columns), sum(map(len, rows))))
         return cls(torch.cat(rows), torch.tensor(columns), torch.tensor(irreps), [dim([a]) for a in irreps_in], widths)
 
-    def rows_of_irreps(self) -> list[int]:
-        """Rows of M for each irrep of V."""
-        return self.irreps[:, 2].diff().tolist()
+    @cached_property
+    def places(self) -> Int[Tensor, "n_rows"]:
+        """Where the rows of M stand in a dense matrix of all components of V and all columns by output."""
+        irrep, output, _, place = self.columns.unbind(1)
+        dims, widths = (self.columns.new_tensor(x) for x in (self.dims, self.widths))
+        n = dims[irrep]
+        component = torch.arange(int(n.sum()), device=n.device) - (n.cumsum(0) - n).repeat_interleave(n)
+        first, column = (dims.cumsum(0) - dims)[irrep], (widths.cumsum(0) - widths)[output] + place
+        return (first.repeat_interleave(n) + component) * sum(self.widths) + column.repeat_interleave(n)
 
     def by_output(self) -> Int[Tensor, "n_columns"]:
         """The order of columns by output, component and path."""

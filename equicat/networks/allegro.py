@@ -190,6 +190,17 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
+class Piece:
+    """Some centres with all their edges, worked on at a time."""
+
+    geometry: Geometry
+    segments: Segments
+    """Which edges belong to which centre."""
+    prepared: Any
+    """Functions of the weights alone, computed once for all pieces of a call (:meth:`Allegro.prepared`)."""
+
+
+@dataclass(frozen=True, eq=False)
 class Latent:
     """The scalar side of some edges after a layer."""
 
@@ -236,7 +247,7 @@ class Allegro(nn.Module, ABC):
 
         This is what runs on GPUs, for heads that need features (vectors, direct predictions), for l_max above 4, and
         where there is no C++ compiler. Elsewhere, which is the default on a CPU, a potential's energies and gradient
-        come from ``KERNEL`` in :mod:`equicat.networks.allegro_cpu`: the same function in C++, without this method.
+        come from the kernels in :mod:`equicat.networks.allegro_cpu`: the same function in C++, without this method.
 
         Args:
             edge_vec: r_j − r_i, Å.
@@ -246,9 +257,8 @@ class Allegro(nn.Module, ABC):
         geometry, prepared = self.geometry(edge_vec, edge_index, species), self.prepared()
         segments = cut(edge_index[0], len(species), self.floats_per_edge)
         parts = geometry.split([s.n_edges for s in segments])
-        found = [
-            self.pair_features(part, species[s.atoms], s, prepared) for part, s in zip(parts, segments, strict=True)
-        ]
+        pieces = (Piece(part, s, prepared) for part, s in zip(parts, segments, strict=True))
+        found = [self.pair_features(piece, species[piece.segments.atoms]) for piece in pieces]
         scalars, vectors = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*found, strict=True))
         return Features(scalars, "edge", vectors if self.n_vectors else None)
 
@@ -267,27 +277,17 @@ class Allegro(nn.Module, ABC):
         return Geometry(pair, envelope, self.radial(x, envelope), harmonics)
 
     def pair_features(
-        self,
-        geometry: Geometry,
-        species: Int[Tensor, "n_atoms"],
-        segments: Segments,
-        prepared: Any,
+        self, piece: Piece, species: Int[Tensor, "n_atoms"]
     ) -> tuple[Float[Tensor, "n_edges n_features"], Float[Tensor, "n_edges 3 n_vectors"]]:
-        """The network, on all edges of some centres: scalars and vectors.
-
-        Args:
-            geometry: of the edges.
-            species: of the centres.
-            segments: which edges belong to which centre.
-            prepared: see :meth:`prepared`.
-        """
-        latent, tensor_weights = self.embed(geometry, prepared)  # eq. 13, and the weights of V⁰ (eq. 6)
-        tensors = self.first_tensors(tensor_weights, geometry.harmonics)
+        """The network, on the edges of some centres of these species: scalars and vectors."""
+        harmonics, segments = piece.geometry.harmonics, piece.segments
+        latent, tensor_weights = self.embed(piece)  # eq. 13, and the weights of V⁰ (eq. 6)
+        tensors = self.first_tensors(tensor_weights, harmonics)
         norm = self.environment_norm(species)
         for k in range(len(self.layers)):
-            env = environment(latent.env_weights, geometry.harmonics, segments) * norm  # eq. 9
-            scalars, tensors = self.products(k, tensors, env, segments, prepared)  # eqs. 8 and 10
-            latent = self.update(k, latent, scalars, geometry, prepared)  # eqs. 11 and 12
+            env = environment(latent.env_weights, harmonics, segments) * norm  # eq. 9
+            scalars, tensors = self.products(k, tensors, env, piece)  # eqs. 8 and 10
+            latent = self.update(k, latent, scalars, piece)  # eqs. 11 and 12
         features = self.features(latent)
         return features, self.vectors(tensors, segments) if self.n_vectors else features.new_zeros(len(features), 3, 0)
 
@@ -304,7 +304,7 @@ class Allegro(nn.Module, ABC):
         return 1 / math.sqrt(self.config.avg_num_neighbors or 1.0)
 
     def prepared(self) -> Any:
-        """Functions of the weights alone, computed once for all pieces of a call and given to the methods below."""
+        """Functions of the weights alone, computed once for all pieces of a call."""
         return None
 
     @abstractmethod
@@ -314,7 +314,7 @@ class Allegro(nn.Module, ABC):
         """Radial basis functions of distances in units of the cutoff."""
 
     @abstractmethod
-    def embed(self, geometry: Geometry, prepared: Any) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
+    def embed(self, piece: Piece) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
         """The two-body features, and weights of the harmonics in the first tensor features."""
 
     @abstractmethod
@@ -325,19 +325,12 @@ class Allegro(nn.Module, ABC):
 
     @abstractmethod
     def products(
-        self,
-        k: int,
-        tensors: Any,
-        env: Float[Tensor, "n_atoms dim_env channels"],
-        segments: Segments,
-        prepared: Any,
+        self, k: int, tensors: Any, env: Float[Tensor, "n_atoms dim_env channels"], piece: Piece
     ) -> tuple[Float[Tensor, "n_edges n_scalars"], Any]:
         """Tensor products with the environment in layer k = 0, 1, …: their scalars, and the next tensor features."""
 
     @abstractmethod
-    def update(
-        self, k: int, latent: Latent, scalars: Float[Tensor, "n_edges n_scalars"], geometry: Geometry, prepared: Any
-    ) -> Latent:
+    def update(self, k: int, latent: Latent, scalars: Float[Tensor, "n_edges n_scalars"], piece: Piece) -> Latent:
         """The scalar features after layer k."""
 
     @abstractmethod

@@ -1,9 +1,9 @@
-"""Weights and constants of both flavours of Allegro, as their kernels in C++ read them.
+"""Weights and constants of both flavours of Allegro, as ``kernels/cpu/allegro.cpp`` reads them.
 
-The kernels are ``equicat/kernels/cpu/allegro.cpp`` and ``nequip_allegro.cpp``; the network is their oracle.
+The network is the oracle of the kernel. Matrices are listed in the order in which ``published.h`` and ``nequip.h``
+number them.
 """
 
-import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from torch import Tensor
 from equicat.kernels.cpu.call import (
     Embedding,
     Kernel,
+    Layer,
+    Network,
     Problem,
     Radial,
     Weights,
     by_channel,
-    integers,
     padded,
-    pointers,
     remembered,
 )
 from equicat.kernels.irreps import dim
@@ -29,72 +29,64 @@ from equicat.networks.allegro_embeddings import ProductEmbedding, SplineEmbeddin
 from equicat.networks.allegro_parts import AllegroLayer, NequipAllegro, PublishedAllegro, TensorProduct
 from equicat.networks.layers import BesselBasis
 
-# ---- published -----------------------------------------------------------------------------------------------------
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *integers("n_terms", "n_rows", "n_outputs", "n_irreps", "n_mixed"),
-        *pointers("terms", "coefficients", "columns", "outputs", "dims"),
-    )
-
-
-def _allegro(real: type) -> type[ctypes.Structure]:
-    class Allegro(ctypes.Structure):
-        _fields_ = (
-            *integers("n_layers", "n_two_body", "n_env", "n_latent"),
-            *((name, real) for name in ("keep", "change")),
-            ("layers", ctypes.POINTER(_Layer)),
-        )
-
-    return Allegro
-
-
-_ALLEGRO = {torch.float32: _allegro(ctypes.c_float), torch.float64: _allegro(ctypes.c_double)}
-
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """A layer's :class:`~equicat.kernels.irreps.Contraction` as the kernel reads it."""
+    """The tensor products of a layer: M[row] = Σ_t coefficient_t A[b_t], in the second flavour times weight[p_t]."""
 
-    terms: Int[Tensor, "n_terms 2"]
-    """Row of M and component b of the environment of each coefficient that is not zero."""
+    terms: Int[Tensor, "n_terms 3"]
+    """Row of M, component b of the environment and path p of each coefficient that is not zero, sorted by row."""
     coefficients: Float[Tensor, "n_terms"]
-    columns: Int[Tensor, "n_columns 3"]
-    """Irrep of V, its components, first row of M; ordered by output, component and path."""
-    outputs: Int[Tensor, "n_outputs 3"]
-    """Components, paths, first column."""
-    dims: Int[Tensor, "n_irreps"]
-    """Components of the irreps of V."""
-    n_rows: int
+    sizes: dict[str, int]
+    """Fields of :class:`~equicat.kernels.cpu.call.Layer`."""
+    arrays: dict[str, Int[Tensor, "..."]]
+    """Fields of that structure, by their names."""
 
-    @classmethod
-    def of(cls, layer: AllegroLayer, like: Tensor) -> "Lists":
-        """From the layer's dense coefficients, in the precision of ``like``."""
-        contraction = layer.contraction.like(like)
-        dims, widths = torch.tensor(contraction.dims), torch.tensor(contraction.widths)
-        terms = contraction.coefficients.nonzero().contiguous()  # by row, as they are read
-        irrep = contraction.columns[:, 0]
-        n_components, first_column = dims[irrep], widths.cumsum(0) - widths
-        columns = torch.stack([irrep, n_components, n_components.cumsum(0) - n_components], dim=1)
-        components = torch.tensor([dim([out]) for out in layer.paths])
-        return cls(
-            terms,
-            contraction.coefficients[tuple(terms.t())],
-            columns[contraction.by_output()],
-            torch.stack([components, widths // components, first_column], dim=1),
-            dims,
-            len(contraction.coefficients),
-        )
-
-    def structure(self, n_mixed: int) -> _Layer:
-        """As the kernel reads it, valid as long as this object."""
-        arrays = (self.terms, self.coefficients, self.columns, self.outputs, self.dims)
-        sizes = (len(self.terms), self.n_rows, len(self.outputs), len(self.dims), n_mixed)
-        return _Layer(*sizes, *(array.data_ptr() for array in arrays))
+    def structure(self) -> Layer:
+        """These lists as the kernel reads them, valid as long as this object."""
+        arrays = self.arrays | {"terms": self.terms, "coefficients": self.coefficients}
+        addresses = {name: array.data_ptr() for name, array in arrays.items()}
+        return Layer(n_terms=len(self.terms), **self.sizes, **addresses)
 
 
-_lists = remembered(Lists.of)
+def _problem(
+    network: PublishedAllegro | NequipAllegro,
+    lists: list[Lists],
+    sizes: tuple[int, ...],
+    radial: Radial,
+    norm: Float[Tensor, "n_centers"],
+) -> Problem:
+    """With ``sizes`` of :class:`~equicat.kernels.cpu.call.Network` after the number of layers."""
+    layers = (Layer * len(lists))(*(of_layer.structure() for of_layer in lists))
+    config = network.config
+    return Problem(Network(len(lists), *sizes, layers), config.l_max, config.tensor_channels, radial, norm, lists)
+
+
+# ---- published -----------------------------------------------------------------------------------------------------
+
+
+@remembered
+def _published_lists(layer: AllegroLayer, like: Tensor) -> Lists:
+    """The layer's :class:`~equicat.kernels.irreps.Contraction`, in the precision of ``like``.
+
+    Columns of M are (irrep of V, its components, first row of M), ordered by output, component and path; outputs are
+    (components, paths, first column).
+    """
+    contraction = layer.contraction.like(like)
+    dims, widths = torch.tensor(contraction.dims), torch.tensor(contraction.widths)
+    row_and_b = contraction.coefficients.nonzero()  # by row, as they are read
+    irrep = contraction.columns[:, 0]
+    n_components, first_column = dims[irrep], widths.cumsum(0) - widths
+    columns = torch.stack([irrep, n_components, n_components.cumsum(0) - n_components], dim=1)
+    components = torch.tensor([dim([out]) for out in layer.paths])
+    outputs = torch.stack([components, widths // components, first_column], dim=1)
+    return Lists(
+        torch.nn.functional.pad(row_and_b, (0, 1)),
+        contraction.coefficients[tuple(row_and_b.t())],
+        {"n_rows": len(contraction.coefficients), "n_outputs": len(outputs)}
+        | {"n_irreps": len(dims), "n_mixed": len(layer.mix)},
+        {"columns": columns[contraction.by_output()], "outputs": outputs, "dims": dims},
+    )
 
 
 def _channel_rows(weight: Float[Tensor, "k n"], channels: int, multiple: int) -> Float[Tensor, "k_padded n_padded"]:
@@ -138,63 +130,29 @@ def _radial(two_body: TwoBody) -> tuple[Float[Tensor, "n_functions"], Float[Tens
 
 
 def _published_problem(network: PublishedAllegro, species: Int[Tensor, "n_atoms"]) -> Problem:
-    config, like = network.config, network.two_body.radial
-    lists = [_lists(layer, like) for layer in network.layers]
-    layers = [of_layer.structure(len(layer.mix)) for of_layer, layer in zip(lists, network.layers, strict=True)]
-    first = network.layers[0]
+    config, like, first = network.config, network.two_body.radial, network.layers[0]
+    lists = [_published_lists(layer, like) for layer in network.layers]
     n_matrices = (len(mlp.weights) for mlp in (network.two_body.mlp, first.env_embed, first.latent_mlp))
-    return Problem(
-        _ALLEGRO[like.dtype](
-            *(config.n_layers, *n_matrices, 2 / math.sqrt(5), 1 / math.sqrt(5)), (_Layer * len(layers))(*layers)
-        ),
-        config.l_max,
-        config.tensor_channels,
-        Radial(
-            like.new_full((network.n_species**2,), 1 / config.cutoff),
-            config.n_bessel + config.normalize_basis,
-            None,
-            config.envelope_p,
-        ),
-        norm=like.new_full((len(species),), 1 / math.sqrt(config.avg_num_neighbors or 1.0)),
-        owned=lists,
-    )
+    inverse_cutoff = like.new_full((network.n_species**2,), 1 / config.cutoff)
+    radial = Radial(inverse_cutoff, config.n_bessel + config.normalize_basis, None, config.envelope_p)
+    norm = like.new_full((len(species),), float(network.environment_norm(species)))
+    return _problem(network, lists, (*n_matrices, False), radial, norm)
 
 
-PUBLISHED = Kernel("allegro", _published_problem, _published_weights, lambda dtype: (_ALLEGRO[dtype], _Layer))
+PUBLISHED = Kernel("Published", _published_problem, _published_weights)
 
 # ---- nequip-allegro ------------------------------------------------------------------------------------------------
 
 
-class _Product(ctypes.Structure):
-    _fields_ = (*integers("n_terms", "dim_in", "dim_out"), *pointers("terms", "coefficients"))
-
-
-class _NequipAllegro(ctypes.Structure):
-    _fields_ = (
-        *integers("n_layers", "n_two_body", "n_latent", "features_silu"),
-        ("products", ctypes.POINTER(_Product)),
+@remembered
+def _nequip_lists(product: TensorProduct, like: Tensor) -> Lists:
+    """The dense coefficients [a, c, p, b], in the precision of ``like``; row a · dim_out + c of M is its entry ac."""
+    dense = product.coefficients.like(like)
+    rows = dense.transpose(2, 3).flatten(0, 1)
+    terms = rows.nonzero().contiguous()
+    return Lists(
+        terms, rows[tuple(terms.t())].contiguous(), {"n_rows": len(rows), "n_columns": dense.shape[1]}, arrays={}
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """The tensor product of a layer as a list: M[a, c] = Σ_t coefficient_t weight[p_t] A[b_t]."""
-
-    indices: Int[Tensor, "n_terms 4"]
-    """a, c, b, p of each coefficient that is not zero, sorted."""
-    coefficients: Float[Tensor, "n_terms"]
-    dim_in: int
-    dim_out: int
-
-    @classmethod
-    def of(cls, product: TensorProduct, like: Tensor) -> "Terms":
-        """From the dense coefficients [a, c, p, b], in the precision of ``like``."""
-        dense = product.coefficients.like(like).transpose(2, 3)
-        indices = dense.nonzero().contiguous()
-        return cls(indices, dense[tuple(indices.t())].contiguous(), *dense.shape[:2])
-
-
-_terms = remembered(Terms.of)
 
 
 def _nequip_weights(network: NequipAllegro, readout: Sequence[Tensor], multiple: int) -> Weights:
@@ -225,20 +183,11 @@ def _nequip_embedding(network: NequipAllegro) -> Embedding:
 
 def _nequip_problem(network: NequipAllegro, species: Int[Tensor, "n_atoms"]) -> Problem:
     config, like = network.config, network.readout
-    terms = [_terms(layer.product, like) for layer in network.layers]
-    products = [
-        _Product(len(t.indices), t.dim_in, t.dim_out, t.indices.data_ptr(), t.coefficients.data_ptr()) for t in terms
-    ]
-    sizes = (config.n_layers, len(config.two_body_hidden), len(config.latent_hidden), config.features_silu)
+    lists = [_nequip_lists(layer.product, like) for layer in network.layers]
+    sizes = (len(config.two_body_hidden), 0, len(config.latent_hidden), config.features_silu)
     span = config.spline_span if config.radial == "spline" else None
-    return Problem(
-        _NequipAllegro(*sizes, (_Product * len(products))(*products)),
-        config.l_max,
-        config.tensor_channels,
-        Radial(network.inverse_cutoff.to(like.dtype), config.n_radial, span, config.envelope_p),
-        norm=network.environment_norm(species).flatten(),
-        owned=terms,
-    )
+    radial = Radial(network.inverse_cutoff.to(like.dtype), config.n_radial, span, config.envelope_p)
+    return _problem(network, lists, sizes, radial, network.environment_norm(species).flatten())
 
 
-NEQUIP = Kernel("nequip_allegro", _nequip_problem, _nequip_weights, lambda dtype: (_NequipAllegro, _Product))
+NEQUIP = Kernel("Nequip", _nequip_problem, _nequip_weights)

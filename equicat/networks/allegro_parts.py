@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from equicat.kernels.forms import Segments, read_out, tensor_product
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, couplings, dim, layer_irreps
-from equicat.networks.allegro import Allegro, AllegroConfig, Geometry, Latent, NequipAllegroConfig
+from equicat.networks.allegro import Allegro, AllegroConfig, Latent, NequipAllegroConfig, Piece
 from equicat.networks.allegro_embeddings import ProductEmbedding, SplineEmbedding, TwoBody
 from equicat.networks.layers import MLP, BesselBasis, Exact, SplineBasis, linear_weight, silu
 
@@ -101,11 +101,9 @@ class PublishedAllegro(Allegro):
     ) -> Float[Tensor, "n_edges n_radial"]:
         return self.two_body.bessel(x) * envelope
 
-    def embed(
-        self, geometry: Geometry, prepared: Float[Tensor, "n_pairs width"]
-    ) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
+    def embed(self, piece: Piece) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
         """x^ij,0, and the weights of the first environment and of V⁰, which layer 0 makes of it."""
-        scalar_features = self.two_body(geometry, prepared)
+        scalar_features = self.two_body(piece.geometry, piece.prepared)
         env_weights, tensor_weights = self.layers[0].env_embed(scalar_features).chunk(2, dim=1)
         return Latent(env_weights, scalar_features), tensor_weights
 
@@ -122,21 +120,13 @@ class PublishedAllegro(Allegro):
         k: int,
         tensors: list[Float[Tensor, "n_edges _ channels"]],
         env: Float[Tensor, "n_atoms dim_env channels"],
-        segments: Segments,
-        prepared: Float[Tensor, "n_pairs width"],
+        piece: Piece,
     ) -> tuple[Float[Tensor, "n_edges n_scalars"], list[Float[Tensor, "n_edges _ channels"]]]:
-        return self.layers[k].products(tensors, env, segments)
+        return self.layers[k].products(tensors, env, piece.segments)
 
-    def update(
-        self,
-        k: int,
-        latent: Latent,
-        scalars: Float[Tensor, "n_edges n_scalars"],
-        geometry: Geometry,
-        prepared: Float[Tensor, "n_pairs width"],
-    ) -> Latent:
+    def update(self, k: int, latent: Latent, scalars: Float[Tensor, "n_edges n_scalars"], piece: Piece) -> Latent:
         """x^ij after layer k, and the weights of the next environment, which are made of it."""
-        x = self.layers[k].update(latent.scalar_features, scalars, geometry.envelope)
+        x = self.layers[k].update(latent.scalar_features, scalars, piece.geometry.envelope)
         last = k + 1 == len(self.layers)
         return Latent(x.new_empty(len(x), 0) if last else self.layers[k + 1].env_embed(x), x)
 
@@ -270,14 +260,14 @@ class NequipAllegro(Allegro):
 
         The last map of MLP k (0: two-body, k: latent MLP of layer k) yields x^k and the weights of the next
         environment; x^k is then only multiplied by rows of the first matrix of later MLPs and of the readout, its
-        readers. Entry k therefore goes straight from the last hidden features of MLP k to: the weights of V⁰ (entry 0
-        alone), the weights of the next environment (not after the last layer), and what x^k adds to the first sum of
+        readers. Entry k therefore goes straight from the last hidden features of MLP k to: the weights of the next
+        environment (not after the last layer), the weights of V⁰ (entry 0 alone), and what x^k adds to the first sum of
         each reader, of layers k + 1, k + 2, … and the readout.
         """
         n = self.config.n_scalars
         readers = [*(layer.latent_mlp.weights[0] for layer in self.layers), self.readout]
         shares = [torch.cat([r[k * n : (k + 1) * n] for r in readers[k:]], dim=1) for k in range(len(readers))]
-        projected = torch.cat([self.tensor_weights, self.projection[:, n:], self.projection[:, :n] @ shares[0]], dim=1)
+        projected = torch.cat([self.projection[:, n:], self.tensor_weights, self.projection[:, :n] @ shares[0]], dim=1)
         out = [self.two_body_mlp.weights[-1] @ projected]
         for layer, share in zip(self.layers, shares[1:], strict=True):
             last = layer.latent_mlp.weights[-1]
@@ -309,11 +299,11 @@ class NequipAllegro(Allegro):
         basis = self.basis(x)
         return basis * envelope if self.config.radial == "bessel" else basis
 
-    def embed(self, geometry: Geometry, prepared: Prepared) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
+    def embed(self, piece: Piece) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
         """The weights of the first environment, what x^0 adds to the sums of all readers, and the weights of V⁰."""
-        hidden = _hidden(self.embedding(geometry.radial, geometry.pair), self.two_body_mlp.weights[:-1])
+        hidden = _hidden(self.embedding(piece.geometry.radial, piece.geometry.pair), self.two_body_mlp.weights[:-1])
         sizes = [self.n_weights, self.n_weights, *self.reader_widths()]
-        tensor_weights, env_weights, *sums = (hidden @ prepared.maps[0]).split(sizes, dim=1)
+        env_weights, tensor_weights, *sums = (hidden @ piece.prepared.maps[0]).split(sizes, dim=1)
         return Latent(env_weights, sums), tensor_weights
 
     def first_tensors(
@@ -322,34 +312,24 @@ class NequipAllegro(Allegro):
         return CenterTensors(weights, harmonics, [])
 
     def products(
-        self,
-        k: int,
-        tensors: CenterTensors,
-        env: Float[Tensor, "n_atoms dim_env channels"],
-        segments: Segments,
-        prepared: Prepared,
+        self, k: int, tensors: CenterTensors, env: Float[Tensor, "n_atoms dim_env channels"], piece: Piece
     ) -> tuple[Float[Tensor, "n_edges channels"], CenterTensors]:
         """One more matrix of each centre, and the scalars that edges read with all of them."""
-        matrices = [*tensors.matrices, center_matrices(env, prepared.products[k])]
+        matrices = [*tensors.matrices, center_matrices(env, piece.prepared.products[k])]
         after = CenterTensors(tensors.weights, tensors.harmonics, matrices)
-        (scalars,) = after.read(slice(0, 1), segments)  # (0, +1) comes first
+        (scalars,) = after.read(slice(0, 1), piece.segments)  # (0, +1) comes first
         return scalars, after
 
-    def update(
-        self,
-        k: int,
-        latent: Latent,
-        scalars: Float[Tensor, "n_edges channels"],
-        geometry: Geometry,
-        prepared: Prepared,
-    ) -> Latent:
+    def update(self, k: int, latent: Latent, scalars: Float[Tensor, "n_edges channels"], piece: Piece) -> Latent:
         """Scalars that layer k adds to the sums of later readers, and the weights of the next environment."""
         mine, *others = latent.scalar_features  # sums that this layer and later readers see
         first, *rest = self.layers[k].latent_mlp.weights[:-1]
         own = first[(k + 1) * self.config.n_scalars :]
         hidden = _hidden(silu(torch.addmm(mine, scalars, own)), rest)
         n_next = self.n_weights if k + 1 < len(self.layers) else 0
-        env_weights, *shares = (hidden @ prepared.maps[k + 1]).split([n_next, *self.reader_widths()[k + 1 :]], dim=1)
+        env_weights, *shares = (hidden @ piece.prepared.maps[k + 1]).split(
+            [n_next, *self.reader_widths()[k + 1 :]], dim=1
+        )
         return Latent(env_weights, [a + b for a, b in zip(others, shares, strict=True)])
 
     def features(self, latent: Latent) -> Float[Tensor, "n_edges n_features"]:

@@ -11,7 +11,7 @@ from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.kernels import backend, forms
 from equicat.kernels.cpu import build
-from equicat.kernels.forms import Segments, tensor_product, tensor_product_plain
+from equicat.kernels.forms import Segments
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, harmonics
 from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
@@ -51,19 +51,40 @@ def layout(counts: tuple[int, ...] = COUNTS) -> Segments:
     return found
 
 
-def arguments(l_max: int, channels: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    """w, Y and G; the first two columns of something larger, as they are in the network."""
-    torch.manual_seed(0)
+def edge_form(name: str, l_max: int, channels: int, dtype: torch.dtype):
+    """Environment or read-out and its plain version, and w, Y and G: columns of something larger, as in the network."""
     n_edges, dim = sum(COUNTS), (l_max + 1) ** 2
     w = torch.randn(n_edges, (l_max + 1) * channels + 3, dtype=dtype, device=DEVICE)[:, 2:-1]
     y = torch.randn(n_edges, dim + 2, dtype=dtype, device=DEVICE)[:, 1:-1]
     g = torch.randn(len(COUNTS), dim, channels, dtype=dtype, device=DEVICE)
-    return tuple(x.detach().requires_grad_() for x in (w, y, g))
+    inputs = (w, y) if name == "environment" else (w, y, g)
+
+    def with_y00(function):
+        """Y_00 is 1, as the plain version relies on."""
+        return lambda w, y, *rest: function(w, torch.cat([0 * y[:, :1] + 1, y[:, 1:]], dim=1), *rest)
+
+    functions = (with_y00(getattr(forms, x)) for x in (name, f"{name}_plain"))
+    return *functions, [x.detach().requires_grad_() for x in inputs]
 
 
-def y00_is_one(y: torch.Tensor) -> torch.Tensor:
-    """As harmonics are: the plain version relies on it."""
-    return torch.cat([0 * y[:, :1] + 1, y[:, 1:]], dim=1)
+def products(outputs: list[Irrep], l_max: int, channels: int, dtype: torch.dtype):
+    """Tensor products of harmonics and a pseudovector with harmonics, their plain version, and V by irrep and M."""
+    entering = [*harmonics(l_max), *([(1, 1)] if l_max else [])]
+    contraction = Contraction.build(entering, {out: Paths.build(entering, l_max, out) for out in outputs})
+    shapes = [*((sum(COUNTS), d) for d in contraction.dims), (len(COUNTS), len(contraction.coefficients))]
+    inputs = [torch.randn(*shape, channels, dtype=dtype, device=DEVICE, requires_grad=True) for shape in shapes]
+    contraction = contraction.to(inputs[0])
+
+    def joined(function):
+        return lambda *x: torch.cat(function(x[:-2], x[-2], contraction, x[-1]), dim=1)  # the last is the layout
+
+    return joined(forms.tensor_product), joined(forms.tensor_product_plain), inputs
+
+
+def operation(form, l_max: int, channels: int, dtype: torch.dtype = torch.float64):
+    """A form, its plain version, and what both take before the layout."""
+    torch.manual_seed(0)
+    return (edge_form if isinstance(form, str) else products)(form, l_max, channels, dtype)
 
 
 def value_and_derivatives(function, inputs) -> list[torch.Tensor]:
@@ -75,93 +96,51 @@ def value_and_derivatives(function, inputs) -> list[torch.Tensor]:
     return [out, *first, *second]
 
 
-@pytest.mark.parametrize(("l_max", "channels"), [(0, 1), (1, 3), (2, 5), (3, 2), (2, 40)])
-@pytest.mark.parametrize("name", ["environment", "read_out"])
-def test_agrees_with_the_plain_version_in_value_and_derivatives(name, l_max, channels):
-    inputs = arguments(l_max, channels)[: 2 if name == "environment" else 3]
-    function, plain = getattr(forms, name), getattr(forms, f"{name}_plain")
-    results = (
-        value_and_derivatives(lambda w, y, *others, f=f: f(w, y00_is_one(y), *others), inputs)
-        for f in (function, plain)
-    )
-    for found, expected in zip(*results, strict=True):
+SIZES = [(0, 1), (1, 3), (2, 5), (3, 2), (2, 40)]
+PRODUCTS = [
+    ([SCALAR], 0, 1),
+    ([SCALAR, VECTOR, (1, 1)], 1, 3),
+    ([SCALAR, VECTOR, (2, -1)], 2, 3),
+    ([(3, -1)], 3, 5),
+]
+
+
+@pytest.mark.parametrize(
+    "form", [*((name, *size) for name in ("environment", "read_out") for size in SIZES), *PRODUCTS], ids=str
+)
+def test_agrees_with_the_plain_version_in_value_and_derivatives(form):
+    *functions, inputs = operation(*form)
+    for found, expected in zip(*(value_and_derivatives(f, inputs) for f in functions), strict=True):
         assert found.shape == expected.shape
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_single_precision_stays_single():
-    w, y, g = arguments(2, 3, torch.float32)
-    y = y00_is_one(y)
-    env, out = forms.environment(w, y, layout()), forms.read_out(w, y, g, layout())
-    assert env.dtype == out.dtype == torch.float32
-    torch.testing.assert_close(env, forms.environment_plain(w, y, layout()), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(out, forms.read_out_plain(w, y, g, layout()), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("form", ["environment", "read_out", [SCALAR, VECTOR]], ids=str)
+def test_single_precision_stays_single(form):
+    function, plain, inputs = operation(form, 2, 3, torch.float32)
+    found = function(*inputs, layout())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain(*inputs, layout()), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_that_are_one_number_repeated():
     """The derivative of a sum is a tensor whose elements share their memory."""
-    w, y, g = arguments(1, 3)
-    found, expected = (
-        torch.autograd.grad(f(w, y00_is_one(y), g, layout()).sum(), (w, y, g))
-        for f in (forms.read_out, forms.read_out_plain)
-    )
+    *functions, inputs = operation("read_out", 1, 3)
+    found, expected = (torch.autograd.grad(f(*inputs, layout()).sum(), inputs) for f in functions)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
-def products(
-    l_max: int, outputs: list[Irrep], channels: int, dtype: torch.dtype = torch.float64
-) -> tuple[Contraction, list[torch.Tensor]]:
-    """Tensor products of harmonics and a pseudovector with harmonics, and arguments: V by irrep, and M."""
-    torch.manual_seed(0)
-    entering = [*harmonics(l_max), *([(1, 1)] if l_max else [])]
-    contraction = Contraction.build(entering, {out: Paths.build(entering, l_max, out) for out in outputs})
-    shapes = [*((sum(COUNTS), d) for d in contraction.dims), (len(COUNTS), len(contraction.coefficients))]
-    inputs = [torch.randn(*shape, channels, dtype=dtype, device=DEVICE, requires_grad=True) for shape in shapes]
-    return contraction.to(inputs[0]), inputs
-
-
-@pytest.mark.parametrize(
-    ("l_max", "outputs", "channels"),
-    [
-        (0, [SCALAR], 1),
-        (1, [SCALAR, VECTOR, (1, 1)], 3),
-        (2, [SCALAR, VECTOR, (2, -1)], 3),
-        (3, [(3, -1)], 5),
-    ],
-)
-def test_tensor_products_agree_with_the_plain_version_in_value_and_derivatives(l_max, outputs, channels):
-    contraction, inputs = products(l_max, outputs, channels)
-    found, expected = (
-        value_and_derivatives(
-            lambda *x, f=f: torch.cat(f(x[:-2], x[-2], contraction, x[-1]), dim=1),  # the last is the layout
-            inputs,
-        )
-        for f in (tensor_product, tensor_product_plain)
-    )
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
 def test_third_derivatives_of_tensor_products():
-    contraction, (*v, m) = products(1, [SCALAR, VECTOR], 2)
+    *functions, inputs = operation([SCALAR, VECTOR], 1, 2)
     results = []
-    for function in (tensor_product, tensor_product_plain):
-        value = sum(b.sin().sum() for b in function([x.detach() for x in v[:-1]] + v[-1:], m, contraction, layout()))
+    for function in functions:
+        value = function(*inputs, layout()).sin().sum()
         for _ in range(3):
-            (gradient,) = torch.autograd.grad(value, v[-1], create_graph=True)
+            (gradient,) = torch.autograd.grad(value, inputs[-2], create_graph=True)
             value = gradient.cos().sum()
         results.append(gradient)
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
-
-
-def test_tensor_products_in_single_precision_stay_single():
-    contraction, (*v, m) = products(2, [SCALAR, VECTOR], 3, torch.float32)
-    arguments = (v, m, contraction, layout())
-    for found, expected in zip(tensor_product(*arguments), tensor_product_plain(*arguments), strict=True):
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("max_edges", [1, 4, 6, 8])

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from allegro_variants import VARIANTS, name
 from conftest import SMALL, SMALL_NEQUIP
 from e3nn import o3
 
@@ -25,35 +26,15 @@ from equicat.testing import check_all, check_equivariance, example_structures
 from equicat.testing.plain_allegro import plain_forward
 
 ELEMENTS = (1, 8, 29)
-FLAVOURS = [SMALL, SMALL_NEQUIP]
-PUBLISHED = [
-    {"n_layers": 1},
-    {"n_layers": 2},
-    {"n_layers": 3},
-    {"n_layers": 3, "parity": "restricted"},
-    {"n_layers": 2, "l_max": 0},
-    {"n_layers": 2, "l_max": 1, "env_embed_mlp": (6,)},
-    {"n_layers": 2, "l_max": 3, "bessel_trainable": False},
-    {"n_layers": 4, "l_max": 3},
+VECTORS = [
     {"n_layers": 1, "vectors": True},
     {"n_layers": 2, "l_max": 1, "vectors": True},
     {"n_layers": 3, "vectors": True},
     {"n_layers": 2, "l_max": 3, "parity": "restricted", "vectors": True},
 ]
+"""Published networks that keep vectors; those of the other flavour always do here."""
 
-NEQUIP = [
-    {"n_layers": 1},
-    {"n_layers": 2},
-    {"n_layers": 3},
-    {"n_layers": 3, "parity": "restricted", "coupling": "path"},
-    {"l_max": 0},
-    {"l_max": 3, "n_layers": 3},
-    {"radial": "spline", "n_radial": 6, "spline_span": 4},
-    {"two_body_hidden": (), "latent_hidden": (5, 6), "embedding_width": 4, "features_silu": False},
-    {"neighbors_of_element": (3.0, 7.0, 12.0), "pair_cutoffs": (2.0, 3.0, 4.0, 3.0, 2.5, 4.0, 4.0, 3.5, 4.0)},
-]
-
-each_flavour = pytest.mark.parametrize("small", FLAVOURS, ids=lambda small: small.name)
+each_flavour = pytest.mark.parametrize("small", [SMALL, SMALL_NEQUIP], ids=name)
 
 
 @pytest.fixture(params=["plain", "cpu"])
@@ -84,11 +65,7 @@ def flat(features: Features) -> torch.Tensor:
     return torch.cat([features.scalars, *([] if features.vectors is None else [features.vectors.flatten(1)])], dim=1)
 
 
-@pytest.mark.parametrize(
-    ("small", "variant"),
-    [*((SMALL, variant) for variant in PUBLISHED), *((SMALL_NEQUIP, variant) for variant in NEQUIP)],
-    ids=lambda x: x.name if dataclasses.is_dataclass(x) else str(x),
-)
+@pytest.mark.parametrize(("small", "variant"), [*VARIANTS, *((SMALL, variant) for variant in VECTORS)], ids=name)
 def test_agrees_with_the_plain_version_in_value_and_derivatives(version, small, variant):
     options = {"vectors": small is SMALL_NEQUIP and variant.get("l_max", 2) > 0} | variant
     model = network(small, **options)
@@ -157,7 +134,7 @@ def test_spherical_harmonics_rotate_and_reflect():
 @pytest.mark.parametrize("l_max", [1, 2, 3])
 def test_each_layer_rotates_and_reflects(k, l_max):
     layer, entering, leaving = network(n_layers=3, l_max=l_max).layers[k], *layer_irreps(l_max, 3, "full")[k : k + 2]
-    name = lambda irreps: " + ".join(f"{d}{'e' if p == 1 else 'o'}" for d, p in irreps)  # noqa: E731
+    written = lambda irreps: " + ".join(f"{d}{'e' if p == 1 else 'o'}" for d, p in irreps)  # noqa: E731
     n_edges = 6
     (segments,) = cut(torch.arange(2).repeat_interleave(3), 2, 1)
 
@@ -165,9 +142,9 @@ def test_each_layer_rotates_and_reflects(k, l_max):
         by_irrep = v.split([2 * d + 1 for d, _ in entering], dim=1)
         return layer.products(by_irrep, env[::3], segments)
 
-    inputs = [name(harmonics(l_max)), name(entering)]
+    inputs = [written(harmonics(l_max)), written(entering)]
     options = {"n": n_edges, "channels": SMALL.tensor_channels}
-    check_equivariance(lambda *x: torch.cat(products(*x)[1], dim=1), inputs, name(leaving), **options)
+    check_equivariance(lambda *x: torch.cat(products(*x)[1], dim=1), inputs, written(leaving), **options)
     check_equivariance(lambda *x: products(*x)[0][:, None], inputs, "0e", **options)
 
 

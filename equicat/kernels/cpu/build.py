@@ -79,7 +79,7 @@ def _require_own(path: Path) -> None:
         raise Unsafe(f"others may write to {path}; run: chmod go-w {path}")
 
 
-def _library(name: str, real: str, cxx: str | None) -> Path | None:
+def _library(name: str, flavour: str, real: str, cxx: str | None) -> Path | None:
     """The shared library, compiled unless it is there; without a compiler the newest that was compiled earlier.
 
     Its name has two digests: of the sources, flags and processor, and of the compiler.
@@ -89,12 +89,12 @@ def _library(name: str, real: str, cxx: str | None) -> Path | None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _require_own(directory)
     sources = "".join(path.read_text() for path in sorted(SOURCES.iterdir()) if path.suffix in (".h", ".cpp"))
-    stem = f"{name}_{real}_{_digest(sources, *FLAGS, platform.machine(), _processor())}"
+    stem = f"{name}{flavour}_{real}_{_digest(sources, *FLAGS, platform.machine(), _processor())}"
     if cxx is None:
         found = max(directory.glob(f"{stem}_*.so"), key=lambda path: path.lstat().st_mtime, default=None)
     else:
         version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
-        flags = [*FLAGS, f"-DREAL={real}", _threads(version)]
+        flags = [*FLAGS, f"-DREAL={real}", f"-DFLAVOUR={flavour}", _threads(version)]
         found = directory / f"{stem}_{_digest(version, *flags)}.so"
         if not found.exists():
             _compile(name, cxx, flags, found)
@@ -135,13 +135,16 @@ def _run_all(commands: Iterable[list[str]]) -> None:
 
 
 @cache
-def load(name: str, dtype: torch.dtype, structures: tuple[type[ctypes.Structure], ...] = ()) -> ctypes.CDLL | None:
+def load(
+    name: str, dtype: torch.dtype, structures: tuple[type[ctypes.Structure], ...] = (), flavour: str = ""
+) -> ctypes.CDLL | None:
     """The compiled ``name.cpp``, or None where it cannot be had (with a warning, unless there is no compiler).
 
     Args:
         name: of the source file.
         dtype: float32 or float64; None is returned for others.
         structures: what is passed by reference, in the order of ``structure_sizes`` in the source.
+        flavour: class that the source is compiled for, if it leaves a choice.
 
     Raises:
         RuntimeError: if a structure has another size in C++.
@@ -149,7 +152,7 @@ def load(name: str, dtype: torch.dtype, structures: tuple[type[ctypes.Structure]
     if dtype not in REALS:
         return None
     try:
-        path = _library(name, REALS[dtype], compiler())
+        path = _library(name, flavour, REALS[dtype], compiler())
         if path is None:
             return None
         library = ctypes.CDLL(str(path))

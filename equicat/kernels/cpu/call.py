@@ -49,9 +49,29 @@ class _Geometry(ctypes.Structure):
     )
 
 
+class Layer(ctypes.Structure):
+    """A layer of a network; fields that its flavour does not have stay 0."""
+
+    _fields_ = (
+        *integers("n_terms", "n_rows"),
+        *pointers("terms", "coefficients"),
+        *integers("n_columns", "n_outputs", "n_irreps", "n_mixed"),
+        *pointers("columns", "outputs", "dims"),
+    )
+
+
+class Network(ctypes.Structure):
+    """The numbers of matrices of a network, and its layers."""
+
+    _fields_ = (
+        *integers("n_layers", "n_two_body", "n_env", "n_latent", "features_silu"),
+        ("layers", ctypes.POINTER(Layer)),
+    )
+
+
 class _Call(ctypes.Structure):
     _fields_ = (
-        *pointers("network"),
+        ("network", ctypes.POINTER(Network)),
         *integers("l_max", "channels", "n_matrices", "n_plain", "n_threads", "n_centers", "embedding"),
         *pointers("first_edge", "norm"),
         ("matrices", ctypes.POINTER(_Matrix)),
@@ -116,8 +136,7 @@ class Weights:
 class Problem:
     """The sizes and constants of a network, as its kernel reads them."""
 
-    network: ctypes.Structure
-    """The structure of one kernel alone; the other fields are the same for all."""
+    network: Network
     l_max: int
     channels: int
     radial: Radial
@@ -132,16 +151,14 @@ class Kernel:
     """Energies of centres and their gradient, all in one; PyTorch's operators are its oracle.
 
     Args:
-        source: name of the C++ file.
+        flavour: class in C++ that ``allegro.cpp`` is compiled for.
         problem: of a network and the species of atoms.
         weights: of a network, a readout, and the number that widths are padded to a multiple of.
-        structures: types of ``Problem.network`` and of what it points to, by dtype.
     """
 
-    source: str
+    flavour: Literal["Published", "Nequip"]
     problem: Callable[[Any, Int[Tensor, "n_atoms"]], Problem]
     weights: Callable[[Any, Sequence[Tensor], int], Weights]
-    structures: Callable[[torch.dtype], tuple[type[ctypes.Structure], ...]]
 
     def library(self, network: Any, like: Tensor) -> ctypes.CDLL | None:
         """The compiled kernel for this network and such positions, or None.
@@ -153,7 +170,7 @@ class Kernel:
         same = next(network.parameters()).dtype == like.dtype
         if not (backend.enabled() and like.device.type == "cpu" and like.dtype in build.REALS and suits and same):
             return None
-        return build.load(self.source, like.dtype, (_Call, _Matrix, _Geometry, *self.structures(like.dtype)))
+        return build.load("allegro", like.dtype, (_Call, _Matrix, _Geometry, Network, Layer), self.flavour)
 
     def energies_and_gradient(
         self,
@@ -183,38 +200,46 @@ class Kernel:
             MemoryError: if memory does not suffice.
             RuntimeError: if the kernel refuses its arguments.
         """
+        with torch.set_grad_enabled(create_graph):
+            launch, weights = self.launch(network, readout, edge_vec.detach(), edge_index, species)
+            return _EnergiesAndGradient.apply(launch, keep, *weights)
+
+    def launch(
+        self,
+        network: nn.Module,
+        readout: Sequence[Tensor],
+        edge_vec: Float[Tensor, "n_edges 3"],
+        edge_index: Int[Tensor, "2 n_edges"],
+        species: Int[Tensor, "n_atoms"],
+    ) -> tuple["Launch", list[Tensor]]:
+        """A call of the kernel, and the weights that it reads."""
         library = self.library(network, edge_vec)
         assert library is not None
         center, neighbor = edge_index
-        ends = torch.bincount(center, minlength=len(species)).cumsum(0)
-        with torch.set_grad_enabled(create_graph):
-            problem, multiple = self.problem(network, species), block(edge_vec.dtype)
-            weights = self.weights(network, readout, multiple)
-            matrices, plain = weights.listed(multiple)
-            first_edge, edge_vec = torch.nn.functional.pad(ends, (1, 0)), edge_vec.detach().contiguous()
-            edges = _Edges(first_edge, neighbor.contiguous(), species.contiguous(), edge_vec)
-            launch = _Launch(library, problem, edges, weights.embedding.operation, len(matrices))
-            return _EnergiesAndGradient.apply(launch, keep, *matrices, *plain)
+        first_edge = torch.nn.functional.pad(torch.bincount(center, minlength=len(species)).cumsum(0), (1, 0))
+        multiple = block(edge_vec.dtype)
+        weights = self.weights(network, readout, multiple)
+        matrices, plain = weights.listed(multiple)
+        launch = Launch(
+            *(library, self.problem(network, species), weights.embedding.operation, len(matrices)),
+            *(x.contiguous() for x in (first_edge, neighbor, species, edge_vec)),
+        )
+        return launch, [*matrices, *plain]
 
 
 @dataclass(frozen=True, eq=False)
-class _Edges:
+class Launch:
+    """Arguments of a kernel call, except the tensors that autograd tracks."""
+
+    library: ctypes.CDLL
+    problem: Problem
+    embedding: Literal["times", "plus", "matrices"]
+    n_matrices: int
     first_edge: Int[Tensor, "n_centers_plus_1"]
     """Where the edges of each centre begin, and where the last ones end."""
     neighbor: Int[Tensor, "n_edges"]
     species: Int[Tensor, "n_atoms"]
     edge_vec: Float[Tensor, "n_edges 3"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Launch:
-    """Arguments of a kernel call, except the tensors that autograd tracks."""
-
-    library: ctypes.CDLL
-    problem: Problem
-    edges: _Edges
-    embedding: Literal["times", "plus", "matrices"]
-    n_matrices: int
 
     def run(
         self,
@@ -236,19 +261,19 @@ class _Launch:
         """
         listed = [_Matrix(_address(w), *w.shape, _address(g)) for w, g in zip(weights, grads, strict=True)]
         matrices, plain = listed[: self.n_matrices], listed[self.n_matrices :]
-        problem, edges, radial = self.problem, self.edges, self.problem.radial
-        terms, coefficients = _harmonics(problem.l_max, edges.edge_vec.dtype)
+        problem, radial, dtype = self.problem, self.problem.radial, self.edge_vec.dtype
+        terms, coefficients = _harmonics(problem.l_max, dtype)
         n_species = math.isqrt(len(radial.inverse_cutoff))
         call = _Call(
-            network=ctypes.addressof(problem.network),
+            network=ctypes.pointer(problem.network),
             l_max=problem.l_max,
-            channels=problem.channels + -problem.channels % block(edges.edge_vec.dtype),
+            channels=problem.channels + -problem.channels % block(dtype),
             n_matrices=len(matrices),
             n_plain=len(plain),
             n_threads=torch.get_num_threads(),
             n_centers=len(problem.norm),
             embedding=("times", "plus", "matrices").index(self.embedding),
-            first_edge=_address(edges.first_edge),
+            first_edge=_address(self.first_edge),
             norm=_address(problem.norm),
             matrices=(_Matrix * len(matrices))(*matrices),
             plain=(_Matrix * len(plain))(*plain),
@@ -257,8 +282,8 @@ class _Launch:
             tape=tape and tape.handle,
             geometry=_Geometry(
                 *(n_species, radial.span is not None, radial.n, radial.envelope_p, radial.span or 0, len(terms)),
-                *map(_address, (edges.neighbor, edges.species, radial.inverse_cutoff, terms, coefficients)),
-                *map(_address, (edges.edge_vec, arrays.get("tangent"), arrays.get("gradient"))),
+                *map(_address, (self.neighbor, self.species, radial.inverse_cutoff, terms, coefficients)),
+                *map(_address, (self.edge_vec, arrays.get("tangent"), arrays.get("gradient"))),
             ),
         )
         build.call(self.library, function, call)
@@ -282,11 +307,11 @@ class _EnergiesAndGradient(torch.autograd.Function):
     """E_i of centres, and ∂ΣE/∂(edge_vec); differentiable once by weights."""
 
     @staticmethod
-    def forward(ctx: Any, launch: _Launch, keep: bool, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, launch: Launch, keep: bool, *weights: Tensor) -> tuple[Tensor, Tensor]:
         weights = tuple(w.contiguous() for w in weights)
         ctx.launch, ctx.tape = launch, _Tape(launch.library) if keep and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(*weights)
-        energy, gradient = torch.empty_like(launch.problem.norm), torch.empty_like(launch.edges.edge_vec)
+        energy, gradient = torch.empty_like(launch.problem.norm), torch.empty_like(launch.edge_vec)
         out = {"energy": energy, "gradient": gradient}
         launch.run("energies_and_gradient", weights, [None] * len(weights), ctx.tape, out)
         return energy, gradient

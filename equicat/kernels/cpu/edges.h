@@ -139,7 +139,7 @@ template <int D> class EdgeTile : public Tile<D> {
         return out;
     }
     // Zeros, to which add_to_rows adds the derivatives of the edges that share a row.
-    Array rows_bar(const Array& x) { return own_rows() ? Array{} : array(x.n, x.width, true); }
+    Array rows_bar_of(const Array& x) { return own_rows() ? Array{} : array(x.n, x.width, true); }
     void add_to_rows(Array& to, const Array& bar) {
         if (own_rows()) {
             to = bar;
@@ -299,8 +299,8 @@ template <int D> class EdgeTile : public Tile<D> {
 
     // ---- environments ---------------------------------------------------------------------------------------------
 
-    // A[lm, u] = norm Σ_j Y[j, lm] w[j, l, u] for every centre, with w from column `from` on.
-    Array environment(const Array& w, int from) {
+    // A[lm, u] = norm Σ_j Y[j, lm] w[j, l, u] for every centre; w may have more columns.
+    Array environment(const Array& w) {
         const Array env = array(n_centers * dims, channels);
         for_centers([&](int c, int start, int stop) {
             const Vector norm = Vector{} + call.norm[first_center + c];
@@ -309,7 +309,7 @@ template <int D> class EdgeTile : public Tile<D> {
                 for (int u = 0; u < channels; u += LANES) {
                     Num<D> acc[size] = {};
                     for (int j = start; j < stop; j++) {
-                        const Num<D> x = at(w, j, from + l * channels + u);
+                        const Num<D> x = at(w, j, l * channels + u);
                         for (int m = 0; m < size; m++) acc[m] += harmonic(j, l * l + m) * x;
                     }
                     for (int m = 0; m < size; m++) set_at(env, c * dims + l * l + m, u, acc[m] * norm);
@@ -319,8 +319,8 @@ template <int D> class EdgeTile : public Tile<D> {
         return env;
     }
 
-    // Adds to geometry_bar, and writes columns of w_bar from `from` on.
-    void environment_backward(const Array& w, int from, const Array& env_bar, const Array& w_bar) {
+    // Adds to geometry_bar, and writes the columns of w_bar that the environment reads.
+    void environment_backward(const Array& w, const Array& env_bar, const Array& w_bar) {
         for_centers([&](int c, int start, int stop) {
             const Vector norm = Vector{} + call.norm[first_center + c];
             for_degrees(l_max, [&](auto degree) {
@@ -328,7 +328,7 @@ template <int D> class EdgeTile : public Tile<D> {
                 for (int j = start; j < stop; j++) {
                     Num<D> to_sh[size] = {};
                     for (int u = 0; u < channels; u += LANES) {
-                        const int column = from + l * channels + u;
+                        const int column = l * channels + u;
                         const Num<D> x = at(w, j, column);
                         Num<D> to_w = {};
                         for (int m = 0; m < size; m++) {

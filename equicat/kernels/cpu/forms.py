@@ -1,6 +1,7 @@
 """The forms of :mod:`equicat.kernels.forms` in C++ (``forms.cpp``); the same functions as the Triton kernels have."""
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,79 +38,42 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return build.load("forms", dtype, (_EdgeForm, _TensorForm))
 
 
-def environment(
-    w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"], first: Int[Tensor, "n_ends"]
-) -> Float[Tensor, "n_atoms dim_env channels"]:
-    """∂F/∂G at a = 1, Σ_e w[e, l, u] Y[e, lm] over the edges of each centre."""
-    n_degrees = _n_degrees(y)
-    by_g = w.new_empty(len(first) - 1, y.shape[1], w.shape[1] // n_degrees)
-    _run("derivatives", first, by_g.shape[2], n_degrees, w=w, y=y, by_g=by_g)
-    return by_g
+def edges(first: Int[Tensor, "n_ends"], **matrices: Tensor) -> None:
+    """Write derivatives of F(a, w, Y, G) = Σ_e Σ_lu a[e, u] w[e, l, u] Σ_m Y[e, lm] G[i(e), lm, u].
+
+    Args:
+        first: where the edges of each centre begin, and where the last ones end.
+        matrices: arguments ``w``, ``y``, and if the derivatives need them ``a`` (absent means 1) and ``g``; contiguous
+            ``by_a``, ``by_w``, ``by_y``, ``by_g`` for the derivatives that are asked for; with ``move_w``, ``move_y``
+            and ``move_g``, how all four change when w, Y and G move is written instead.
+    """
+    n_degrees = math.isqrt(matrices["y"].shape[1])
+    kept = {name: _matrix(x) for name, x in matrices.items()}
+    rows = {name: _Rows(x.data_ptr(), x.stride(0)) for name, x in kept.items()}
+    sizes = len(first) - 1, kept["w"].shape[1] // n_degrees, n_degrees, torch.get_num_threads()
+    form = _EdgeForm(*sizes, first.data_ptr(), **rows)
+    build.call(_loaded(kept["w"]), "changes" if "move_w" in matrices else "derivatives", form)
 
 
-def read_out(
-    w: Float[Tensor, "n_edges n_weights"],
-    y: Float[Tensor, "n_edges dim_env"],
-    g: Float[Tensor, "n_atoms dim_env channels"],
-    first: Int[Tensor, "n_ends"],
-) -> Float[Tensor, "n_edges channels"]:
-    """∂F/∂a."""
-    by_a = w.new_empty(len(w), g.shape[2])
-    _run("derivatives", first, g.shape[2], _n_degrees(y), w=w, y=y, g=g, by_a=by_a)
-    return by_a
-
-
-def gradient(
-    a: Float[Tensor, "n_edges channels"] | None,
-    w: Float[Tensor, "n_edges n_weights"],
-    y: Float[Tensor, "n_edges dim_env"],
-    g: Float[Tensor, "n_atoms dim_env channels"],
-    first: Int[Tensor, "n_ends"],
-) -> tuple[Tensor, ...]:
-    """∂F/∂w and ∂F/∂Y, and with ``a`` (None means 1) also ∂F/∂G."""
-    by_w, by_y = w.new_empty(w.shape), y.new_empty(y.shape)
-    by_g = None if a is None else g.new_empty(g.shape)
-    _run("derivatives", first, g.shape[2], _n_degrees(y), a=a, w=w, y=y, g=g, by_w=by_w, by_y=by_y, by_g=by_g)
-    return (by_w, by_y) if by_g is None else (by_w, by_y, by_g)
-
-
-def change(
-    arguments: tuple[Tensor, Tensor, Tensor, Tensor], moves: tuple[Tensor, Tensor, Tensor], first: Int[Tensor, "n_ends"]
-) -> tuple[Tensor, ...]:
-    """How ∂F/∂(a, w, Y, G) at these arguments change when (w, Y, G) move."""
-    names, written = ("a", "w", "y", "g"), tuple(x.new_empty(x.shape) for x in arguments)
-    rows = dict(zip(names, arguments, strict=True)) | {f"by_{n}": x for n, x in zip(names, written, strict=True)}
-    rows |= {f"move_{n}": x for n, x in zip(names[1:], moves, strict=True)}
-    _run("changes", first, arguments[0].shape[1], _n_degrees(arguments[2]), **rows)
-    return written
-
-
-def derivative(
+def tensors(
     by: int, arguments: Sequence[Sequence[Tensor]], contraction: Contraction, first: Int[Tensor, "n_ends"]
-) -> tuple[Tensor, ...]:
-    """∂F by one of V, M and B, from the other two; see :func:`equicat.kernels.gpu.tensor_product.derivative`."""
-    v, _, b = arguments
-    like, n_edges, n_atoms = (v or b)[0], len((v or b)[0]), len(first) - 1
-    channels = like.shape[2]
-    sizes = (contraction.dims, [len(contraction.coefficients)], contraction.widths)
-    written = tuple(like.new_empty(n_atoms if by == 1 else n_edges, n, channels) for n in sizes[by])
-    tensors = [written if k == by else [x.contiguous() for x in argument] for k, argument in enumerate(arguments)]
-    pointers = [(POINTER * len(argument))(*(x.data_ptr() for x in argument)) for argument in tensors]
+) -> None:
+    """Write the derivative of F(V, M, B) = Σ_e Σ_cku B[e, c, u] V[e, k, u] M[i(e), c, k, u] by one argument.
+
+    Args:
+        by: 0 (V), 1 (M) or 2 (B), the argument in whose place the derivative is written.
+        arguments: V by irrep, M alone, and B by output, each tensor [n_edges or n_atoms, …, channels], contiguous.
+        contraction: which columns and components there are.
+        first: where the edges of each centre begin, and where the last ones end.
+    """
+    v, (m,), b = ((POINTER * len(argument))(*(x.data_ptr() for x in argument)) for argument in arguments)
+    like = arguments[1][0]
     form = _TensorForm(
-        *(n_atoms, channels, len(contraction.dims), torch.get_num_threads(), by),
+        *(len(first) - 1, like.shape[2], len(contraction.dims), torch.get_num_threads(), by),
         *(x.data_ptr() for x in (first, contraction.irreps, contraction.columns)),
-        *(ctypes.addressof(pointers[0]), tensors[1][0].data_ptr(), ctypes.addressof(pointers[2])),
+        *(ctypes.addressof(v), m, ctypes.addressof(b)),
     )
     build.call(_loaded(like), "tensor_derivative", form)
-    return written
-
-
-def _run(function: str, first: Int[Tensor, "n_ends"], channels: int, n_degrees: int, **matrices: Tensor | None) -> None:
-    """Call ``derivatives`` or ``changes``; ``matrices`` by their names in ``EdgeForm``."""
-    kept = {name: _matrix(x) for name, x in matrices.items() if x is not None}
-    rows = {name: _Rows(x.data_ptr(), x.stride(0)) for name, x in kept.items()}
-    form = _EdgeForm(len(first) - 1, channels, n_degrees, torch.get_num_threads(), first.data_ptr(), **rows)
-    build.call(_loaded(kept["w"]), function, form)
 
 
 def _loaded(like: Tensor) -> ctypes.CDLL:
@@ -121,7 +85,3 @@ def _loaded(like: Tensor) -> ctypes.CDLL:
 def _matrix(x: Tensor) -> Float[Tensor, "n_rows n_columns"]:
     """Rows of edges, or rows (atom, lm); within a row entries are neighbours."""
     return (x if x.stride(-1) == 1 else x.contiguous()).flatten(0, -2)
-
-
-def _n_degrees(y: Float[Tensor, "n_edges dim_env"]) -> int:
-    return round(y.shape[1] ** 0.5)

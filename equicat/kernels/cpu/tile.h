@@ -19,7 +19,7 @@ struct Matrix {
     real* grad;
 };
 struct Call {
-    const void* network;  // the structure of one flavour
+    const struct Network* network;  // layers.h
     int64_t l_max, channels, n_matrices, n_plain, n_threads, n_centers, embedding;  // embedding: enum Embedding
     const int64_t* first_edge;       // [n_centers + 1]
     const real* norm;                // of each centre's environment

@@ -18,8 +18,9 @@ from typing import Any, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
+from triton.language import constexpr
 
 TILE = 128
 """Edges times channels that a program works on at a time; with all degrees to 3, what registers hold."""
@@ -28,7 +29,7 @@ WARPS = 4
 
 @triton.jit
 @no_type_check
-def _load(matrix, rows, columns, mask, dtype: tl.constexpr):
+def _load(matrix, rows, columns, mask, dtype: constexpr):
     """Entries [rows, columns], zeros where masked."""
     pointer, stride = matrix
     return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=mask, other=0).to(dtype)
@@ -44,7 +45,24 @@ def _store(matrix, rows, columns, mask, values):
 
 @triton.jit
 @no_type_check
-def _components(degree: tl.constexpr, in_e, in_u):
+def _center(first, width: constexpr, n_degrees: constexpr):
+    """Channels, the first row of this program's centre, and its edges from … to."""
+    center = tl.program_id(0)
+    begin, end = tl.load(first + center), tl.load(first + center + 1)
+    return tl.arange(0, width), center.to(tl.int64) * n_degrees * n_degrees, begin, end
+
+
+@triton.jit
+@no_type_check
+def _tile(start, end, u, n_channels, tile: constexpr):
+    """The edges of a tile, and which of its numbers [edges, channels] exist."""
+    e = start + tl.arange(0, tile)
+    return e, (e < end)[:, None] & (u < n_channels)[None, :]
+
+
+@triton.jit
+@no_type_check
+def _components(degree: constexpr, in_e, in_u):
     """The components lm of a degree, and masks of [edges, m] and [m, channels]."""
     m = tl.arange(0, triton.next_power_of_2(2 * degree + 1))
     in_m = m < 2 * degree + 1
@@ -53,7 +71,7 @@ def _components(degree: tl.constexpr, in_e, in_u):
 
 @triton.jit
 @no_type_check
-def _zeros(tile: tl.constexpr, width: tl.constexpr, n_degrees: tl.constexpr, dtype: tl.constexpr):
+def _zeros(tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr):
     """Accumulators over tiles, [edges of a tile, m, channels] for each degree."""
     sums = ()
     for degree in tl.static_range(n_degrees):
@@ -63,35 +81,24 @@ def _zeros(tile: tl.constexpr, width: tl.constexpr, n_degrees: tl.constexpr, dty
 
 @triton.jit
 @no_type_check
-def _store_sums(matrix, sums, n_channels, tile: tl.constexpr, width: tl.constexpr, n_degrees: tl.constexpr):
-    """Sums over the edges of this program's centre, into its rows."""
-    e, u = tl.arange(0, tile), tl.arange(0, width)
-    rows = tl.program_id(0).to(tl.int64) * n_degrees * n_degrees
+def _store_sums(matrix, sums, rows, u, n_channels, tile: constexpr, n_degrees: constexpr):
+    """Sums over the edges of a centre, into its rows."""
     for degree in tl.static_range(n_degrees):
-        lm, _, in_mu = _components(degree, e >= 0, u < n_channels)
+        lm, _, in_mu = _components(degree, tl.arange(0, tile) >= 0, u < n_channels)
         _store(matrix, rows + lm, u, in_mu, tl.sum(sums[degree], axis=0))
 
 
 @triton.jit
 @no_type_check
 def _environment(
-    inputs,
-    outputs,
-    first,
-    n_channels,
-    tile: tl.constexpr,
-    width: tl.constexpr,
-    n_degrees: tl.constexpr,
-    dtype: tl.constexpr,
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
 ):
     """∂F/∂G at a = 1."""
     w, y = inputs
-    u = tl.arange(0, width)
-    begin, end = tl.load(first + tl.program_id(0)), tl.load(first + tl.program_id(0) + 1)
+    u, rows, begin, end = _center(first, width, n_degrees)
     sums = _zeros(tile, width, n_degrees, dtype)
     for start in range(begin, end, tile):
-        e = start + tl.arange(0, tile)
-        in_eu = (e < end)[:, None] & (u < n_channels)[None, :]
+        e, in_eu = _tile(start, end, u, n_channels, tile)
         added = ()
         for degree in tl.static_range(n_degrees):
             lm, in_em, _ = _components(degree, e < end, u < n_channels)
@@ -99,29 +106,19 @@ def _environment(
             y_em = _load(y, e, lm, in_em, dtype)
             added = added + (sums[degree] + w_eu[:, None, :] * y_em[:, :, None],)
         sums = added
-    _store_sums(outputs[0], sums, n_channels, tile, width, n_degrees)
+    _store_sums(outputs[0], sums, rows, u, n_channels, tile, n_degrees)
 
 
 @triton.jit
 @no_type_check
 def _read_out(
-    inputs,
-    outputs,
-    first,
-    n_channels,
-    tile: tl.constexpr,
-    width: tl.constexpr,
-    n_degrees: tl.constexpr,
-    dtype: tl.constexpr,
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
 ):
     """∂F/∂a."""
     w, y, g = inputs
-    u = tl.arange(0, width)
-    rows = tl.program_id(0).to(tl.int64) * n_degrees * n_degrees
-    begin, end = tl.load(first + tl.program_id(0)), tl.load(first + tl.program_id(0) + 1)
+    u, rows, begin, end = _center(first, width, n_degrees)
     for start in range(begin, end, tile):
-        e = start + tl.arange(0, tile)
-        in_eu = (e < end)[:, None] & (u < n_channels)[None, :]
+        e, in_eu = _tile(start, end, u, n_channels, tile)
         to_a = tl.zeros((tile, width), dtype)
         for degree in tl.static_range(n_degrees):
             lm, in_em, in_mu = _components(degree, e < end, u < n_channels)
@@ -135,24 +132,14 @@ def _read_out(
 @triton.jit
 @no_type_check
 def _gradient(
-    inputs,
-    outputs,
-    first,
-    n_channels,
-    tile: tl.constexpr,
-    width: tl.constexpr,
-    n_degrees: tl.constexpr,
-    dtype: tl.constexpr,
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
 ):
     """∂F/∂w and ∂F/∂Y; unless ``a`` is None, which means 1, also ∂F/∂G."""
     a, w, y, g = inputs
-    u = tl.arange(0, width)
-    rows = tl.program_id(0).to(tl.int64) * n_degrees * n_degrees
-    begin, end = tl.load(first + tl.program_id(0)), tl.load(first + tl.program_id(0) + 1)
+    u, rows, begin, end = _center(first, width, n_degrees)
     sums = _zeros(tile, width, n_degrees, dtype)
     for start in range(begin, end, tile):
-        e = start + tl.arange(0, tile)
-        in_eu = (e < end)[:, None] & (u < n_channels)[None, :]
+        e, in_eu = _tile(start, end, u, n_channels, tile)
         a_eu = tl.full((tile, width), 1, dtype)
         if a is not None:
             a_eu = _load(a, e, u, in_eu, dtype)
@@ -167,30 +154,20 @@ def _gradient(
             added = added + (sums[degree] + q * y_em,)
         sums = added
     if a is not None:
-        _store_sums(outputs[2], sums, n_channels, tile, width, n_degrees)
+        _store_sums(outputs[2], sums, rows, u, n_channels, tile, n_degrees)
 
 
 @triton.jit
 @no_type_check
 def _change(
-    inputs,
-    outputs,
-    first,
-    n_channels,
-    tile: tl.constexpr,
-    width: tl.constexpr,
-    n_degrees: tl.constexpr,
-    dtype: tl.constexpr,
+    inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
 ):
     """How all four derivatives of F change when w, Y and G move along h_w, h_Y and h_G."""
     a, w, y, g, h_w, h_y, h_g = inputs
-    u = tl.arange(0, width)
-    rows = tl.program_id(0).to(tl.int64) * n_degrees * n_degrees
-    begin, end = tl.load(first + tl.program_id(0)), tl.load(first + tl.program_id(0) + 1)
+    u, rows, begin, end = _center(first, width, n_degrees)
     sums = _zeros(tile, width, n_degrees, dtype)
     for start in range(begin, end, tile):
-        e = start + tl.arange(0, tile)
-        in_eu = (e < end)[:, None] & (u < n_channels)[None, :]
+        e, in_eu = _tile(start, end, u, n_channels, tile)
         a_eu = _load(a, e, u, in_eu, dtype)
         to_a = tl.zeros((tile, width), dtype)
         added = ()
@@ -210,68 +187,39 @@ def _change(
             added = added + (sums[degree] + dq * y_em + q * dy_em,)
         sums = added
         _store(outputs[0], e, u, in_eu, to_a)
-    _store_sums(outputs[3], sums, n_channels, tile, width, n_degrees)
+    _store_sums(outputs[3], sums, rows, u, n_channels, tile, n_degrees)
 
 
-def environment(
-    w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"], first: Int[Tensor, "n_ends"]
-) -> Float[Tensor, "n_atoms dim_env channels"]:
-    """∂F/∂G at a = 1, Σ_e w[e, l, u] Y[e, lm] over the edges first[i] … first[i + 1] − 1 of each centre i."""
-    env = w.new_empty(len(first) - 1, y.shape[1], w.shape[1] // math.isqrt(y.shape[1]))
-    _launch(_environment, (w, y), (env,), first, env)
-    return env
-
-
-def read_out(
-    w: Float[Tensor, "n_edges n_weights"],
-    y: Float[Tensor, "n_edges dim_env"],
-    g: Float[Tensor, "n_atoms dim_env channels"],
-    first: Int[Tensor, "n_ends"],
-) -> Float[Tensor, "n_edges channels"]:
-    """∂F/∂a."""
-    out = w.new_empty(len(w), g.shape[2])
-    _launch(_read_out, (w, y, g), (out,), first, g)
-    return out
-
-
-def gradient(
-    a: Float[Tensor, "n_edges channels"] | None,
-    w: Float[Tensor, "n_edges n_weights"],
-    y: Float[Tensor, "n_edges dim_env"],
-    g: Float[Tensor, "n_atoms dim_env channels"],
-    first: Int[Tensor, "n_ends"],
-) -> tuple[Tensor, ...]:
-    """∂F/∂w, ∂F/∂Y and ∂F/∂G, the last only with ``a``; None means 1."""
-    outputs = tuple(x.new_empty(x.shape) for x in ((w, y) if a is None else (w, y, g)))
-    _launch(_gradient, (a, w, y, g), outputs, first, g)
-    return outputs
-
-
-def change(
-    arguments: tuple[Tensor, Tensor, Tensor, Tensor], moves: tuple[Tensor, Tensor, Tensor], first: Int[Tensor, "n_ends"]
-) -> tuple[Tensor, ...]:
-    """How ∂F/∂(a, w, Y, G) change at these arguments when (w, Y, G) move."""
-    outputs = tuple(x.new_empty(x.shape) for x in arguments)
-    _launch(_change, (*arguments, *moves), outputs, first, arguments[3])
-    return outputs
+def edges(first: Int[Tensor, "n_ends"], **matrices: Tensor) -> None:
+    """Write derivatives of F, or how they change; see :func:`equicat.kernels.cpu.forms.edges`."""
+    names = ("a", "w", "y", "g")
+    if "move_w" in matrices:
+        _launch(_change, first, matrices, (*names, "move_w", "move_y", "move_g"), ("by_a", "by_w", "by_y", "by_g"))
+    elif "by_w" in matrices:
+        _launch(_gradient, first, matrices, names, ("by_w", "by_y", *(["by_g"] if "a" in matrices else [])))
+    elif "by_a" in matrices:
+        _launch(_read_out, first, matrices, names[1:], ("by_a",))
+    else:
+        _launch(_environment, first, matrices, ("w", "y"), ("by_g",))
 
 
 def _launch(
-    kernel: Any, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], first: Tensor, by_atom: Tensor
+    kernel: Any, first: Tensor, matrices: dict[str, Tensor], inputs: Sequence[str], outputs: Sequence[str]
 ) -> None:
-    """One program for each centre; ``by_atom`` has the shape [n_atoms, dim_env, channels]."""
-    n_atoms, dim_env, channels = by_atom.shape
+    """One program for each centre."""
+    w, n_degrees = matrices["w"], math.isqrt(matrices["y"].shape[1])
+    channels = w.shape[1] // n_degrees
     width = triton.next_power_of_2(channels)
     with torch.cuda.device_of(first):
-        kernel[(n_atoms,)](
-            tuple(None if x is None else _matrix(x) for x in inputs),
-            tuple(_matrix(x) for x in outputs),
+        kernel[(len(first) - 1,)](
+            tuple(_matrix(matrices[name]) if name in matrices else None for name in inputs),
+            tuple(_matrix(matrices[name]) for name in outputs),
             first,
             channels,
             tile=max(TILE // width, 1),
             width=width,
-            n_degrees=math.isqrt(dim_env),
-            dtype=tl.float64 if by_atom.dtype == torch.float64 else tl.float32,
+            n_degrees=n_degrees,
+            dtype=tl.float64 if w.dtype == torch.float64 else tl.float32,
             num_warps=WARPS,
             enable_fp_fusion=True,
         )
@@ -279,6 +227,5 @@ def _launch(
 
 def _matrix(x: Tensor) -> tuple[Tensor, int]:
     """Rows of edges, or rows (atom, lm), with the stride between them; within a row entries are neighbours."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    x = x.flatten(0, -2)
+    x = (x if x.stride(-1) == 1 else x.contiguous()).flatten(0, -2)
     return x, x.stride(0)

@@ -17,15 +17,15 @@ from torch import Tensor
 Inputs = tuple[Tensor, Tensor, Tensor]
 """Pair vectors [n_edges, 3], edge_index [2, n_edges] and species [n_atoms]."""
 Outputs = tuple[Tensor, Tensor]
-"""By atom and by edge."""
+"""Energies [n_atoms], and their derivatives by pair vectors [n_edges, 3]."""
 Function = Callable[[Tensor, Tensor, Tensor], Outputs]
 
 MAX_EDGES = 1 << 17
-"""Larger systems keep a GPU busy by themselves."""
+"""Systems with more edges are not recorded: they keep a GPU busy by themselves."""
 MAX_GRAPHS = 32
-"""Recorded ones; each keeps the memory of an inference."""
+"""Number of graphs kept, each of which holds the memory of an inference."""
 FILL = 128
-"""An atom to fill up with for so many edges; of these at most a quarter are edges that fill up."""
+"""One atom is added for so many edges, of which at most a quarter are added: an added atom has at most 32 edges."""
 
 
 def padded_size(n: int) -> int:
@@ -35,15 +35,15 @@ def padded_size(n: int) -> int:
 
 
 def record(function: Function, inputs: Inputs) -> tuple[Callable[[], None], Outputs]:
-    """A CUDA graph of ``function``, which must not wait for the GPU. **Never run on a GPU.**
+    """Record a CUDA graph of ``function``, which must neither wait for the GPU nor copy to it.
 
     Returns:
-        What computes it again, from what is then in the inputs, into the outputs; and the outputs.
+        A function that computes ``function`` of the inputs' present contents and writes the outputs; and the outputs.
     """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        for _ in range(2):  # what is compiled or allocated when first used must not be recorded
+        for _ in range(2):  # compiling, allocating and copying constants to the GPU at first use must not be recorded
             function(*inputs)
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
@@ -54,6 +54,8 @@ def record(function: Function, inputs: Inputs) -> tuple[Callable[[], None], Outp
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
+    """A graph: write ``inputs``, call ``replay``, read ``outputs``."""
+
     inputs: Inputs
     replay: Callable[[], None]
     outputs: Outputs
@@ -104,6 +106,7 @@ class Graphs:
         return by_atom[:n_atoms].clone(), by_edge[:n_edges].clone()
 
     def _fill(self, inputs: Inputs, edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> None:
+        """Write edges and atoms into the inputs of a graph, and fill up the rest."""
         (vectors, index, kinds), n_atoms, n_edges = inputs, len(species), len(edge_vec)
         vectors[:n_edges], index[:, :n_edges], kinds[:n_atoms] = edge_vec, edge_index, species
         kinds[n_atoms:], vectors[n_edges:] = 0, 0

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Int
 from torch import Tensor
+from triton.language import constexpr
 
 from equicat.kernels.irreps import Contraction
 
@@ -32,7 +33,7 @@ COLUMNS = tl.constexpr(4)
 
 @triton.jit
 @no_type_check
-def _tile(start, end, channels, tile: tl.constexpr):
+def _tile(start, end, channels, tile: constexpr):
     """Some edges, which of their numbers exist, and channels once for each edge."""
     u, n_channels = channels
     e = start + tl.arange(0, tile)
@@ -41,7 +42,7 @@ def _tile(start, end, channels, tile: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _load_irrep(v, e, in_eu, channels, dim: tl.constexpr):
+def _load_irrep(v, e, in_eu, channels, dim: constexpr):
     """The components of V, each [edges, channels]."""
     u, n_channels = channels
     components = ()
@@ -74,7 +75,7 @@ def _entries(column, columns, b, e, channels):
 
 @triton.jit
 @no_type_check
-def _zeros(n: tl.constexpr, tile: tl.constexpr, width: tl.constexpr, dtype: tl.constexpr):
+def _zeros(n: constexpr, tile: constexpr, width: constexpr, dtype: constexpr):
     """Accumulators [edges, channels] of n components."""
     sums = ()
     for _ in tl.static_range(n):
@@ -84,7 +85,7 @@ def _zeros(n: tl.constexpr, tile: tl.constexpr, width: tl.constexpr, dtype: tl.c
 
 @triton.jit
 @no_type_check
-def _by_v(arguments, edges, columns, channels, dim: tl.constexpr, tile: tl.constexpr, width: tl.constexpr):
+def _by_v(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, width: constexpr):
     """∂F/∂V[e, k] = Σ_c B[e, c] M[c, k]."""
     v, m, b = arguments
     u, n_channels = channels
@@ -104,7 +105,7 @@ def _by_v(arguments, edges, columns, channels, dim: tl.constexpr, tile: tl.const
 
 @triton.jit
 @no_type_check
-def _by_m(arguments, edges, columns, channels, dim: tl.constexpr, tile: tl.constexpr, width: tl.constexpr):
+def _by_m(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, width: constexpr):
     """∂F/∂M[c, k] = Σ_e B[e, c] V[e, k]."""
     v, m, b = arguments
     u, n_channels = channels
@@ -129,7 +130,7 @@ def _by_m(arguments, edges, columns, channels, dim: tl.constexpr, tile: tl.const
 
 @triton.jit
 @no_type_check
-def _by_b(arguments, edges, columns, channels, dim: tl.constexpr, tile: tl.constexpr, width: tl.constexpr):
+def _by_b(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, width: constexpr):
     """∂F/∂B[e, c] = Σ_k V[e, k] M[c, k]."""
     v, m, b = arguments
     n_channels = channels[1]
@@ -146,15 +147,7 @@ def _by_b(arguments, edges, columns, channels, dim: tl.constexpr, tile: tl.const
 
 @triton.jit
 @no_type_check
-def _derivative(
-    arguments,
-    lists,
-    n_channels,
-    by: tl.constexpr,
-    n_degrees: tl.constexpr,
-    tile: tl.constexpr,
-    width: tl.constexpr,
-):
+def _derivative(arguments, lists, n_channels, by: constexpr, n_degrees: constexpr, tile: constexpr, width: constexpr):
     """∂F by V (0), M (1) or B (2), which is written, from the other two."""
     v, m, b = arguments
     first, irreps, table = lists
@@ -175,33 +168,16 @@ def _derivative(
                 _by_b(of_irrep, edges, columns, channels, 2 * degree + 1, tile, width)
 
 
-def derivative(
-    by: int,
-    arguments: Sequence[Sequence[Tensor]],
-    contraction: Contraction,
-    first: Int[Tensor, "n_ends"],
-) -> tuple[Tensor, ...]:
-    """∂F by one of V, M and B, from the other two.
-
-    Args:
-        by: 0 (V), 1 (M) or 2 (B).
-        arguments: V by irrep, M alone, and B by output, each tensor [n_edges or n_atoms, …, channels]; pass () for the
-            argument that F is differentiated by.
-        contraction: which columns and components there are.
-        first: where the edges of each centre begin, and where the last ones end.
-    """
-    v, _, b = arguments
-    like, n_edges, n_atoms = (v or b)[0], len((v or b)[0]), len(first) - 1
-    channels = like.shape[2]
-    sizes = (contraction.dims, [len(contraction.coefficients)], contraction.widths)
-    written = tuple(like.new_empty(n_atoms if by == 1 else n_edges, n, channels) for n in sizes[by])
-    tensors = tuple(
-        written if k == by else tuple(x.contiguous() for x in argument) for k, argument in enumerate(arguments)
-    )
+def tensors(
+    by: int, arguments: Sequence[Sequence[Tensor]], contraction: Contraction, first: Int[Tensor, "n_ends"]
+) -> None:
+    """Write the derivative of F by V (0), M (1) or B (2); see :func:`equicat.kernels.cpu.forms.tensors`."""
+    v, (m,), b = map(tuple, arguments)
+    channels = m.shape[2]
     width = triton.next_power_of_2(channels)
     with torch.cuda.device_of(first):
-        _derivative[(n_atoms, len(contraction.dims))](
-            (tensors[0], tensors[1][0], tensors[2]),
+        _derivative[(len(first) - 1, len(contraction.dims))](
+            (v, m, b),
             (first, contraction.irreps, contraction.columns),
             channels,
             by=by,
@@ -210,4 +186,3 @@ def derivative(
             width=width,
             num_warps=max(width // LANES, 1),
         )
-    return written

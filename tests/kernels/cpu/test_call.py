@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from allegro_variants import LARGE, VARIANTS, name
 from conftest import SMALL, SMALL_NEQUIP
 
 from equicat.data.batch import Batch
@@ -12,43 +13,21 @@ from equicat.data.structure import Structure
 from equicat.kernels.cpu import build
 from equicat.kernels.cpu import forms as cpu_forms
 from equicat.kernels.cpu.build import MAX_DEGREE
-from equicat.kernels.cpu.call import Kernel, _Edges, _Launch, block
+from equicat.kernels.cpu.call import Kernel
 from equicat.models.gradient import ComputeOptions, PairGradients, by_autograd
 from equicat.models.model import minus_gradient
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.networks import catalogue as networks
-from equicat.networks.allegro_cpu import Terms
+from equicat.networks.allegro_cpu import _nequip_lists
 from equicat.networks.catalogue import architecture
 from equicat.testing import example_structures
 
 ELEMENTS = (1, 8, 29)
-VARIANTS = [
-    {"n_layers": 1},
-    {"n_layers": 3, "l_max": 3},
-    {"l_max": 0},
-    {"l_max": MAX_DEGREE, "n_layers": 1},
-    {"n_layers": 3, "parity": "restricted", "coupling": "path"},
-    {"radial": "spline", "n_radial": 6, "spline_span": 4},
-    {"two_body_hidden": (), "latent_hidden": (5, 6), "embedding_width": 4, "features_silu": False},
-    {"two_body_hidden": (20, 30), "tensor_channels": 5, "n_features": 7, "bessel_trainable": True},
-    {"n_scalars": 256, "latent_hidden": (256,), "two_body_hidden": (256,)},
-    {"neighbors_of_element": (3.0, 7.0, 12.0), "pair_cutoffs": (2.0, 3.0, 4.0, 3.0, 2.5, 4.0, 4.0, 3.5, 4.0)},
-]
-
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="there is no C++ compiler on this machine")
 
 
-PUBLISHED = [
-    {"n_layers": 1},
-    {},
-    {"n_layers": 3, "l_max": 3},
-    {"n_layers": 3, "parity": "restricted", "tensor_channels": 5},
-    {"l_max": 0, "n_layers": 2},
-    {"l_max": 1, "n_layers": 3, "env_embed_mlp": (9, 6), "latent_mlp": (7, 16), "bessel_trainable": False},
-    {"l_max": MAX_DEGREE, "n_layers": 1, "two_body_mlp": (8, 9, 16)},
-    {"two_body_mlp": (64, 256), "latent_mlp": (256, 256), "tensor_channels": 16},
-]
+each_flavour = pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=name)
 
 
 def structures():
@@ -77,17 +56,13 @@ def found(model: Potential, dtype=torch.float64) -> list[torch.Tensor]:
 
 def without_kernel(monkeypatch, model: Potential, dtype=torch.float64) -> list[torch.Tensor]:
     with monkeypatch.context() as patch:
-        name = model.config.name
-        patch.setitem(networks.NETWORKS, name, dataclasses.replace(networks.NETWORKS[name], kernel=None))
+        used = networks.NETWORKS[model.config.name]
+        patch.setitem(networks.NETWORKS, model.config.name, dataclasses.replace(used, kernel=None))
         return found(model, dtype)
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("config", "variant"),
-    [*((SMALL_NEQUIP, variant) for variant in VARIANTS), *((SMALL, variant) for variant in PUBLISHED)],
-    ids=lambda x: x.name if dataclasses.is_dataclass(x) else str(x),
-)
+@pytest.mark.parametrize(("config", "variant"), VARIANTS, ids=name)
 def test_agrees_with_the_operators(monkeypatch, config, variant):
     model = potential(config=config, **variant, output_mlp=(8, 9) if variant.get("l_max") == 3 else (8,))
     expected = without_kernel(monkeypatch, model)
@@ -99,11 +74,11 @@ def test_agrees_with_the_operators(monkeypatch, config, variant):
 
 
 def count_calls(monkeypatch) -> list[str]:
-    """Sources of the kernels that are called from here on."""
+    """Flavours of the kernels that are called from here on."""
     calls, compute = [], Kernel.energies_and_gradient
 
     def counted(kernel, *args, **kwargs):
-        calls.append(kernel.source)
+        calls.append(kernel.flavour)
         return compute(kernel, *args, **kwargs)
 
     monkeypatch.setattr(Kernel, "energies_and_gradient", counted)
@@ -111,7 +86,7 @@ def count_calls(monkeypatch) -> list[str]:
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@each_flavour
 def test_single_precision(monkeypatch, config):
     model = potential(torch.float32, config)
     expected = without_kernel(monkeypatch, model, torch.float32)
@@ -135,12 +110,8 @@ def test_any_number_of_threads(n_threads):
         torch.testing.assert_close(first, other, rtol=1e-10, atol=1e-12)
 
 
-LARGE = {SMALL.name: PUBLISHED[-1], SMALL_NEQUIP.name: VARIANTS[-2]}
-"""Variants whose weights do not fit into a cache: what products of matrices yield is kept between the passes."""
-
-
 @needs_compiler
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@each_flavour
 def test_training_computes_again_or_keeps(config):
     model = potential(config=config, **LARGE[config.name])
     kept = found(model)
@@ -163,7 +134,7 @@ def of_edges(model: Potential, edge_vec: torch.Tensor, batch: Batch) -> list[tor
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@each_flavour
 @pytest.mark.parametrize("case", ["all", "some edges missing", "vectors of both ends differ"])
 def test_edges_that_share_their_embedding(monkeypatch, config, case):
     """ij and ji do between atoms of one element, if both are there and one vector is minus the other."""
@@ -178,8 +149,8 @@ def test_edges_that_share_their_embedding(monkeypatch, config, case):
         edge_vec = edge_vec + 1e-6 * torch.randn(edge_vec.shape, generator=chance, dtype=torch.float64)
     energy, forces, gradient, *others = of_edges(model, edge_vec, batch)
     with monkeypatch.context() as patch:
-        name = model.config.name
-        patch.setitem(networks.NETWORKS, name, dataclasses.replace(networks.NETWORKS[name], kernel=None))
+        used = networks.NETWORKS[model.config.name]
+        patch.setitem(networks.NETWORKS, model.config.name, dataclasses.replace(used, kernel=None))
         expected_energy, expected_forces, expected_gradient, *expected = of_edges(model, edge_vec, batch)
     for mine, theirs in zip([energy, forces, *others], [expected_energy, expected_forces, *expected], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * theirs.abs().max().item())
@@ -189,7 +160,7 @@ def test_edges_that_share_their_embedding(monkeypatch, config, case):
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@each_flavour
 def test_what_is_kept_serves_twice_and_with_other_threads(config):
     model = potential(config=config, **LARGE[config.name])
     batch = Batch.from_structures(structures(), model.cutoff, dtype=torch.float64)
@@ -208,7 +179,7 @@ def test_what_is_kept_serves_twice_and_with_other_threads(config):
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@each_flavour
 def test_no_edge_at_all(monkeypatch, config):
     model, calls = potential(config=config), count_calls(monkeypatch)
     alone = Structure(np.array([29, 8]), np.array([[0.0, 0, 0], [50, 0, 0]]), np.zeros((3, 3)), np.zeros(3, dtype=bool))
@@ -233,7 +204,7 @@ def test_large_values_do_not_overflow(monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@each_flavour
 def test_weights_and_positions_of_different_precision_are_not_mixed(config):
     """As without kernels: an error, not numbers read as what they are not."""
     batch = Batch.from_structures(structures(), config.cutoff, dtype=torch.float64)
@@ -242,37 +213,29 @@ def test_weights_and_positions_of_different_precision_are_not_mixed(config):
 
 
 def test_terms_are_the_dense_coefficients():
-    model = potential().network
-    dense = model.layers[0].product.coefficients.exact
-    terms = Terms.of(model.layers[0].product, dense)
-    out = torch.zeros(terms.dim_in, terms.dim_out, dense.shape[3], dense.shape[2], dtype=torch.float64)
-    out.index_put_(tuple(terms.indices.t()), terms.coefficients)
-    assert torch.equal(out.transpose(2, 3), dense)
+    product = potential().network.layers[0].product
+    dense = product.coefficients.exact
+    lists = _nequip_lists(product, dense)
+    out = torch.zeros(lists.sizes["n_rows"], dense.shape[3], dense.shape[2], dtype=torch.float64)
+    out.index_put_(tuple(lists.terms.t()), lists.coefficients)
+    assert torch.equal(out.unflatten(0, (-1, lists.sizes["n_columns"])).transpose(2, 3), dense)
 
 
 # ---- failures ------------------------------------------------------------------------------------------------------
 
 
 def launch_and_weights(model: Potential, **changes):
-    """What a call of the kernel would get, with other matrices, and where it writes."""
+    """A call of the kernel with these arguments changed, the weights that it reads, and where it writes."""
     batch = Batch.from_structures(structures()[:1], model.cutoff, dtype=torch.float64)
-    center, neighbor = batch.edge_index
-    species = model.species(batch)
-    kernel = networks.NETWORKS[model.config.name].kernel
-    library, problem = kernel.library(model.network, batch.positions), kernel.problem(model.network, species)
-    weights = kernel.weights(model.network, list(model.head.mlp.weights), block(torch.float64))
-    matrices, plain = weights.listed(block(torch.float64))
-    first_edge = torch.nn.functional.pad(torch.bincount(center, minlength=len(species)).cumsum(0), (1, 0))
-    edges = _Edges(first_edge, neighbor.contiguous(), species, batch.edge_vec().contiguous())
-    edges = dataclasses.replace(edges, **{k: v for k, v in changes.items() if k != "first_matrix"})
-    matrices[0] = changes.get("first_matrix", matrices[0])
-    launch = _Launch(library, problem, edges, weights.embedding.operation, len(matrices))
-    out = {"energy": torch.empty_like(problem.norm), "gradient": torch.empty_like(edges.edge_vec)}
-    return launch, [*matrices, *plain], out
+    kernel, readout = architecture(model.config.name).kernel, list(model.head.mlp.weights)
+    edges = batch.edge_vec(), batch.edge_index, model.species(batch)
+    launch, weights = kernel.launch(model.network, readout, *edges)
+    launch = dataclasses.replace(launch, **changes)
+    return launch, weights, {"energy": launch.problem.norm.clone(), "gradient": launch.edge_vec.clone()}
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@each_flavour
 @pytest.mark.parametrize("function", ["energies_and_gradient", "weight_gradients"])
 def test_memory_that_cannot_be_had_is_an_error_not_the_end_of_the_process(config, function):
     """In a thread: the product of the radial functions with a matrix of 2^30 columns needs more than there can be."""
@@ -281,9 +244,9 @@ def test_memory_that_cannot_be_had_is_an_error_not_the_end_of_the_process(config
         "first_edge": torch.tensor([0, n]),
         "neighbor": torch.zeros(n, dtype=torch.long),
         "edge_vec": torch.ones(n, 3, dtype=torch.float64),
-        "first_matrix": torch.empty(0, 1 << 30, dtype=torch.float64),
     }
     launch, weights, out = launch_and_weights(potential(config=config), **changes)
+    weights[0] = torch.empty(0, 1 << 30, dtype=torch.float64)
     launch = dataclasses.replace(launch, problem=dataclasses.replace(launch.problem, norm=torch.ones(1).double()))
     out |= {"to_energy": torch.ones(1).double(), "tangent": torch.ones(n, 3).double()}
     with pytest.raises(MemoryError, match=rf"the kernel's {function} failed: there is not enough memory|larger than"):
@@ -294,24 +257,25 @@ def test_memory_that_cannot_be_had_is_an_error_not_the_end_of_the_process(config
 def test_what_no_network_asks_for_is_refused():
     model = potential()
     launch, weights, out = launch_and_weights(model)
+    problem, backwards = launch.problem, launch.first_edge.flip(0)
     for changes, message in (
-        ({"l_max": MAX_DEGREE + 1}, "the degree of harmonics is not supported"),
-        ({"channels": 1 << 40}, "the number of channels is not a multiple of a block, below 2"),
+        ({"problem": dataclasses.replace(problem, l_max=MAX_DEGREE + 1)}, "the degree of harmonics is not supported"),
+        ({"problem": dataclasses.replace(problem, channels=1 << 40)}, "channels is not a multiple of a block, below 2"),
+        ({"first_edge": backwards}, "edges are not sorted by centre"),
     ):
-        absurd = dataclasses.replace(launch, problem=dataclasses.replace(launch.problem, **changes))
         with pytest.raises(RuntimeError, match=message):
-            absurd.run("energies_and_gradient", weights, [None] * len(weights), None, out)
-    edges = dataclasses.replace(launch.edges, first_edge=launch.edges.first_edge.flip(0))
-    with pytest.raises(RuntimeError, match="edges are not sorted by centre"):
-        dataclasses.replace(launch, edges=edges).run("energies_and_gradient", weights, [None] * len(weights), None, out)
+            dataclasses.replace(launch, **changes).run(
+                "energies_and_gradient", weights, [None] * len(weights), None, out
+            )
 
 
 @needs_compiler
 def test_forms_refuse_absurd_sizes():
-    first, y = torch.tensor([0, 1]), torch.ones(1, 1)
-    with pytest.raises(RuntimeError, match="derivatives failed: the number of channels is not between 1 and 2"):
-        cpu_forms._run("derivatives", first, 1 << 40, 1, w=y, y=y, by_g=y)
-    with pytest.raises(RuntimeError, match="the degree of harmonics is not supported"):
-        cpu_forms._run("derivatives", first, 1, 40, w=y, y=y, by_g=y)
-    with pytest.raises(RuntimeError, match="edges are not sorted by centre"):
-        cpu_forms._run("derivatives", torch.tensor([0, 3, 1]), 1, 1, w=y, y=y, by_g=y)
+    one = torch.ones(1, 1)
+    for message, ends, w, y in (
+        ("derivatives failed: the number of channels is not between 1 and 2", [0, 1], torch.ones(1, 0), one),
+        ("the degree of harmonics is not supported", [0, 1], torch.ones(1, 40), torch.ones(1, 1600)),
+        ("edges are not sorted by centre", [0, 3, 1], one, one),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            cpu_forms.edges(torch.tensor(ends), w=w, y=y, by_g=one)

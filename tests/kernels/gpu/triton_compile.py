@@ -51,18 +51,21 @@ def call_all(l_max: int, channels: int, dtype: torch.dtype) -> None:
     w = torch.zeros(n_edges, 2 * n_weights, dtype=dtype)[:, n_weights:]
     y = torch.zeros(n_edges, 8 + dim, dtype=dtype)[:, 8:]
     g = torch.zeros(2, dim, channels, dtype=dtype)
-    kernels.environment(w, y, first)
-    kernels.read_out(w, y, g, first)
-    kernels.gradient(None, w, y, g, first)
-    kernels.gradient(a, w, y, g, first)
-    kernels.change((a, w, y, g), (w.contiguous(), y.contiguous(), g), first)
+    moves = {"move_w": w.contiguous(), "move_y": y.contiguous(), "move_g": g}
+    by = {f"by_{name}": torch.empty(x.shape, dtype=dtype) for name, x in (("a", a), ("w", w), ("y", y), ("g", g))}
+    by_w_and_y = {name: by[name] for name in ("by_w", "by_y")}
+    kernels.edges(first, w=w, y=y, by_g=by["by_g"])
+    kernels.edges(first, w=w, y=y, g=g, by_a=by["by_a"])
+    kernels.edges(first, w=w, y=y, g=g, **by_w_and_y)
+    kernels.edges(first, a=a, w=w, y=y, g=g, by_g=by["by_g"], **by_w_and_y)
+    kernels.edges(first, a=a, w=w, y=y, g=g, **moves, **by)
     _, entering, leaving = layer_irreps(l_max, 3, "full")
     outputs = {out: Paths.build(entering, l_max, out) for out in dict.fromkeys([SCALAR, *leaving])}
     contraction = Contraction.build(entering, outputs)
     v, b = ([a.new_zeros(n_edges, n, channels) for n in sizes] for sizes in (contraction.dims, contraction.widths))
     m = [a.new_zeros(2, len(contraction.coefficients), channels)]
-    for by, arguments in enumerate([((), m, b), (v, (), b), (v, m, ())]):
-        triton_tensor_product.derivative(by, arguments, contraction, first)
+    for argument in range(3):
+        triton_tensor_product.tensors(argument, (v, m, b), contraction, first)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
