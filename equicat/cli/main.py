@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from equicat import __version__
 from equicat.cli import bench, data, relax, runs
+from equicat.cli.lammps import LammpsParser
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
@@ -24,6 +25,7 @@ COMMANDS: Commands = {
     "predict": runs.predict,
     "relax": relax.relax,
     "adsorb": relax.adsorb,
+    "lammps": LammpsParser,
     "report": runs.report,
     "data": {
         "emt": data.emt,
