@@ -92,9 +92,7 @@ class LammpsForces:
     def __str__(self) -> str:
         types = ", ".join(f"{k} {symbol}" for k, symbol in enumerate(self.elements, 1))
         info = self.potential.info
-        return (
-            f"equicat: atom types {types}; {info.energy_reference} energies, cutoff {self.potential.cutoff:g} Angstrom"
-        )
+        return f"equicat: atom types {types}; {info.energy_reference} energies, cutoff {self.potential.cutoff:g} A"
 
     # ---- which element is which ------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def _commands(path: Path, including: tuple[Path, ...] = ()) -> Iterator[_Command
         if in_quotes or line.rstrip().endswith("&"):
             text += "\n"
             continue
-        words = re.sub(r"&\s*\n", " ", _without_comment(text)).split() or [""]
+        words = _without_comment(re.sub(r"&[ \t]*\n", " ", text)).split() or [""]
         included = Path(words[1]) if words[0] == "include" and len(words) > 1 else None
         if included is not None and included not in including and _has_style(included):
             yield from _commands(included, (*including, path))
