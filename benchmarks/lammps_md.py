@@ -179,8 +179,9 @@ def nve(run: Path, picoseconds: int) -> None:
         rows = re.findall(r"^\s*(\d+)\s+(\S+)\s+(\S+)\s+(\S+)\s+\S+\s*$", log, flags=re.MULTILINE)
         step, temperature, _, total = np.array(rows, float).T
         slope = np.polyfit(step / 1000, total / len(atoms), 1)[0]
+        mean = temperature[len(step) // 2 :].mean()
         print(
-            f"{dtype}: {len(atoms)} atoms, {step[-1] / 1000:g} ps of NVE at {temperature[len(step) // 2 :].mean():.0f} K: "
+            f"{dtype}: {len(atoms)} atoms, {step[-1] / 1000:g} ps of NVE at {mean:.0f} K: "
             f"drift {slope:.1e} eV/atom/ps, spread of the total energy {np.ptp(total) / len(atoms):.1e} eV/atom",
             flush=True,
         )

@@ -115,8 +115,8 @@ class LammpsForces:
             close = [s for s in known if abs(mass / _mass(s) - 1) < MASS_TOLERANCE / 10]
             if len(close) != 1:
                 raise InputError(
-                    f"atom type {k} has mass {mass:g}, by which it is none of {', '.join(known)}; name the elements of "
-                    "all types: pair_coeff * * Cu O"
+                    f"atom type {k} has mass {mass:g}, which does not tell which of {', '.join(known)} it is; name the "
+                    "elements of all types: pair_coeff * * Cu O"
                 )
             found += close
         return found

