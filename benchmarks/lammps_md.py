@@ -170,11 +170,11 @@ def large(run: Path) -> None:
     print("\n".join(line for line in log.splitlines() if re.match(r"\s*(Step|\d+\s+\d)", line)))
 
 
-def nve(run: Path, picoseconds: int) -> None:
+def nve(run: Path, picoseconds: int, dtypes: list[str]) -> None:
     """Drift of the total energy of a slab at 300 K, by a line through it."""
     atoms = slab((3, 3, 4))
     script = NVE.format(temperature=600, every=20, steps=1000 * picoseconds)
-    for dtype in ("float32", "float64"):
+    for dtype in dtypes:
         _, log = lammps(run, atoms, 1, script, "--dtype", dtype)
         rows = re.findall(r"^\s*(\d+)\s+(\S+)\s+(\S+)\s+(\S+)\s+\S+\s*$", log, flags=re.MULTILINE)
         step, temperature, _, total = np.array(rows, float).T
@@ -193,12 +193,13 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("numbers", "speed", "large", "nve"), nargs="+")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--picoseconds", type=int, default=20)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
     given = parser.parse_args()
     measurements = {
         "numbers": lambda: numbers(given.run),
         "speed": lambda: speed(given.run, given.repeats),
         "large": lambda: large(given.run),
-        "nve": lambda: nve(given.run, given.picoseconds),
+        "nve": lambda: nve(given.run, given.picoseconds, given.dtypes),
     }
     for what in given.what:
         measurements[what]()
