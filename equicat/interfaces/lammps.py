@@ -10,6 +10,7 @@ Units are LAMMPS's ``metal``, which are ours: eV, Å, and virials in eV.
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_int, sizeof, string_at
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ FIX = "equicat"
 """Name of the fix by which LAMMPS gets energies, forces and virial."""
 NEIGHBOR_MASK = 0x1FFFFFFF
 """Bits of an entry of LAMMPS's neighbour lists that are the index of an atom."""
-LMP_ERROR_ALL = 2
 MASS_TOLERANCE = 0.1
 """Share by which a mass may differ from its element's before another element is suspected."""
 
@@ -42,8 +42,8 @@ class LammpsForces:
     """Energies, forces and virial of a model in a LAMMPS instance that has its box and atoms.
 
     It sets ``pair_style zero`` and a ``fix external`` named ``equicat``. LAMMPS applies fixes in their order, so those
-    that change forces (``setforce`` and its like) come later. An error while LAMMPS computes stops all ranks: on one
-    rank the running command raises it, on several the message is printed and MPI aborts with status 2.
+    that change forces (``setforce`` and its like) come later. An error while the model computes is printed and stops
+    all ranks: several by ``MPI_Abort``, one by ending its run; then :meth:`command` and :meth:`check` raise the error.
 
     Args:
         lmp: an instance of ``lammps.lammps``, made after ``from mpi4py import MPI``.
@@ -79,7 +79,7 @@ class LammpsForces:
             domain and dataclasses.replace(domain, adsorbates=()), "total", outside_training, False
         )
         self.failure: BaseException | None = None
-        """What stopped LAMMPS, on one rank."""
+        """The error that stopped LAMMPS on one rank; nothing is computed any more."""
         self.pairs: _Pairs | None = None
         self.halo: Halo | None = None
         share_cores(self.comm)
@@ -93,6 +93,18 @@ class LammpsForces:
         types = ", ".join(f"{k} {symbol}" for k, symbol in enumerate(self.elements, 1))
         info = self.potential.info
         return f"equicat: atom types {types}; {info.energy_reference} energies, cutoff {self.potential.cutoff:g} A"
+
+    def command(self, text: str) -> None:
+        """A command of LAMMPS that raises what the model raised meanwhile; ``lmp.command`` would end without a word."""
+        try:
+            self.lmp.command(text)
+        finally:
+            self.check()
+
+    def check(self) -> None:
+        """Raise the error that ended a run on one rank, if there was one."""
+        if self.failure is not None:
+            raise self.failure
 
     # ---- which element is which ------------------------------------------------------------------------------------
 
@@ -156,10 +168,10 @@ class LammpsForces:
         if self.comm.size > 1:
             abort(self.comm, f"step {step}", error)
         self.failure = error
-        text = f"equicat: step {step}: {type(error).__name__}: {' '.join(str(error).split())}"
-        # The LAMMPS command that runs raises it when it returns; the timeout makes it return before the next step.
-        self.lmp.lib.lammps_error(self.lmp.lmp, LMP_ERROR_ALL, text.encode())
-        self.lmp.force_timeout()
+        print(
+            f"equicat: step {step}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr, flush=True
+        )
+        self.lmp.force_timeout()  # no further step, and no further run
 
     def _compute(self, n_local: int, out: ndarray | None) -> None:
         n_all = n_local + self.lmp.extract_setting("nghost")

@@ -219,6 +219,7 @@ def lammps(
             if not script.has("thermo_style"):  # LAMMPS's own would print the energy of pair styles, which is zero
                 lmp.command("thermo_style custom step temp pe etotal press")
             _run_part(lmp, Path(folder) / f"{Path(in_).name}.2", script.after)
+            forces.check()
         except Exception as error:
             failure: BaseException = error
             if forces is not None and forces.failure is not None:

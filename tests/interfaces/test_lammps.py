@@ -168,7 +168,7 @@ velocity all set 0 0 0
     (tmp_path / "in.md").write_text(script + MEASURE)
     done = python(RUN_ALL, run, tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Loop time") == 4
+    assert done.stdout.count("Loop time") == 5
     final = read(tmp_path / "final.txt", format="lammps-dump-text")
     assert not np.allclose(final.cell.array, sheared().cell.array, atol=1e-3)
     compare(run, tmp_path, final)
