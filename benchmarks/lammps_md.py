@@ -30,7 +30,6 @@ START = """
 units metal
 atom_style atomic
 boundary {boundary}
-box tilt large
 read_data data
 pair_style equicat
 pair_coeff * * Cu O

@@ -76,7 +76,7 @@ def setup(atoms: Atoms, folder: Path, boundary: str = "p p p", model: str = MODE
     """The first lines of a script about some atoms, whose data file is put into the folder."""
     folder.mkdir(exist_ok=True)
     write_lammps_data(folder / "data", atoms, specorder=["Cu", "O"], masses=True, atom_style="atomic")
-    return f"units metal\natom_style atomic\nboundary {boundary}\nbox tilt large\nread_data data\n{model}"
+    return f"units metal\natom_style atomic\nboundary {boundary}\nread_data data\n{model}"
 
 
 def python(code: str, *words: object, ranks: int = 1) -> subprocess.CompletedProcess:
@@ -220,6 +220,19 @@ def test_an_error_on_one_rank_ends_all(run, tmp_path):
     done = python(FAIL_ON_ONE_RANK, run, tmp_path, ranks=2)
     assert done.returncode != 0
     assert "equicat: rank 1: step 2: no memory left" in done.stderr
+
+
+@needs_lammps
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("elements", "message"), [("Cu Pt", "atom type 2 is Pt, but this model knows O, Cu"), ("Cu O", "Lost atoms")]
+)
+def test_what_stops_all_ranks_alike(run, tmp_path, elements, message):
+    script = setup(few(), tmp_path, "f f f", f"pair_style equicat\npair_coeff * * {elements}\n")
+    (tmp_path / "in.md").write_text(script + "velocity all set 900 0 0\nfix nve all nve\nthermo 1\nrun 900\n")
+    done = python(RUN_ALL, run, tmp_path, ranks=2)
+    assert done.returncode != 0
+    assert message in done.stderr
 
 
 # ---- without LAMMPS --------------------------------------------------------------------------------------------------
