@@ -20,7 +20,7 @@ class LammpsParser(Parser):
     """Parser of `equicat lammps`, which takes `-in FILE`, `-log FILE` and `-var NAME VALUE …` as LAMMPS does."""
 
     def __init__(self) -> None:
-        super().__init__(lammps, usage="[mpirun -np N] equicat lammps RUN -in FILE [--OPTION VALUE ...]")
+        super().__init__(lammps, usage="equicat lammps RUN -in FILE [--OPTION VALUE ...]")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None, **settings: Any

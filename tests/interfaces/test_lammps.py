@@ -97,9 +97,9 @@ import os, sys, equicat
 for folder in sys.argv[2:]:
     os.chdir(folder)
     try:
-        equicat.lammps(sys.argv[1], in_="in.md", screen=False, log="none", outside_training="ignore")
+        equicat.lammps(sys.argv[1], in_="in.md", log="none", outside_training="ignore")
     except equicat.InputError as error:
-        print(os.path.basename(folder), error)
+        print(f"@{os.path.basename(folder)} {error}", flush=True)
 """
 FAIL_ON_ONE_RANK = """
 import os, sys, equicat
@@ -209,7 +209,7 @@ def test_errors_say_what_does_not_fit(run, tmp_path):
         lines[name] = expected
     done = python(COLLECT_ERRORS, run, *(tmp_path / name for name in lines))
     assert done.returncode == 0, done.stderr
-    found = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.split(" ")[0] in lines)
+    found = dict(re.findall(r"^@(\w+) (.*)$", done.stdout, flags=re.MULTILINE))
     for name, expected in lines.items():
         assert re.search(expected, found[name]), found[name]
 
