@@ -76,7 +76,7 @@ class LammpsForces:
         self.number_of_type = torch.tensor(numbers)
         domain = potential.info.domain  # of which pairs can be looked at; adsorbates and sizes are those of whole slabs
         self.watch = DomainWatch(
-            domain and dataclasses.replace(domain, adsorbates=()), "total", outside_training, False
+            domain and dataclasses.replace(domain, adsorbates={}), "total", outside_training, False
         )
         self.failure: BaseException | None = None
         """The error that stopped LAMMPS on one rank; nothing is computed any more."""
