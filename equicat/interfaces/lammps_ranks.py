@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from equicat.errors import InputError
+
+SECONDS_TO_BE_READ = 1.0
+"""Time that mpirun gets to pass on a message, before MPI_Abort ends it together with all ranks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +81,12 @@ class Halo:
 
 def abort(comm: Any, where: str, error: BaseException) -> None:
     """Print what happened and end all ranks: status 2 for bad input, 1 for a defect."""
-    if not isinstance(error, InputError):
-        traceback.print_exception(error)
+    bad_input = isinstance(error, InputError)
     text = " ".join(str(error).split()) or type(error).__name__
-    print(f"equicat: rank {comm.rank}: {where}: {text}", file=sys.stderr, flush=True)
-    comm.Abort(2 if isinstance(error, InputError) else 1)
+    report = "" if bad_input else "".join(traceback.format_exception(error))
+    print(f"{report}equicat: rank {comm.rank}: {where}: {text}", file=sys.stderr, flush=True)
+    time.sleep(SECONDS_TO_BE_READ)
+    comm.Abort(2 if bad_input else 1)
 
 
 def share_cores(comm: Any) -> None:
