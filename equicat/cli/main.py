@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from equicat import __version__
 from equicat.cli import bench, data, neb, relax, runs, search, study, vibrations
+from equicat.cli.lammps import LammpsParser
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
@@ -27,6 +28,7 @@ COMMANDS: Commands = {
     "adsorb": relax.adsorb,
     "vibrations": vibrations.vibrations,
     "neb": neb.neb,
+    "lammps": LammpsParser,
     "report": runs.report,
     "data": {
         "emt": data.emt,

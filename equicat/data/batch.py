@@ -161,6 +161,23 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class PairBatch(Batch):
+    """A batch that brings its pair vectors, because what picks its edges has formed them already."""
+
+    vectors: Float[Tensor, "n_edges 3"] | None = None
+    """Å, float64."""
+
+    def edge_vec(self, edges: slice = slice(None)) -> Float[Tensor, "n_edges 3"]:
+        """The pair vectors (Å) of all edges or some, in ``dtype``; no derivatives by positions or cell."""
+        assert self.vectors is not None
+        return self.vectors[edges].to(self.dtype)
+
+    def in_dtype(self, dtype: torch.dtype) -> "PairBatch":
+        """A copy whose pair vectors are ``dtype``."""
+        return dataclasses.replace(self, dtype=dtype)
+
+
 def _labels(structures: Sequence[Structure], labels: Sequence[str] | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """The labels of a batch by the names that they have there."""
     if labels is None:

@@ -5,7 +5,6 @@ made, no pair within the cutoff can be missing. At each step the pairs within th
 model sees exactly the edges that a new list would have, and longer ones never reach it.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,27 +15,10 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from equicat.data.batch import Batch
+from equicat.data.batch import PairBatch
 from equicat.data.neighbors import neighbor_list
 from equicat.data.structure import Structure
 from equicat.relaxation.layout import Layout
-
-
-@dataclass(frozen=True, eq=False)
-class PairBatch(Batch):
-    """A batch that brings its pair vectors, because what picks its edges has formed them already."""
-
-    vectors: Float[Tensor, "n_edges 3"] | None = None
-    """Å, float64."""
-
-    def edge_vec(self, edges: slice = slice(None)) -> Float[Tensor, "n_edges 3"]:
-        """The pair vectors (Å) of all edges or some, in ``dtype``; no derivatives by positions or cell."""
-        assert self.vectors is not None
-        return self.vectors[edges].to(self.dtype)
-
-    def in_dtype(self, dtype: torch.dtype) -> "PairBatch":
-        """A copy whose pair vectors are ``dtype``."""
-        return dataclasses.replace(self, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
