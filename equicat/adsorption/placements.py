@@ -169,7 +169,7 @@ def _spread(slab: Slab, sites: Sequence[Site]) -> list[Float[ndarray, "3"]] | No
         nearest_one = np.min(
             [np.linalg.norm(sideways(slab, site.positions - point), axis=1) for point in points], axis=0
         )
-        # Of equally far ones the first, whatever the last digit says.
+        # The first of equally far ones counts, whatever the last digit says.
         best = int(np.round(nearest_one, 6).argmax())
         if nearest_one[best] < 1e-3:
             return None

@@ -43,7 +43,7 @@ class Row:
     n_placements: int
     """Placements that relaxed to this structure."""
     n_migrated: int
-    """Those among them that had been placed at another site than ``relaxed_site``; random ones are not counted."""
+    """Number of placements among them that began at another site than ``relaxed_site``; random ones are not counted."""
     n_steps: int
     fmax: float | None
     """eV/Å."""
@@ -85,7 +85,7 @@ class AdsorptionEnergies:
     clean_slab: Structure
     """Relaxed."""
     outside_training: tuple[str, ...] = ()
-    """Those of the warnings that speak of what the training data did not hold."""
+    """Warnings that speak of what the training data did not hold."""
 
     def best(self) -> list[Row]:
         """The best row of each adsorbate and relaxed site, in the order of the rows."""

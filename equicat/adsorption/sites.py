@@ -222,7 +222,7 @@ class _Surface:
         return sites
 
     def _inside(self, found: Sequence[_Found]) -> list[_Found]:
-        """Those in the cell, each once; further out the triangulation ends, and is not what it is in the cell."""
+        """Sites in the cell, each once; further out the triangulation ends, and is not what it is in the cell."""
         flat = self.lattice @ self.slab.frame[:2].T
         positions = np.array([one.position for one in found])
         fractional = np.linalg.solve(flat.T, (positions @ self.slab.frame[:2].T).T).T

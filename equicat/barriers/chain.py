@@ -24,7 +24,7 @@ class Chain:
     images: Layout
     """The atoms of the images between the ends, image by image."""
     bands: Layout
-    """Those atoms, band by band."""
+    """The atoms of ``images``, band by band."""
     band_idx: Int[Tensor, "n_images"]
     """The band of each image."""
     before: Int[Tensor, "n_images"]

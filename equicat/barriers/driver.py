@@ -39,7 +39,7 @@ class Band:
     """Two ends, with energies (eV), and the first path between them."""
 
     number: int
-    """Its place in the input."""
+    """Place of the band in the input."""
     initial: Structure
     final: Structure
     """Not wrapped: each atom is where it comes to from where it is in ``initial``."""
@@ -109,7 +109,7 @@ class Driver:
         self.model, self.config, self.save = model, config, save
         self.fire = FIRE(max_step=config.max_step)
         self.bands: list[Band] = []
-        """Those that move."""
+        """Bands that move."""
         self.n_steps: list[int] = []
         self.seconds: list[float] = []
 

@@ -18,7 +18,7 @@ class Barrier:
     """The path between two minima, with what it says about the reaction."""
 
     number: int
-    """Its place in the input."""
+    """Place of the band in the input."""
     name: str
     path: list[Structure]
     """From the initial to the final minimum, not wrapped, with energies (eV) and forces (eV/Å); only the two ends if no

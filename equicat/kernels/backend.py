@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from equicat.kernels.cpu import build
@@ -43,7 +44,7 @@ def has_triton(device: torch.device) -> bool:
     return tuple(map(int, triton.__version__.split(".")[:2])) >= MIN_TRITON
 
 
-def forms(like: Tensor, l_max: int) -> Forms | None:
+def forms(like: Float[Tensor, "..."], l_max: int) -> Forms | None:
     """The fastest version of the forms for tensors like this and harmonics up to this degree; None: the plain one."""
     if has_triton(like.device):
         return triton_forms()
@@ -56,7 +57,7 @@ CPU_FORMS = Forms(cpu_forms.edges, cpu_forms.tensors)
 
 
 def triton_forms() -> Forms:
-    """Those of Triton, which is imported only here."""
+    """The forms of Triton, which is imported only here."""
     from equicat.kernels.gpu import environment, tensor_product
 
     return Forms(environment.edges, tensor_product.tensors)

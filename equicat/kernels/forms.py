@@ -54,7 +54,7 @@ class Segments:
     atoms: slice
     """The centres, of all atoms."""
     edges: slice
-    """Their edges, of all edges."""
+    """Edges of the segments, as numbers among all edges."""
     first: Int[Tensor, "n_ends"]
     """Where the edges of each centre begin, counted from the first of these edges, and where the last ones end."""
     n_edges: int

@@ -57,7 +57,7 @@ def layer_irreps(l_max: int, n_layers: int, parity: Parity, vectors: bool = Fals
     every = [(degree, p) for degree in range(l_max + 1) for p in (1, -1)]
     allowed = sh if parity == "restricted" else sorted(every, key=lambda ir: (ir not in sh, ir[0]))
     used = [SCALAR, VECTOR] if vectors else [SCALAR]
-    # What the last layer can turn into those; scalars alone come from the harmonics' own parities.
+    # Irreps that the last layer can turn into those; scalars alone come from the harmonics' own parities.
     live = [[ir for ir in allowed if any(couples(ir, b, out) for b in sh for out in used)]]
     for _ in range(n_layers - 1):
         live.insert(0, [ir for ir in allowed if any(couples(ir, b, out) for b in sh for out in [*live[0], SCALAR])])
@@ -156,7 +156,7 @@ class Contraction:
         _, output, _, place = self.columns.unbind(1)
         return ((widths.cumsum(0) - widths)[output] + place).argsort()
 
-    def to(self, like: Tensor) -> "Contraction":
+    def to(self, like: Float[Tensor, "..."]) -> "Contraction":
         """On the device of this tensor; coefficients also in its precision."""
         columns, irreps = self.columns.to(like.device), self.irreps.to(like.device)
         return replace(self, coefficients=self.coefficients.to(like), columns=columns, irreps=irreps)

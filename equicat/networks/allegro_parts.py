@@ -202,7 +202,7 @@ class CenterTensors:
     """M of each layer so far."""
 
     def read(self, columns: slice, segments: Segments) -> list[Float[Tensor, "n_edges channels"]]:
-        """Those components of V^ij,L: Σ_l w⁰_l Σ_m Y_lm G[lm] with G = M_1 … M_L[:, columns], made from the right."""
+        """Some components of V^ij,L: Σ_l w⁰_l Σ_m Y_lm G[lm] with G = M_1 … M_L[:, columns], made from the right."""
         *earlier, last = self.matrices
         g = last[..., columns]
         for matrix in reversed(earlier):

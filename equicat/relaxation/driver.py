@@ -71,7 +71,7 @@ class Outcome:
     """Result of relaxing one system."""
 
     number: int
-    """Its place in the input."""
+    """Place of the system in the input."""
     initial: Structure
     last: Frame | None
     """The last frame with finite numbers; None if there was none."""

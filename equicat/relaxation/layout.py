@@ -65,12 +65,12 @@ class Change:
     n_new_atoms: int
     n_new_systems: int
 
-    def of_atoms(self, values: Tensor, axis: int = 0) -> Tensor:
+    def of_atoms(self, values: Shaped[Tensor, "..."], axis: int = 0) -> Shaped[Tensor, "..."]:
         """An array with one entry for each atom along ``axis``; those of new atoms are zero."""
         kept = values.index_select(axis, self.atoms)
         return _appended(kept, self.n_new_atoms, axis, 0.0)
 
-    def of_systems(self, values: Tensor, axis: int = 0, new: float = 0.0) -> Tensor:
+    def of_systems(self, values: Shaped[Tensor, "..."], axis: int = 0, new: float = 0.0) -> Shaped[Tensor, "..."]:
         """An array with one entry for each system along ``axis``; those of new systems are ``new``."""
         return _appended(values.index_select(axis, self.systems), self.n_new_systems, axis, new)
 

@@ -32,13 +32,13 @@ class Model:
     presets: tuple[str, ...]
     """Names of its configuration in a folder of presets; the first that is there is taken."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Its own options, by part, over those of the preset."""
+    """Options of the model itself, by part, over those of the preset."""
     heads: tuple[str, ...] = ("gradient",)
     """Displacement heads that the network can feed."""
     tasks: tuple[str, ...] = ("s2ef", "is2re", "is2rs")
     """Tasks in which it is a model of its own."""
     published: Mapping[str, str] = field(default_factory=dict)
-    """Its name in ``published_oc20.csv``, by task."""
+    """Name of the model in ``published_oc20.csv``, by task."""
     paper_batch: int | None = None
     """Structures a step in the paper, for is2re with the presets of OC20, where these are for another l_max."""
 

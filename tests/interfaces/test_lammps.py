@@ -80,7 +80,7 @@ def setup(atoms: Atoms, folder: Path, boundary: str = "p p p", model: str = MODE
 
 
 def python(code: str, *words: object, ranks: int = 1) -> subprocess.CompletedProcess:
-    """What a Python program does on so many ranks, with ``sys.argv[1:]`` from ``words``."""
+    """Outcome of a Python program on so many ranks, with ``sys.argv[1:]`` from ``words``."""
     command = [str(MPIRUN), "-np", str(ranks), sys.executable, "-c", code, *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

@@ -35,7 +35,7 @@ def version(request, monkeypatch):
         pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
         from equicat.kernels.gpu import environment, tensor_product
 
-        # So that short segments have several tiles, the last one not full.
+        # Few lanes, so that short segments have several tiles, the last one not full.
         monkeypatch.setattr(environment, "TILE", 16)
         monkeypatch.setattr(tensor_product, "LANES", 16)
         monkeypatch.setattr(tensor_product, "EDGES", 1)
@@ -88,7 +88,7 @@ def operation(form, l_max: int, channels: int, dtype: torch.dtype = torch.float6
 
 
 def value_and_derivatives(function, inputs) -> list[torch.Tensor]:
-    """Of sin(outputs) weighted, and of cos(gradients) with respect to inputs and weights."""
+    """Values and derivatives of weighted sin(outputs), and of cos(gradients), with respect to inputs and weights."""
     out = function(*inputs, layout())
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=DEVICE).view_as(out).requires_grad_()
     first = torch.autograd.grad((out.sin() * weights).sum(), inputs, create_graph=True, materialize_grads=True)

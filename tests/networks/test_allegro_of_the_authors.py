@@ -25,7 +25,7 @@ ELEMENTS = (8, 29, 78)
 OTHER_SIGN = {(1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1)}
 """Degrees of the Wigner 3j symbols that have the other sign in e3nn 0.4.4, which the authors' code used."""
 SILU_GAIN = 1.6791767923989418
-"""Their factor after a SiLU, normalize2mom of e3nn 0.4.4."""
+"""The authors' factor after a SiLU, normalize2mom of e3nn 0.4.4."""
 
 
 class Authors:
@@ -67,13 +67,13 @@ class Authors:
         )
 
     def state(self, potential: Potential) -> dict[str, torch.Tensor]:
-        """Their weights under our names."""
+        """The authors' weights under our names."""
         a, network = self.about, potential.network
         channels, n_species = a["env_embed_multiplicity"], a["num_types"]
         first, *rest = self.mlp("allegro.latents.0._forward")
         center, neighbor, radial = first.split([n_species, n_species, a["num_basis"]])
-        # Their Bessel functions are (2 / r_c) sin(nπ r / r_c) / r, ours sin(nπ x) / (πx) with x = r / r_c; normalised
-        # ones are free of such factors.
+        # The authors' Bessel functions are (2 / r_c) sin(nπ r / r_c) / r, ours sin(nπ x) / (πx) with x = r / r_c;
+        # normalised ones are free of such factors.
         radial = radial if a["normalize_basis"] else radial * 2 * math.pi / a["r_max"] ** 2
         basis = "radial_basis.basis.basis" if a["normalize_basis"] else "radial_basis.basis"
         state = {

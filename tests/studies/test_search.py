@@ -109,7 +109,7 @@ def test_a_trial_that_fails_is_kept_and_the_search_goes_on(config, tmp_path, cap
 
 @needs_optuna
 def test_an_interrupted_trial_is_finished_first(config, tmp_path, monkeypatch):
-    """Its lock ends with its process, so no other process has to know that it was interrupted."""
+    """The lock of a trial ends with its process, so no other process has to know that it was interrupted."""
     text = yaml.safe_load(config.read_text())
     text["run"]["max_epochs"] = 3
     config.write_text(yaml.safe_dump(text))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary, finalize
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from equicat.kernels import backend
@@ -118,12 +118,12 @@ class Weights:
     embedding: Embedding
     matrices: list[Tensor]
     """Each [k, n], multiplied from the right."""
-    plain: list[Tensor]
+    plain: list[Float[Tensor, "_ _"]]
     """Weights [k, n] that are no matrices to multiply with."""
     last: Float[Tensor, "1 n"]
     """The last weights of the readout."""
 
-    def listed(self, multiple: int) -> tuple[list[Tensor], list[Tensor]]:
+    def listed(self, multiple: int) -> tuple[list[Float[Tensor, "_ _"]], list[Float[Tensor, "_ _"]]]:
         """``matrices`` and ``plain`` as the kernel numbers them: the embedding's matrix first; frequencies, table and
         last weights at the end."""
         embedding = self.embedding
@@ -160,7 +160,7 @@ class Kernel:
     problem: Callable[[Any, Int[Tensor, "n_atoms"]], Problem]
     weights: Callable[[Any, Sequence[Tensor], int], Weights]
 
-    def library(self, network: Any, like: Tensor) -> ctypes.CDLL | None:
+    def library(self, network: Any, like: Shaped[Tensor, "..."]) -> ctypes.CDLL | None:
         """The compiled kernel for this network and such positions, or None.
 
         It is None on other devices than a CPU, without a compiler, with ``EQUICAT_NATIVE=0``, for networks with vectors
@@ -175,7 +175,7 @@ class Kernel:
     def energies_and_gradient(
         self,
         network: nn.Module,
-        readout: Sequence[Tensor],
+        readout: Sequence[Float[Tensor, "_ _"]],
         edge_vec: Float[Tensor, "n_edges 3"],
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
@@ -207,11 +207,11 @@ class Kernel:
     def launch(
         self,
         network: nn.Module,
-        readout: Sequence[Tensor],
+        readout: Sequence[Float[Tensor, "_ _"]],
         edge_vec: Float[Tensor, "n_edges 3"],
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
-    ) -> tuple["Launch", list[Tensor]]:
+    ) -> tuple["Launch", list[Float[Tensor, "_ _"]]]:
         """A call of the kernel, and the weights that it reads."""
         library = self.library(network, edge_vec)
         assert library is not None
@@ -244,10 +244,10 @@ class Launch:
     def run(
         self,
         function: str,
-        weights: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
+        weights: Sequence[Float[Tensor, "_ _"]],
+        grads: Sequence[Float[Tensor, "_ _"] | None],
         tape: "_Tape | None",
-        arrays: dict[str, Tensor],
+        arrays: dict[str, Float[Tensor, "..."]],
     ) -> None:
         """Call the kernel.
 
@@ -339,7 +339,7 @@ def _harmonics(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"]
     return torch.cat(terms).contiguous(), torch.cat(values)
 
 
-def remembered(make: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+def remembered(make: Callable[[Any, Float[Tensor, "..."]], Any]) -> Callable[[Any, Float[Tensor, "..."]], Any]:
     """``make(module, like)``, which reads constants of the module alone, called once for each module and precision."""
     known: WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = WeakKeyDictionary()
 

@@ -38,7 +38,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return build.load("forms", dtype, (_EdgeForm, _TensorForm))
 
 
-def edges(first: Int[Tensor, "n_ends"], **matrices: Tensor) -> None:
+def edges(first: Int[Tensor, "n_ends"], **matrices: Float[Tensor, "..."]) -> None:
     """Write derivatives of F(a, w, Y, G) = Σ_e Σ_lu a[e, u] w[e, l, u] Σ_m Y[e, lm] G[i(e), lm, u].
 
     Args:
@@ -56,7 +56,7 @@ def edges(first: Int[Tensor, "n_ends"], **matrices: Tensor) -> None:
 
 
 def tensors(
-    by: int, arguments: Sequence[Sequence[Tensor]], contraction: Contraction, first: Int[Tensor, "n_ends"]
+    by: int, arguments: Sequence[Sequence[Float[Tensor, "..."]]], contraction: Contraction, first: Int[Tensor, "n_ends"]
 ) -> None:
     """Write the derivative of F(V, M, B) = Σ_e Σ_cku B[e, c, u] V[e, k, u] M[i(e), c, k, u] by one argument.
 

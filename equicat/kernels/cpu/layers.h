@@ -1,4 +1,4 @@
-// What a kernel is told about a network, and the part of a tile that both flavours of Allegro have.
+// The description of a network that a kernel gets, and the part of a tile that both flavours of Allegro have.
 //
 // A flavour (published.h, nequip.h) is a Layers<D> with these methods, which allegro.cpp calls:
 //   embed: makes `rows`, arrays that layers read, for a group; embed_backward: from rows_bar to the derivative by the

@@ -18,7 +18,7 @@ from typing import Any, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from triton.language import constexpr
 
@@ -190,7 +190,7 @@ def _change(
     _store_sums(outputs[3], sums, rows, u, n_channels, tile, n_degrees)
 
 
-def edges(first: Int[Tensor, "n_ends"], **matrices: Tensor) -> None:
+def edges(first: Int[Tensor, "n_ends"], **matrices: Float[Tensor, "..."]) -> None:
     """Write derivatives of F, or how they change; see :func:`equicat.kernels.cpu.forms.edges`."""
     names = ("a", "w", "y", "g")
     if "move_w" in matrices:

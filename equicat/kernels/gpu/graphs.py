@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Inputs = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[Float[Tensor, "n_edges 3"], Int[Tensor, "2 n_edges"], Int[Tensor, "n_atoms"]]
 """Pair vectors [n_edges, 3], edge_index [2, n_edges] and species [n_atoms]."""
-Outputs = tuple[Tensor, Tensor]
+Outputs = tuple[Float[Tensor, "n_centers"], Float[Tensor, "n_edges 3"]]
 """Energies [n_atoms], and their derivatives by pair vectors [n_edges, 3]."""
-Function = Callable[[Tensor, Tensor, Tensor], Outputs]
+Function = Callable[[Float[Tensor, "n_edges 3"], Int[Tensor, "2 n_edges"], Int[Tensor, "n_atoms"]], Outputs]
 
 MAX_EDGES = 1 << 17
 """Systems with more edges are not recorded: they keep a GPU busy by themselves."""

@@ -17,7 +17,7 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from triton.language import constexpr
 
@@ -169,7 +169,7 @@ def _derivative(arguments, lists, n_channels, by: constexpr, n_degrees: constexp
 
 
 def tensors(
-    by: int, arguments: Sequence[Sequence[Tensor]], contraction: Contraction, first: Int[Tensor, "n_ends"]
+    by: int, arguments: Sequence[Sequence[Float[Tensor, "..."]]], contraction: Contraction, first: Int[Tensor, "n_ends"]
 ) -> None:
     """Write the derivative of F by V (0), M (1) or B (2); see :func:`equicat.kernels.cpu.forms.tensors`."""
     v, (m,), b = map(tuple, arguments)

@@ -28,7 +28,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 
 class AbsentGPU:
-    """What Triton asks of a driver before it compiles."""
+    """Questions that Triton asks of a driver before it compiles."""
 
     def __init__(self, capability: int):
         self.target = GPUTarget("cuda", capability, 32)
