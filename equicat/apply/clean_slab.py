@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equicat.data.batch import Batch
+from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.domain import ADSORBATE_TAG
@@ -45,6 +46,28 @@ def _difference(
     return energy - slab
 
 
+def clean_slab_of(structure: Structure) -> Structure:
+    """A structure without its adsorbate (tag 2) and without labels; what was held stays so.
+
+    Raises:
+        InputError: if no atom has a tag, so that the adsorbate is not known, or all of them are the adsorbate.
+    """
+    assert structure.tags is not None
+    adsorbate = structure.tags == ADSORBATE_TAG
+    _check_tags(structure.where, bool(structure.tags.any()), bool(adsorbate.all()))
+    return Structure.from_ase(structure.to_ase()[~adsorbate], source=structure.where, labels=())
+
+
+def _check_tags(where: str, any_tag: bool, only_adsorbate: bool) -> None:
+    if not any_tag:
+        raise InputError(
+            f"{where}: no atom has a tag, so its adsorbate is not known; give tags (2 for the adsorbate, 1 for the "
+            "surface, 0 below), or leave minus_clean_slab out"
+        )
+    if only_adsorbate:
+        raise InputError(f"{where}: every atom has tag 2, so no slab is left; leave minus_clean_slab out")
+
+
 def without_adsorbates(batch: Batch) -> Batch:
     """The systems of a batch without the atoms of tag 2 and their edges, and without labels.
 
@@ -55,13 +78,7 @@ def without_adsorbates(batch: Batch) -> Batch:
     for k in range(batch.n_systems):
         here = batch.system_idx == k
         name = (batch.ids[k] if batch.ids else "") or str(k)
-        if not batch.tags[here].any():
-            raise InputError(
-                f"system {name}: no atom has a tag, so its adsorbate is not known; give tags (2 for the adsorbate, 1 "
-                "for the surface, 0 below), or leave minus_clean_slab out"
-            )
-        if adsorbate[here].all():
-            raise InputError(f"system {name}: every atom has tag 2, so no slab is left; leave minus_clean_slab out")
+        _check_tags(f"system {name}", bool(batch.tags[here].any()), bool(adsorbate[here].all()))
     kept = ~adsorbate
     number = torch.cumsum(kept, 0) - 1
     center, neighbor = batch.edge_index

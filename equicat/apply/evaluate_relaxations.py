@@ -2,7 +2,8 @@
 
 The initial structures of the splits are relaxed; what they become is compared with the relaxed energies and positions
 of the data, beside the guesses that need no model. Where the data come from a potential that is at hand (EMT, for the
-toy data), its forces at the predicted structures give AFbT, for which OC20 runs DFT. A direct model may stand beside.
+toy data), its forces at the predicted structures give AFbT, for which OC20 runs DFT. Beside may stand a direct model,
+and the energies less those of the clean slabs, relaxed with the model as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from equicat.apply.clean_slab import clean_slab_of
 from equicat.apply.evaluate import Examples, usable
 from equicat.apply.options import ApplyOptions
 from equicat.apply.predict import predictions
@@ -48,6 +50,19 @@ NO_EDGES = 0.1
 """Å; cutoff of the batches that metrics take, which need no pairs."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Further rows of the tables."""
+
+    direct: str | Path | None = None
+    """Run of a model of relaxed energies, structures or both."""
+    minus_clean_slab: bool = False
+    """Relaxed energies less those of the slabs without their adsorbates (tag 2), relaxed with the same model."""
+
+
+NOTHING_BESIDE = Beside()
+
+
 @dataclass
 class RelaxedSplit(SplitResult):
     """The results on one split, with what is to be said of the relaxations."""
@@ -64,7 +79,7 @@ def evaluate_relaxations(
     data: str | Path | None = None,
     config: RelaxConfig | None = None,
     *,
-    direct: str | Path | None = None,
+    beside: Beside = NOTHING_BESIDE,
     out: str | Path | None = None,
     device: str = "cpu",
     progress: bool = True,
@@ -77,7 +92,7 @@ def evaluate_relaxations(
         data: data set directory, store or file with relaxed energies and positions; None: where the validation data
             of the run come from.
         config: how to relax.
-        direct: run of a model of relaxed energies, structures or both, for a row beside.
+        beside: further rows.
         out: folder for the results; None: RUN/evaluations/NAME-relax, named by the data.
         device: where to compute.
         progress: show progress bars.
@@ -90,19 +105,21 @@ def evaluate_relaxations(
 
     Raises:
         InputError: if the model gives no forces, or the data lack relaxed energies or positions, or hold another energy
-            than the model predicts.
+            than the model predicts; if a clean slab is to be taken off an energy that is no adsorption energy.
     """
-    model, beside = saved.load_potential(run, device), None if direct is None else _direct_model(direct, device)
+    model = saved.load_potential(run, device)
+    ApplyOptions(minus_clean_slab=beside.minus_clean_slab).check(model.info)
+    direct = None if beside.direct is None else _direct_model(beside.direct, device)
     data = _validation_data(run) if data is None else Path(data)
     datasets, skipped = usable(model, _splits(data), LABELS, energy_reference=energy_reference)
-    if beside is not None:
+    if direct is not None:
         for dataset in datasets.values():
-            check_energy_reference(beside.info, dataset.info, dataset.path)
-            require_elements(dataset, beside.elements)
+            check_energy_reference(direct.info, dataset.info, dataset.path)
+            require_elements(dataset, direct.elements)
     folder = folder_for(Path(run), data, "relax") if out is None else Path(out)
     check_writable(folder)
     results = {
-        name: evaluate_split(model, dataset, config or RelaxConfig(), progress, beside)
+        name: evaluate_split(model, dataset, config or RelaxConfig(), progress, direct, beside.minus_clean_slab)
         for name, dataset in datasets.items()
     }
     more = {"task": "is2re and is2rs by relaxation", "skipped": skipped}
@@ -132,7 +149,12 @@ def _splits(data: Path) -> dict[str, Path]:
 
 
 def evaluate_split(
-    model: Potential, dataset: Dataset, config: RelaxConfig, progress: bool, direct: DirectModel | None = None
+    model: Potential,
+    dataset: Dataset,
+    config: RelaxConfig,
+    progress: bool,
+    direct: DirectModel | None = None,
+    minus_clean_slab: bool = False,
 ) -> RelaxedSplit:
     """One split; see :func:`evaluate_relaxations`."""
     initial = [dataset[i] for i in range(len(dataset))]
@@ -140,6 +162,7 @@ def evaluate_split(
     assert result is not None
     relaxed, statistics = result.structures, model.info.statistics
     summary = relaxations.summary_of(relaxed, [_as_relaxed(s) for s in initial])
+    less = _less_clean_slabs(model, initial, relaxed, config, progress) if minus_clean_slab else None
     started = perf_counter()
     beside = [] if direct is None else _guesses_of(direct, dataset, progress)
     if direct is not None:
@@ -150,6 +173,9 @@ def evaluate_split(
         batch = Batch.from_structures(initial[chunk], NO_EDGES, dtype=torch.float64)
         found = values_of(_prediction(batch, relaxed[chunk], statistics.mean_energy), batch)
         guesses = {f"{model.info.network.name}, relaxed": found}
+        if less is not None:
+            row = f"{model.info.network.name}, relaxed, less clean slab"
+            guesses[row] = values_of(_prediction(batch, less[chunk], statistics.mean_energy), batch)
         if direct is not None:
             guesses[f"{direct.info.network.name}, direct"] = beside[number]
         table.add(guesses | TASK.baselines(batch, statistics), batch, initial[chunk])
@@ -160,9 +186,22 @@ def evaluate_split(
         n_free_atoms=kept.n_free_atoms,
         rows=table.rows(),
         arrays=kept.arrays(),
-        n_models=1 if direct is None else 2,
+        n_models=1 + (less is not None) + (direct is not None),
         relaxations=summary,
     )
+
+
+def _less_clean_slabs(
+    model: Potential, initial: Sequence[Structure], relaxed: Sequence[Structure], config: RelaxConfig, progress: bool
+) -> list[Structure]:
+    """The relaxed structures with the energies (eV) of their clean slabs, relaxed from the same places, taken off."""
+    result = relax([clean_slab_of(structure) for structure in initial], model, config, progress=progress)
+    assert result is not None
+    energies = [
+        None if one.energy is None or slab.energy is None else one.energy - slab.energy
+        for one, slab in zip(relaxed, result.structures, strict=True)
+    ]
+    return [replace(one, energy=energy) for one, energy in zip(relaxed, energies, strict=True)]
 
 
 def _as_relaxed(structure: Structure) -> Structure:

@@ -52,7 +52,9 @@ def evaluate(
 
     if relax:
         given = {name: options[name] for name in ("run", "data", "out", "device", "progress", "energy_reference")}
-        summary = relaxations.evaluate_relaxations(config=relaxation, direct=direct, **given)
+        minus_clean_slab = options["minus_clean_slab"]
+        beside = relaxations.Beside(direct, minus_clean_slab)
+        summary = relaxations.evaluate_relaxations(config=relaxation, beside=beside, **given)
         text = relaxations.as_text(summary)
     else:
         if direct is not None:

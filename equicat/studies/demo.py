@@ -74,7 +74,8 @@ def demo(
     print(as_text(evaluate(direct, out / "data", progress=False)))
 
     headline(5, "IS2RE and IS2RS by relaxing with the S2EF model, beside the direct one")
-    relaxed = relaxations.evaluate_relaxations(s2ef, out / "data", direct=direct, device="auto", progress=False)
+    beside = relaxations.Beside(direct, minus_clean_slab=True)
+    relaxed = relaxations.evaluate_relaxations(s2ef, out / "data", beside=beside, device="auto", progress=False)
     print(relaxations.as_text(relaxed))
 
     headline(6, "reports")

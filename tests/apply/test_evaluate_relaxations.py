@@ -10,7 +10,7 @@ from places import FIXTURES
 
 from equicat.apply import evaluate_relaxations as module
 from equicat.apply.evaluate import evaluate
-from equicat.apply.evaluate_relaxations import evaluate_relaxations
+from equicat.apply.evaluate_relaxations import Beside, evaluate_relaxations
 from equicat.cli.main import main
 from equicat.data.datasets import open_dataset
 from equicat.data.info import DatasetInfo
@@ -56,7 +56,7 @@ def test_every_split_but_the_training_data_is_relaxed_and_compared(run, data, tm
 def test_without_data_it_is_the_validation_data_of_the_run_and_a_report_shows_it(run, data, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    summary = evaluate_relaxations(copy, config=RelaxConfig(max_steps=0), direct=DIRECT, progress=False)
+    summary = evaluate_relaxations(copy, config=RelaxConfig(max_steps=0), beside=Beside(DIRECT), progress=False)
     assert list(summary["splits"]) == ["val_id", "val_ood_ads"]
     name = f"{data.name}-relax"
     assert summary["written"] == [str(copy / "evaluations" / name / "metrics.json")]
@@ -69,12 +69,32 @@ def test_without_data_it_is_the_validation_data_of_the_run_and_a_report_shows_it
 
 def test_a_direct_model_has_the_numbers_of_its_own_evaluation(run, data, tmp_path):
     how = {"config": RelaxConfig(max_steps=0), "progress": False}
-    beside = evaluate_relaxations(run, data, direct=DIRECT, out=tmp_path / "relaxed", **how)["splits"]["val_id"]
+    beside = evaluate_relaxations(run, data, beside=Beside(DIRECT), out=tmp_path / "relaxed", **how)["splits"]["val_id"]
     alone = evaluate(DIRECT, data, out=tmp_path / "direct", device="cpu", progress=False)["splits"]["val_id"]
     assert list(beside["rows"])[:2] == ["allegro, relaxed", "allegro, direct"]
     for metric, value in alone["rows"]["allegro"].items():
         assert beside["rows"]["allegro, direct"][metric] == pytest.approx(value, abs=1e-5), metric
     assert beside["relaxations"]["seconds_a_system_direct"] > 0
+
+
+def test_the_relaxed_clean_slab_is_taken_off(run, data, tmp_path):
+    """Energies are those of both relaxations, one less the other; structures are those of the first."""
+    config = RelaxConfig(max_steps=2)
+    how = {"beside": Beside(minus_clean_slab=True), "out": tmp_path / "out", "progress": False}
+    split = evaluate_relaxations(run, data, config, **how)["splits"]["val_id"]
+    initial = list(open_dataset(data / "is2re" / "val_id"))
+    slabs = []
+    for structure in initial:
+        atoms = structure.to_ase()
+        slabs.append(atoms[atoms.get_tags() != 2])
+        assert 0 < len(slabs[-1]) < len(atoms)
+    both = [relax(systems, run, config, progress=False).structures for systems in (initial, slabs)]
+    errors = [abs(s.energy - slab.energy - i.relaxed_energy) for s, slab, i in zip(*both, initial, strict=True)]
+    relaxed, less = list(split["rows"])[:2]
+    assert (relaxed, less) == ("allegro, relaxed", "allegro, relaxed, less clean slab")
+    assert split["rows"][less]["energy_mae"] == pytest.approx(sum(errors) / len(errors), abs=1e-5)
+    assert split["rows"][less]["positions_mae"] == split["rows"][relaxed]["positions_mae"]
+    assert split["rows"][less]["energy_mae"] != pytest.approx(split["rows"][relaxed]["energy_mae"], abs=1e-3)
 
 
 def open_all(splits):
@@ -122,7 +142,7 @@ def test_data_without_relaxed_energies_and_models_without_forces_are_refused(run
     with pytest.raises(InputError, match=r"'total' .*, the model predicts 'adsorption'.* say --energy_reference"):
         evaluate_relaxations(run, tmp_path / "bare.extxyz", progress=False)
     with pytest.raises(InputError, match="--direct takes a run that was trained for is2re or is2rs"):
-        evaluate_relaxations(run, data, direct=run, progress=False)
+        evaluate_relaxations(run, data, beside=Beside(run), progress=False)
     with pytest.raises(InputError, match="gives no forces"):
         evaluate_relaxations(DIRECT, data, progress=False)
 
