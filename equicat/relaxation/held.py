@@ -9,6 +9,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from equicat.data.structure import Structure
+from equicat.errors import InputError
 from equicat.relaxation.layout import Change
 
 ZERO = 1e-12
@@ -22,6 +23,24 @@ def free_directions(structure: Structure) -> Float[ndarray, "n_atoms 3 3"]:
     projectors[structure.fixed] = 0.0
     projectors[np.abs(projectors) < ZERO] = 0.0
     return projectors
+
+
+def check_constraints(structure: Structure, purpose: str) -> None:
+    """Refuse constraints that tie atoms to each other.
+
+    Args:
+        structure: which may have some.
+        purpose: what cannot be done under them, a verb.
+
+    Raises:
+        InputError: naming them.
+    """
+    if structure.other_constraints:
+        raise InputError(
+            f"{structure.where}: cannot {purpose} under {', '.join(structure.other_constraints)}; of ASE's constraints "
+            "only those that hold atoms are followed (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane): "
+            "remove it, or hold atoms instead"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from equicat.models.domain import DomainWatch
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver
-from equicat.relaxation.held import free_directions
+from equicat.relaxation.held import check_constraints, free_directions
 from equicat.relaxation.models import ForceModel, PotentialForces, check_elements, force_model
 from equicat.relaxation.parts import Output, Parts, Share, plan_of
 from equicat.relaxation.records import Record, table, trajectory_file, write_trajectory
@@ -150,12 +150,7 @@ def check_systems(systems: Sequence[Structure], model: ForceModel) -> None:
             raise InputError(
                 f"{structure.where}: every atom is fixed, so there is nothing to relax; free some or drop it"
             )
-        if structure.other_constraints:
-            names = ", ".join(structure.other_constraints)
-            raise InputError(
-                f"{structure.where}: cannot relax under {names}; of ASE's constraints only those that hold atoms are "
-                "followed (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane): remove it, or hold atoms instead"
-            )
+        check_constraints(structure, "relax")
         neighbor_list(structure, OVERLAP)
 
 

@@ -10,7 +10,7 @@ from numpy import ndarray
 from equicat.data.neighbors import neighbor_list
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.relaxation.held import free_directions
+from equicat.relaxation.held import check_constraints, free_directions
 from equicat.vibrations.config import VibrationConfig
 from equicat.vibrations.molecules import Geometry, as_molecule, geometry_of, why_no_gas
 
@@ -43,12 +43,7 @@ def made_ready(structure: Structure, config: VibrationConfig) -> System:
         InputError: if no atom is chosen or all chosen ones are fixed, a chosen atom does not exist, atoms are at the
             same place, a constraint is not followed, or a gas molecule is not one.
     """
-    if structure.other_constraints:
-        names = ", ".join(structure.other_constraints)
-        raise InputError(
-            f"{structure.where}: cannot vibrate under {names}; of ASE's constraints only those that hold atoms are "
-            "followed (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane): remove it, or hold atoms instead"
-        )
+    check_constraints(structure, "vibrate")
     neighbor_list(structure, OVERLAP)
     no_gas = {"yes": "", "no": "--gas no says so", "auto": None}[config.gas]
     no_gas = why_no_gas(structure) if no_gas is None else no_gas
