@@ -56,7 +56,7 @@ def cell(seeds: list[Mapping[str, float]], metric: str) -> str:
     if not values:
         return ""
     spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.4f} ± {spread:.4f}" if spread > 0 else f"{np.mean(values):.4f}"
+    return f"{np.mean(values):.4f} ± {spread:.4f}" if spread >= 5e-5 else f"{np.mean(values):.4f}"
 
 
 def main() -> None:
