@@ -18,6 +18,11 @@ Existing = Literal["refuse", "resume", "overwrite"]
 """A directory that holds something is refused, gone on with where it stopped, or begun anew."""
 
 
+def existing_of(resume: bool, overwrite: bool) -> Existing:
+    """The treatment of a directory that holds something, as two switches say it; ``overwrite`` is the stronger one."""
+    return "overwrite" if overwrite else "resume" if resume else "refuse"
+
+
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; it becomes ``path`` on success and is removed on failure.

@@ -10,6 +10,7 @@ from numpy import ndarray
 from equicat.apply.predict import datasets_of
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.files import Existing
 from equicat.models.saved import load_potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.parts import Output
@@ -24,7 +25,7 @@ def predict_relaxed(
     *,
     out: str | Path,
     submission: Literal["test", "val"] | None = None,
-    existing: Literal["refuse", "resume", "overwrite"] = "refuse",
+    existing: Existing = "refuse",
     device: str = "cpu",
     progress: bool = True,
 ) -> int | None:

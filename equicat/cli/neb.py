@@ -1,9 +1,10 @@
 """`equicat neb`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from equicat.errors import InputError
+from equicat.files import existing_of
 from equicat.options.values import Device, Words
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def neb(
     from equicat.barriers.neb import neb as find
 
     initial, final, config = _ends_and_config(ends, **options)
-    existing: Literal["refuse", "resume", "overwrite"] = "overwrite" if overwrite else "resume" if resume else "refuse"
-    result = find(initial, final, run, config, out=out, existing=existing, device=device, progress=progress)
+    result = find(
+        initial, final, run, config, out=out, existing=existing_of(resume, overwrite), device=device, progress=progress
+    )
     print(result.as_text())
     print(f"\npaths: {Path(out) / 'path.extxyz'}\nfigure: {Path(out) / 'profile.svg'}")
 

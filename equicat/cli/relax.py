@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from equicat.errors import InputError
+from equicat.files import existing_of
 from equicat.options.values import Device, Words
 
 if TYPE_CHECKING:
@@ -85,11 +86,15 @@ def adsorb(
 
     slabs, config = _slabs_and_config(**options)
     names = [name.strip() for name in adsorbates.split(",") if name.strip()]
-    existing: Literal["refuse", "resume", "overwrite"] = "overwrite" if overwrite else "resume" if resume else "refuse"
     result: energies.AdsorptionEnergies | screening.Screening | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they stand in what is printed
-        how: dict[str, Any] = {"out": out, "existing": existing, "device": device, "progress": progress}
+        how: dict[str, Any] = {
+            "out": out,
+            "existing": existing_of(resume, overwrite),
+            "device": device,
+            "progress": progress,
+        }
         if len(slabs) == 1 and not screening.is_pattern(slabs[0]):
             page = "page.html"
             result = energies.adsorption_energies(slabs[0], names, run, config, **how)

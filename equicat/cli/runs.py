@@ -5,9 +5,10 @@ costly to import is imported inside, once the command is known.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from equicat.errors import InputError
+from equicat.files import existing_of
 from equicat.options.values import Words
 from equicat.relaxation.config import RelaxConfig
 
@@ -92,8 +93,7 @@ def predict(
     out = options["out"]
     if relax:
         given = {name: options[name] for name in ("out", "submission", "device", "progress")}
-        existing: Literal["refuse", "resume", "overwrite"]
-        existing = "overwrite" if overwrite else "resume" if resume else "refuse"
+        existing = existing_of(resume, overwrite)
         n_relaxed = predict_relaxed(run, structures, relaxation, existing=existing, **given)
         others = "this process is done; others still have systems to finish"
         print(others if n_relaxed is None else f"{n_relaxed} structures: {out}")
