@@ -20,7 +20,7 @@ def table1(data: str, *, out: str, workers: Workers = 1, **options: Any) -> None
     """
     from equicat.studies import table1 as study
 
-    print(study.table1(Path(data), Path(out), study.Table1Options(**options), workers, _command()))
+    print(study.TABLE1.conduct(Path(data), Path(out), study.Table1Options(**options), workers, _command()))
 
 
 def l_max(data: str, *, out: str, workers: Workers = 1, **options: Any) -> None:
@@ -35,7 +35,7 @@ def l_max(data: str, *, out: str, workers: Workers = 1, **options: Any) -> None:
     """
     from equicat.studies import l_max as study
 
-    print(study.l_max(Path(data), Path(out), study.LMaxOptions(**options), workers, _command()))
+    print(study.L_MAX.conduct(Path(data), Path(out), study.LMaxOptions(**options), workers, _command()))
 
 
 def data_efficiency(data: str, *, out: str, workers: Workers = 1, **options: Any) -> None:
@@ -51,7 +51,7 @@ def data_efficiency(data: str, *, out: str, workers: Workers = 1, **options: Any
     from equicat.studies import data_efficiency as study
 
     chosen = study.DataEfficiencyOptions(**options)
-    print(study.data_efficiency(Path(data), Path(out), chosen, workers, _command()))
+    print(study.DATA_EFFICIENCY.conduct(Path(data), Path(out), chosen, workers, _command()))
 
 
 def locality(data: str, *, out: str, workers: Workers = 1, **options: Any) -> None:
@@ -66,7 +66,7 @@ def locality(data: str, *, out: str, workers: Workers = 1, **options: Any) -> No
     """
     from equicat.studies import locality as study
 
-    print(study.locality(Path(data), Path(out), study.LocalityOptions(**options), workers, _command()))
+    print(study.LOCALITY.conduct(Path(data), Path(out), study.LocalityOptions(**options), workers, _command()))
 
 
 def curves(runs: Annotated[tuple[str, ...], Words(positional=True)], *, out: str) -> None:

@@ -7,7 +7,6 @@ one that only starts better has a lower line of the same slope.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from equicat.studies.columns import TRIVIAL, Column
 from equicat.studies.models import MODELS, Grid, Options
 from equicat.studies.outcome import COLORS, Outcome, distinct, heading, listed, select, splits_in, spread, table
 from equicat.studies.run_cell import MODEL_ROW
-from equicat.studies.study import Study, conduct
+from equicat.studies.study import Study
 from equicat.studies.study_data import StudyData
 from equicat.tasks.tables import METRICS
 
@@ -82,24 +81,6 @@ def fit(sizes: Sequence[int], errors: Float[ndarray, "n_seeds n_sizes"], seed: i
         slope_std=float(max(np.std(slopes[drawn].mean(1)), scatter / np.sqrt(x @ x))),
         log_mid_std=float(max(np.std(heights[drawn].mean(1)), scatter / np.sqrt(len(x)))),
     )
-
-
-def data_efficiency(data: Path, out: Path, options: DataEfficiencyOptions, workers: int = 1, command: str = "") -> str:
-    """Do the study, or go on with it; see :func:`equicat.studies.study.conduct`.
-
-    Args:
-        data: data set directory.
-        out: folder of the study.
-        options: which models, tasks, sizes and budgets.
-        workers: processes.
-        command: that does it, for the files.
-
-    Raises:
-        InputError: if a task has no data, an option cannot be what it is, or the folder holds something else.
-    """
-    source = StudyData(data)
-    study = Study("data-efficiency", cells(source, options), lambda plan: outcome(finished(plan.results())))
-    return conduct(study, source, out, workers=workers, command=command)
 
 
 def cells(data: StudyData, options: DataEfficiencyOptions) -> list[Cell]:
@@ -261,3 +242,6 @@ def _draw(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_ylabel(f"val_id {heading(metric)}")
     axes.grid(True, which="major", alpha=0.3)
     axes.legend(fontsize=7)
+
+
+DATA_EFFICIENCY = Study("data-efficiency", cells, lambda plan, data, options: outcome(finished(plan.results())))

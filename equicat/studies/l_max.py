@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from equicat.studies.data_efficiency import PRIMARY
 from equicat.studies.models import MODELS, Grid, Options
 from equicat.studies.outcome import COLORS, Outcome, distinct, heading, select, splits_in, spread, table
 from equicat.studies.run_cell import MODEL_ROW
-from equicat.studies.study import Study, conduct
+from equicat.studies.study import Study
 from equicat.studies.study_data import StudyData
 from equicat.tasks.tables import METRICS
 
@@ -31,24 +30,6 @@ class LMaxOptions(Options):
     """Equal time: train for so many minutes; null leaves this comparison out."""
     tasks: tuple[Literal["s2ef", "is2re", "is2rs"], ...] = ()
     """Tasks; those that the data set has data for if none are given."""
-
-
-def l_max(data: Path, out: Path, options: LMaxOptions, workers: int = 1, command: str = "") -> str:
-    """Do the study, or go on with it; see :func:`equicat.studies.study.conduct`.
-
-    Args:
-        data: data set directory.
-        out: folder of the study.
-        options: which models, tasks and budgets.
-        workers: processes.
-        command: that does it, for the files.
-
-    Raises:
-        InputError: if a task has no data, an option cannot be what it is, or the folder holds something else.
-    """
-    source = StudyData(data)
-    study = Study("l-max", cells(source, options), lambda plan: outcome(finished(plan.results())))
-    return conduct(study, source, out, workers=workers, command=command)
 
 
 def cells(data: StudyData, options: LMaxOptions) -> list[Cell]:
@@ -153,3 +134,6 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.grid(True, alpha=0.3)
         axes.legend(fontsize=8)
     return drawn
+
+
+L_MAX = Study("l-max", cells, lambda plan, data, options: outcome(finished(plan.results())))

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from equicat.studies.distances import Bin, Errors, binned, energy_errors, force_
 from equicat.studies.models import Grid, Options
 from equicat.studies.outcome import COLORS, DASH, Outcome, Spread, distinct, select, splits_in, spread, table
 from equicat.studies.run_cell import EVALUATION, MODEL_ROW, RELAXED_ROW
-from equicat.studies.study import Study, conduct
+from equicat.studies.study import Study
 from equicat.studies.study_data import StudyData
 from equicat.tasks.tables import METRICS
 
@@ -56,24 +55,6 @@ class LocalityOptions(Options):
     """Judge models of s2ef by the relaxed energies that they relax to, too."""
     relaxation: RelaxConfig = field(default_factory=RelaxConfig)
     """How to relax."""
-
-
-def locality(data: Path, out: Path, options: LocalityOptions, workers: int = 1, command: str = "") -> str:
-    """Do the study, or go on with it; see :func:`equicat.studies.study.conduct`.
-
-    Args:
-        data: data set directory.
-        out: folder of the study.
-        options: which models, cutoffs and budgets.
-        workers: processes.
-        command: that does it, for the files.
-
-    Raises:
-        InputError: if a task has no data, an option cannot be what it is, or the folder holds something else.
-    """
-    source = StudyData(data)
-    study = Study("locality", cells(source, options), lambda plan: outcome(plan, source))
-    return conduct(study, source, out, workers=workers, command=command)
 
 
 def cells(data: StudyData, options: LocalityOptions) -> list[Cell]:
@@ -357,3 +338,6 @@ def _draw_distances(axes: Axes, groups: Mapping[tuple[str, float], Sequence[Loca
     axes.set_title("force MAE [eV/Å] of free atoms", fontsize=9)
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=6)
+
+
+LOCALITY = Study("locality", cells, lambda plan, data, options: outcome(plan, data))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from equicat.studies.columns import TRIVIAL, Column, columns
 from equicat.studies.models import MODELS, Grid, Options
 from equicat.studies.outcome import COLORS, DASH, Outcome, Spread, distinct, select, splits_in, table
 from equicat.studies.published import compared, figure_of
-from equicat.studies.study import Study, conduct
+from equicat.studies.study import Study
 from equicat.studies.study_data import StudyData
 from equicat.tasks.tables import METRICS
 
@@ -36,24 +35,6 @@ class Table1Options(Options):
     """Judge models of s2ef by the relaxed energies and structures that they relax to, too."""
     relaxation: RelaxConfig = field(default_factory=RelaxConfig)
     """How to relax."""
-
-
-def table1(data: Path, out: Path, options: Table1Options, workers: int = 1, command: str = "") -> str:
-    """Do the study, or go on with it; see :func:`equicat.studies.study.conduct`.
-
-    Args:
-        data: data set directory.
-        out: folder of the study.
-        options: which models, tasks and budgets.
-        workers: processes.
-        command: that does it, for the files.
-
-    Raises:
-        InputError: if a task has no data, an option cannot be what it is, or the folder holds something else.
-    """
-    source = StudyData(data)
-    study = Study("table1", cells(source, options), lambda plan: outcome(finished(plan.results()), source, options))
-    return conduct(study, source, out, workers=workers, command=command)
 
 
 def cells(data: StudyData, options: Table1Options) -> list[Cell]:
@@ -211,3 +192,6 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_axis_off()
     drawn.supxlabel("val_id; dashed: the best guess that needs no model", fontsize=9)
     return drawn
+
+
+TABLE1 = Study("table1", cells, lambda plan, data, options: outcome(finished(plan.results()), data, options))

@@ -11,7 +11,7 @@ from equicat import Structure
 from equicat.data.datasets import open_dataset
 from equicat.studies.cells import Plan
 from equicat.studies.distances import binned, distance_to_adsorbate, reach_of_adsorbate, thirds
-from equicat.studies.locality import LocalityOptions, cutoff_table, explanation, locality, located, zones
+from equicat.studies.locality import LOCALITY, LocalityOptions, cutoff_table, explanation, located, zones
 from equicat.studies.study_data import StudyData
 
 
@@ -82,7 +82,7 @@ def test_errors_are_those_of_the_free_atoms_they_are_given_to(data, tmp_path):
     options = LocalityOptions(
         ("allegro-l1",), seeds=1, epochs=1, presets=str(preset), cutoffs=(3.0, 4.0), tasks=("s2ef",), relax=False
     )
-    print(locality(data, tmp_path / "study", options))
+    print(LOCALITY.conduct(data, tmp_path / "study", options))
     study = StudyData(data)
     plan = Plan.read(tmp_path / "study")
     val = open_dataset(study.stores("s2ef")["val_id"])
