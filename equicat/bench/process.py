@@ -12,7 +12,7 @@ from typing import Any
 from equicat.bench import peers
 from equicat.errors import InputError
 
-PEER_PROGRAM = Path(peers.__file__).parent / "bench_nequip_allegro.py"
+PEER_PROGRAM = Path(peers.__file__).parent / "run_nequip_allegro.py"
 
 
 @dataclass(frozen=True)

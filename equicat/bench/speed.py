@@ -7,8 +7,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +56,8 @@ class BenchConfig(Checked):
     """Threads on the processor that each contestant gets."""
     repeats: Positive = 5
     """Interleaved repetitions, of which the median is taken."""
+    n_slabs: Positive = 8
+    """Slabs of 38 atoms in the batch that is measured."""
     peer: bool = True
     """Measure nequip-allegro as well; otherwise ours alone, with random weights."""
     modes: tuple[Mode, ...] = MODES
@@ -89,10 +93,10 @@ def contestants(device: str, peer: bool, modes: Sequence[str] = MODES) -> list[C
     return ours + [way for way in theirs if way.mode in modes]
 
 
-def slabs() -> list[Atoms]:
-    """Eight slabs of 38 atoms: four layers of a metal, carbon monoxide on top, rattled."""
+def slabs(n: int = 8) -> list[Atoms]:
+    """So many slabs of 38 atoms: four layers of a metal, carbon monoxide on top, rattled."""
     out = []
-    for k, metal in enumerate(METALS):
+    for k, metal in zip(range(n), cycle(METALS), strict=False):
         atoms = fcc111(metal, (3, 3, 4), vacuum=8.0)
         add_adsorbate(atoms, molecule("CO"), 2.0, "fcc")
         atoms.rattle(0.1, seed=k)
@@ -148,7 +152,10 @@ def write_systems(path: Path, frames: Sequence[Atoms]) -> None:
 def speed(
     config: BenchConfig, sizes: Sequence[str] = ("small", "paper"), each: Callable[[Results], None] = lambda _: None
 ) -> Results:
-    """Training step, inference, first step and memory of all contestants on eight slabs.
+    """Training step, inference, first step and memory of all contestants on a batch of slabs.
+
+    On a processor contestants start one after the other, each twice, for its memory is told apart by process. On a GPU
+    they start side by side, each once; those for which the memory does not suffice start again, alone, at the end.
 
     Args:
         config: how to measure.
@@ -161,7 +168,7 @@ def speed(
     for size in sizes:
         if size not in SIZES:
             raise InputError(f"no model size {size!r}; there are {', '.join(SIZES)}")
-    frames = slabs()
+    frames = slabs(config.n_slabs)
     out: Results = {"environment": environment(), "device": config.device, "threads": config.threads, "sizes": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -178,26 +185,20 @@ def _speed_of(size: str, config: BenchConfig, folder: Path, frames: Sequence[Ato
     requests = Requests(config, SIZES[size], elements, arrays if config.peer else None, folder / "systems.npz")
     if config.peer:
         requests.export()
-    rows: dict[str, Results] = {}
+    ways = contestants(config.device, config.peer, config.modes)
     with ExitStack() as stack:
-        running: dict[str, Process] = {}
-        for contestant in tqdm(
-            contestants(config.device, config.peer, config.modes), desc=f"{size}: start", disable=not config.progress
-        ):
-            row = _inference_alone(contestant, requests, folder / f"{contestant.name}.npz")
-            process = stack.enter_context(Process(contestant, config.threads, config.peer_python))
-            rows[contestant.name] = row | _first_calls(process, requests)
-            if "failed" in rows["equicat"]:  # the first
-                raise InputError(f"equicat cannot be run on {config.device}: {rows['equicat']['failed']}")
-            if "failed" not in rows[contestant.name]:
-                running[contestant.name] = process
+        started = _side_by_side if config.device != "cpu" else _one_by_one
+        rows, running = started(ways, requests, folder, stack)
+        if "failed" in (ours := rows["equicat"]):
+            raise InputError(f"equicat cannot be run on {config.device}: {ours['failed']}")
         rounded = {name: TF32_AGREEMENT for name, process in running.items() if process.contestant.tf32}
         errors = _compare({name: folder / f"{name}.npz" for name in running}, rounded)
         for name, error in errors.items():
             rows[name] |= error
         for what in ("inference", "training"):
             taking_part = {n: p for n, p in running.items() if what == "inference" or p.contestant.trains}
-            times = interleaved(taking_part, what, config, f"{size}: {what}")
+            measured = interleaved if config.device == "cpu" else in_turn
+            times = measured(taking_part, what, config, f"{size}: {what}")
             for name, seconds in times.items():
                 rows[name][f"{what}_s"], rows[name][f"{what}_all_s"] = statistics.median(seconds), seconds
         limits = running["equicat"].ask("limits", device=config.device)
@@ -257,30 +258,61 @@ class Requests:
                 ) from error
 
 
-def _inference_alone(contestant: Contestant, requests: Requests, outputs: Path) -> Results:
-    """First call, outputs to compare, and memory of a process that never trains: training brings more along."""
-    row: Results = {}
-    with Process(contestant, requests.config.threads, requests.config.peer_python) as process:
-        try:
-            process.ask("start", **requests.start(contestant))
-            row["first_inference_s"] = process.ask("seconds", what="inference")
-            process.ask("outputs", path=str(outputs))
-            row["inference_memory"] = process.ask("peak", what="inference", device=requests.config.device)
-        except Failed as error:
-            row["failed"] = str(error)
-    return row
+Started = tuple[dict[str, Results], dict[str, Process]]
+"""A row of each contestant, and the processes of those that did not fail."""
 
 
-def _first_calls(process: Process, requests: Requests) -> Results:
-    """Start, first training step and its memory."""
-    started = time.perf_counter()
+def _one_by_one(ways: Sequence[Contestant], requests: Requests, folder: Path, stack: ExitStack) -> Started:
+    """Start contestants one after the other; the first one's failure ends it."""
+    rows: dict[str, Results] = {}
+    running: dict[str, Process] = {}
+    config = requests.config
+    for way in tqdm(ways, desc="start", disable=not config.progress):
+        with Process(way, config.threads, config.peer_python) as alone:  # training brings more memory along
+            row = _first_calls(alone, requests, folder, ("inference",))
+        process = stack.enter_context(Process(way, config.threads, config.peer_python))
+        rows[way.name] = row | _first_calls(process, requests, folder, ("training",))
+        if "failed" not in rows[way.name]:
+            running[way.name] = process
+        elif not running:
+            break
+    return rows, running
+
+
+def _side_by_side(ways: Sequence[Contestant], requests: Requests, folder: Path, stack: ExitStack) -> Started:
+    """Start contestants all at once, and those that ran out of memory once more, one after the other."""
+    config = requests.config
+
+    def start(way: Contestant) -> tuple[Results, Process]:
+        process = stack.enter_context(Process(way, config.threads, config.peer_python))
+        return _first_calls(process, requests, folder, ("inference", "training")), process
+
+    with ThreadPoolExecutor(len(ways)) as pool:
+        found = dict(zip((way.name for way in ways), pool.map(start, ways), strict=True))
+    for way in ways:
+        if "out of memory" in found[way.name][0].get("failed", ""):
+            found[way.name][1].__exit__(None, None, None)
+            found[way.name] = start(way)
+    running = {name: process for name, (row, process) in found.items() if "failed" not in row}
+    return {name: row for name, (row, _) in found.items()}, running
+
+
+def _first_calls(process: Process, requests: Requests, folder: Path, calls: Sequence[str]) -> Results:
+    """Start, and what the first calls of ``inference`` and ``training`` take; energies and forces go to a file."""
+    device, way = requests.config.device, process.contestant
     row: Results = {}
+    began = time.perf_counter()
     try:
-        row |= process.ask("start", **requests.start(process.contestant))
-        row["ready_s"] = time.perf_counter() - started
-        if process.contestant.trains:
-            row["first_training_s"] = process.ask("seconds", what="training")
-            row["training_memory"] = process.ask("peak", what="training", device=requests.config.device)
+        row |= process.ask("start", **requests.start(way))
+        row["ready_s"] = time.perf_counter() - began
+        for what in calls:
+            if what == "training" and not way.trains:
+                continue
+            row[f"first_{what}_s"] = process.ask("seconds", what=what)
+            if what == "inference":
+                process.ask("outputs", path=str(folder / f"{way.name}.npz"))
+            row[f"{what}_memory"] = process.ask("peak", what=what, device=device)
+        process.ask("release")
     except Failed as error:
         row["failed"] = str(error)
     return row
@@ -314,6 +346,16 @@ def interleaved(running: Mapping[str, Process], what: str, config: BenchConfig, 
     for _ in tqdm(range(config.repeats), desc=title, disable=not config.progress):
         for name, process in running.items():
             times[name].append(process.ask("seconds", what=what))
+    return times
+
+
+def in_turn(running: Mapping[str, Process], what: str, config: BenchConfig, title: str) -> dict[str, list[float]]:
+    """Seconds of ``config.repeats`` calls of ``what`` by one process after the other, each with the GPU for itself."""
+    times: dict[str, list[float]] = {}
+    for name, process in tqdm(running.items(), desc=title, disable=not config.progress):
+        process.ask("seconds", what=what)  # not counted
+        times[name] = [process.ask("seconds", what=what) for _ in range(config.repeats)]
+        process.ask("release")
     return times
 
 

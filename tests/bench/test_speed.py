@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def tiny(monkeypatch):
         atoms.rattle(0.1, seed=k)
         atoms.pbc = True
     monkeypatch.setattr(bench, "SIZES", {"small": TINY})
-    monkeypatch.setattr(bench, "slabs", lambda: slabs)
+    monkeypatch.setattr(bench, "slabs", lambda n: slabs)
     monkeypatch.setattr("equicat.bench.scaling.SIZES", {"small": TINY})
     return slabs
 
@@ -56,6 +58,52 @@ def test_speed_alone(tiny, tmp_path):
     speed_figure(results, tmp_path / "speed.svg")
     assert "equicat, operators" in (tmp_path / "speed.svg").read_text() or (tmp_path / "speed.svg").stat().st_size > 1e4
     json.dumps(results)
+
+
+CROWDED = """
+import json, pathlib, sys
+marker, full = pathlib.Path(sys.argv[1]), False
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["do"] == "start" and not marker.exists():
+        marker.touch()
+        full = True
+    answer = {"peak_gb": 1.0} if request["do"] == "peak" else {} if request["do"] == "start" else 0.5
+    print(json.dumps({"failed": "OutOfMemoryError: out of memory"} if full else {"answer": answer}), flush=True)
+"""
+"""A contestant that finds no memory when it is started for the first time."""
+
+
+def test_on_a_gpu_contestants_start_side_by_side_and_again_where_memory_was_short(tiny, tmp_path):
+    bench.write_systems(tmp_path / "systems.npz", tiny)
+    requests = bench.Requests(ALONE, TINY, ["Cu"], None, tmp_path / "systems.npz")
+    crowded = (sys.executable, "-c", CROWDED, str(tmp_path / "marker"))
+    ways = [
+        Contestant("equicat", ours=True),
+        Contestant("crowded", command=crowded),
+        Contestant("bad", command=(sys.executable, "-c", "")),
+    ]
+    with ExitStack() as stack:
+        rows, running = bench._side_by_side(ways, requests, tmp_path, stack)
+        times = bench.in_turn(running, "inference", ALONE, "")
+    assert set(running) == set(times) == {"equicat", "crowded"}
+    assert times["crowded"] == [0.5, 0.5]
+    assert rows["crowded"]["inference_memory"] == {"peak_gb": 1.0}
+    assert "failed" not in rows["crowded"], "it had the memory for itself"
+    assert rows["equicat"]["training_memory"]["peak_gb"] >= rows["equicat"]["inference_memory"]["peak_gb"] > 0.05
+    assert rows["bad"]["failed"].startswith("its process ended with status 0")
+
+
+def test_the_peers_program_is_there_and_says_what_it_misses():
+    """Its imports of files of ours work; that of the peer's package fails where it is not installed."""
+    found = subprocess.run([sys.executable, str(bench_process.PEER_PROGRAM)], input="", capture_output=True, text=True)
+    assert found.returncode == 0 or "No module named 'allegro'" in found.stderr
+
+
+def test_slabs_are_as_many_as_asked_for():
+    assert [len(a) for a in bench.slabs(11)] == [38] * 11
+    metals = [a.get_chemical_symbols()[0] for a in bench.slabs(11)]
+    assert metals == [*bench.METALS, *bench.METALS[:3]]
 
 
 def test_scaling_alone(tiny, tmp_path, capsys):

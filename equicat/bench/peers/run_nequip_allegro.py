@@ -1,5 +1,6 @@
 """nequip-allegro as a contestant of `equicat bench`; runs in an environment with that package, by its path."""
 
+import importlib.util
 import sys
 import tempfile
 import time
@@ -9,7 +10,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import nequip_allegro
 import torch
 import worker
 from allegro.model import AllegroModel
@@ -105,7 +105,14 @@ class NequipAllegro:
 
 
 def _export(contestant: NequipAllegro, request: dict[str, Any]) -> None:
-    nequip_allegro.write(Path(request["path"]), *nequip_allegro.extract(contestant.model))
+    """Write the weights for equicat, by its program that reads models of the package and needs that package alone."""
+    program = Path(__file__).parents[2] / "interfaces" / "nequip_allegro_extract.py"
+    spec = importlib.util.spec_from_file_location(program.stem, program)
+    assert spec is not None
+    assert spec.loader is not None
+    extract = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extract)
+    extract.write(Path(request["path"]), *extract.extract(contestant.model))
 
 
 if __name__ == "__main__":
