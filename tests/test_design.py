@@ -30,7 +30,7 @@ MAX_ARGUMENTS = 8
 
 ROWS = """
     errors
-    files extras options
+    files extras options terminal
     data kernels
     sources networks run_directory
     models

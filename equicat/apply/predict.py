@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor
-from tqdm import tqdm
 
 from equicat.apply.clean_slab import minus_clean_slab
 from equicat.apply.options import ApplyOptions
@@ -36,6 +35,7 @@ from equicat.tasks.leaderboard import (
 )
 from equicat.tasks.tables import aligned
 from equicat.tasks.tasks import task_of, values_of
+from equicat.terminal.progress import progress_bar
 
 
 def watch_of(model: Potential | DirectModel, options: ApplyOptions) -> DomainWatch:
@@ -61,7 +61,7 @@ def predictions(
     device, watch = model.scale.device, watch or watch_of(model, options)
     task = task_of(model.info.outputs)
     loader = batches(dataset, model.cutoff, options.batch_size, dtype=model.dtype, labels=labels)
-    for batch in tqdm(loader, desc=title, unit="batch", disable=not options.progress, leave=False):
+    for batch in progress_bar(loader, desc=title, unit="batch", disable=not options.progress, leave=False):
         batch = batch.to(device)
         with torch.no_grad():
             prediction = task.predict(model, batch)

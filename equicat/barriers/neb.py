@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from tqdm import tqdm
 
 from equicat.barriers.config import NEBConfig
 from equicat.barriers.driver import Band, Driver, Progress
@@ -28,6 +27,7 @@ from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.held import free_directions
 from equicat.relaxation.models import ForceModel, PotentialForces, force_model
 from equicat.relaxation.relax import check_systems, digest_of, relax
+from equicat.terminal.progress import progress_bar
 
 States = str | Path | Structure | Atoms | Sequence[Structure | Atoms]
 """A file, or structures in memory."""
@@ -195,7 +195,7 @@ def _ended(
     todo = [band for band in bands if band.number not in done]
 
     starts = [state.get(band.number) or Progress.begin(band.inner) for band in todo]
-    bar = tqdm(total=len(bands), initial=len(done), desc="neb", unit="band", disable=not progress)
+    bar = progress_bar(total=len(bands), initial=len(done), desc="neb", unit="band", disable=not progress)
 
     def save(moving: Mapping[int, Progress]) -> None:
         if folder is not None:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111
-from tqdm import tqdm
 
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.bench.speed import SIZES, BenchConfig, Requests, Results, write_systems
 from equicat.errors import InputError
 from equicat.run_directory import environment
+from equicat.terminal.progress import progress_bar
 
 MARGIN = 1.2
 """Free memory that a size must leave, relative to what it is expected to take."""
@@ -64,7 +64,7 @@ def scaling(config: BenchConfig, atoms: Sequence[int], kinds: Sequence[str] = ("
 
 def _points(way: Contestant, kind: str, sizes: Sequence[int], requests: Requests) -> Iterator[Results]:
     config, before = requests.config, []  # type: ignore[var-annotated]
-    for n in tqdm(sorted(sizes), desc=f"{way.name}, {kind}", disable=not config.progress):
+    for n in progress_bar(sorted(sizes), desc=f"{way.name}, {kind}", disable=not config.progress):
         frame = copper(kind, n)
         expected = _expected_gb(before, len(frame))
         if expected * MARGIN > available_gb(config.device):

@@ -19,12 +19,12 @@ from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
 from ase.data import atomic_numbers
 from numpy import ndarray
-from tqdm import tqdm
 
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.errors import InputError
 from equicat.options.values import Checked, Positive, Workers
 from equicat.run_directory import environment
+from equicat.terminal.progress import progress_bar
 
 Results = dict[str, Any]
 
@@ -267,7 +267,7 @@ def _one_by_one(ways: Sequence[Contestant], requests: Requests, folder: Path, st
     rows: dict[str, Results] = {}
     running: dict[str, Process] = {}
     config = requests.config
-    for way in tqdm(ways, desc="start", disable=not config.progress):
+    for way in progress_bar(ways, desc="start", disable=not config.progress):
         with Process(way, config.threads, config.peer_python) as alone:  # training brings more memory along
             row = _first_calls(alone, requests, folder, ("inference",))
         process = stack.enter_context(Process(way, config.threads, config.peer_python))
@@ -343,7 +343,7 @@ def interleaved(running: Mapping[str, Process], what: str, config: BenchConfig, 
     times: dict[str, list[float]] = {name: [] for name in running}
     for process in running.values():
         process.ask("seconds", what=what)  # not counted
-    for _ in tqdm(range(config.repeats), desc=title, disable=not config.progress):
+    for _ in progress_bar(range(config.repeats), desc=title, disable=not config.progress):
         for name, process in running.items():
             times[name].append(process.ask("seconds", what=what))
     return times
@@ -352,7 +352,7 @@ def interleaved(running: Mapping[str, Process], what: str, config: BenchConfig, 
 def in_turn(running: Mapping[str, Process], what: str, config: BenchConfig, title: str) -> dict[str, list[float]]:
     """Seconds of ``config.repeats`` calls of ``what`` by one process after the other, each with the GPU for itself."""
     times: dict[str, list[float]] = {}
-    for name, process in tqdm(running.items(), desc=title, disable=not config.progress):
+    for name, process in progress_bar(running.items(), desc=title, disable=not config.progress):
         process.ask("seconds", what=what)  # not counted
         times[name] = [process.ask("seconds", what=what) for _ in range(config.repeats)]
         process.ask("release")

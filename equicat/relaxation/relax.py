@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from ase import Atoms
-from tqdm import tqdm
 
 from equicat.data.batch import Batch
 from equicat.data.datasets import MemoryDataset, open_dataset
@@ -25,6 +24,7 @@ from equicat.relaxation.held import check_constraints, free_directions
 from equicat.relaxation.models import ForceModel, PotentialForces, check_elements, force_model
 from equicat.relaxation.parts import Output, Parts, Share, plan_of
 from equicat.relaxation.records import Record, table, trajectory_file, write_trajectory
+from equicat.terminal.progress import progress_bar
 
 OVERLAP = 0.5
 """Å; how near atoms are looked for that stand at the same place."""
@@ -115,7 +115,7 @@ class _Run:
         """Relax the systems with these numbers, but for those that are finished; their records."""
         done = {} if self.parts is None else self.parts.finished()
         todo = [number for number in numbers if number not in done]
-        bar = tqdm(
+        bar = progress_bar(
             total=len(numbers), initial=len(numbers) - len(todo), desc="relax", unit="system", disable=not progress
         )
         with bar:

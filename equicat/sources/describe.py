@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from ase.data import chemical_symbols
 from numpy import ndarray
-from tqdm import tqdm
 
 from equicat.data.datasets import Dataset, MemoryDataset, open_dataset
 from equicat.data.directory import is_store, read_description, stores_in
@@ -16,6 +15,7 @@ from equicat.data.readers import stem_of
 from equicat.data.shards import OPTIONAL
 from equicat.data.store import Store
 from equicat.errors import InputError
+from equicat.terminal.progress import progress_bar
 
 HISTOGRAM_BINS = 8
 NEIGHBOR_SAMPLE = 200
@@ -86,7 +86,7 @@ def _describe_split(name: str, dataset: Dataset, verify: bool, progress: bool) -
 
 
 def _verified(store: Store, progress: bool) -> dict[str, str]:
-    files = tqdm(store.verify(), total=len(store.shards) + 1, unit=" files", disable=not progress, leave=False)
+    files = progress_bar(store.verify(), total=len(store.shards) + 1, unit=" files", disable=not progress, leave=False)
     return {"checksums": f"all {sum(1 for _ in files):,} files are as they were written"}
 
 

@@ -19,8 +19,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from equicat.data.info import DatasetInfo
 from equicat.data.neighbors import neighbor_list
 from equicat.data.shards import Schema, ShardBuilder
@@ -28,6 +26,7 @@ from equicat.data.store import shard_name, write_index
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import read_json, replace_json, writing_to
+from equicat.terminal.progress import progress_bar
 
 
 class Piece(ABC):
@@ -252,7 +251,7 @@ def first_good(
 
 def _run(job: _Job, todo: dict[int, Pieces], options: PackOptions, total: int) -> None:
     done = total - sum(piece.count for pieces in todo.values() for piece in pieces)
-    with tqdm(total=total, initial=done, unit=" structures", disable=not options.progress) as bar:
+    with progress_bar(total=total, initial=done, unit=" structures", disable=not options.progress) as bar:
         if options.workers == 1:
             for k, pieces in todo.items():
                 bar.update(job.write(k, pieces))

@@ -1,5 +1,7 @@
 """Callbacks of the training loop: one writes the run directory, others end the training early."""
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +24,7 @@ from equicat.run_directory import (
 )
 from equicat.tasks.tables import metrics_of
 from equicat.tasks.tasks import Task
+from equicat.terminal.progress import SECONDS
 from equicat.training.module import TrainingModule
 from equicat.training.optimizers import n_without_better, rate_of
 from equicat.training.origin import Origin
@@ -104,6 +107,27 @@ def header(task: Task) -> list[str]:
     names = [metric.name for metric in metrics_of(task.quantities) if metric.is_shown("log")]
     metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *names)]
     return ["epoch", "step", "time_s", "lr", *metrics]
+
+
+class Lines(Callback):
+    """Says how a training is going in lines of a file, at most one in so many seconds, where nobody could see a bar."""
+
+    def __init__(self) -> None:
+        self.said = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        self._say(trainer, trained(module))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._say(trainer, trained(module))
+
+    def _say(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        if not trainer.is_global_zero or time.monotonic() - self.said < SECONDS:
+            return
+        self.said = time.monotonic()
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
+        where = f"epoch {trainer.current_epoch}, step {trainer.global_step}, {module.seconds():.0f} s"
+        print(f"{where}: {values}" if values else where, file=sys.stderr, flush=True)
 
 
 class MinuteLimit(Callback):

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equicat.errors import InputError
-from equicat.training.callbacks import MinuteLimit, Patience, RunWriter
+from equicat.terminal.progress import is_watched
+from equicat.training.callbacks import Lines, MinuteLimit, Patience, RunWriter
 from equicat.training.config import RunConfig, TrainConfig
 
 
@@ -48,7 +49,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
     if options.max_minutes is not None:
         callbacks.append(MinuteLimit(options.max_minutes))
     if options.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
+        callbacks.append(TQDMProgressBar(refresh_rate=10) if is_watched() else Lines())
     devices, num_nodes = devices_and_nodes(options)
     try:
         trainer = pl.Trainer(
@@ -65,7 +66,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
             logger=_loggers(config, run),
             callbacks=callbacks,
             enable_checkpointing=False,  # the writer saves what we promise
-            enable_progress_bar=options.progress,
+            enable_progress_bar=options.progress and is_watched(),
             enable_model_summary=False,
             log_every_n_steps=10,
         )

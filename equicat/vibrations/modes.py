@@ -13,12 +13,12 @@ from ase import Atoms, units
 from ase.data import atomic_masses
 from jaxtyping import Float, Int
 from numpy import ndarray
-from tqdm import tqdm
 
 from equicat.data.labels import LABELS
 from equicat.data.structure import Structure
 from equicat.models.potential import Potential
 from equicat.relaxation.models import ForceModel, check_elements, force_model
+from equicat.terminal.progress import progress_bar
 from equicat.vibrations.config import VibrationConfig
 from equicat.vibrations.differences import Differences, differences
 from equicat.vibrations.molecules import Geometry, external_motions
@@ -135,7 +135,7 @@ def vibrations_of_systems(
 ) -> list[Vibrations]:
     """Vibrations of structures that were made ready, in their order."""
     found = zip(systems, differences(model, systems, config), strict=True)
-    bar = tqdm(found, total=len(systems), desc="vibrations", unit="system", disable=not progress)
+    bar = progress_bar(found, total=len(systems), desc="vibrations", unit="system", disable=not progress)
     return [_vibrations(system, result) for system, result in bar]
 
 

@@ -51,6 +51,18 @@ def test_training_lowers_the_loss(data, tmp_path):
     assert result.best_val_loss == pytest.approx(min(float(r["val_loss"]) for r in log), rel=1e-4)
 
 
+def test_a_log_file_gets_lines_instead_of_a_bar(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("equicat.training.callbacks.SECONDS", 0.0)
+    config = configuration(data, tmp_path / "run", run={"max_epochs": 2, "progress": True})
+    capsys.readouterr()
+    train(from_mapping(config))
+    out, err = capsys.readouterr()
+    assert "\r" not in out + err
+    said = [line for line in err.splitlines() if line.startswith("epoch ")]
+    assert said[0].startswith("epoch 0, step 1, ")
+    assert "val_loss" in said[-1]
+
+
 def test_same_seed_same_weights(data, tmp_path):
     runs = [train(from_mapping(configuration(data, tmp_path / name))).run for name in "ab"]
     first, second = (equicat.load(r).state_dict() for r in runs)

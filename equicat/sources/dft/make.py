@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from tqdm import tqdm
-
 from equicat.data.directory import subset_path, write_description, write_split
 from equicat.data.info import DatasetInfo
 from equicat.data.labels import LabelKeys
@@ -34,6 +32,7 @@ from equicat.sources.dft.settle import Settled, check_wishes, settle
 from equicat.sources.dft.tables import csv_entries
 from equicat.sources.dft.trajectories import Found, each_once, find_files, pairs, trajectories
 from equicat.sources.splits import Assignment, Kind, SplitConfig, assign
+from equicat.terminal.progress import progress_bar
 
 __all__ = ["ImportConfig", "Rules", "import_dataset"]
 
@@ -134,7 +133,7 @@ def _read(scratch: Path, config: ImportConfig, found: Found, progress: bool) -> 
 
     def kept_frames() -> Iterator[Structure]:
         n_frames = 0
-        for trajectory in tqdm(each_once(relaxations), desc="reading", unit="system", disable=not progress):
+        for trajectory in progress_bar(each_once(relaxations), desc="reading", unit="system", disable=not progress):
             record, frames = examine(trajectory, config)
             record.rows = range(n_frames, n_frames + len(frames))
             n_frames += len(frames)

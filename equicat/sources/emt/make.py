@@ -22,7 +22,6 @@ from ase.data import chemical_symbols
 from ase.optimize import LBFGS
 from jaxtyping import Float
 from numpy import ndarray
-from tqdm import tqdm
 
 from equicat.data.directory import SPLITS, UNSEEN, write_description, write_split
 from equicat.data.info import DatasetInfo
@@ -52,6 +51,7 @@ from equicat.sources.emt.chemistry import (
     gas_references,
     is_held_out,
 )
+from equicat.terminal.progress import Bar, progress_bar
 
 VALIDATION_SHARE = 0.1
 """Share of all systems in each of the four validation splits."""
@@ -192,7 +192,7 @@ def _relax_all_splits(config: EMTConfig) -> tuple[dict[str, list[Relaxation]], d
     """Training systems first: the others may only hold elements that training has seen."""
     n_validation = max(1, round(VALIDATION_SHARE * config.n_systems))
     wanted = dict.fromkeys(SPLITS, n_validation) | {"train": config.n_systems - (len(SPLITS) - 1) * n_validation}
-    with _workers(config.workers) as run, tqdm(total=config.n_systems, desc="relaxing", unit="system") as bar:
+    with _workers(config.workers) as run, progress_bar(total=config.n_systems, desc="relaxing", unit="system") as bar:
         kept, dropped = _fill({"train": wanted.pop("train")}, _pools(config, None), config, run, bar)
         seen = {chemical_symbols[z] for relaxation in kept["train"] for z in relaxation.frames[0].numbers}
         others = _fill(wanted, _pools(config, seen), config, run, bar)
@@ -227,7 +227,7 @@ def _fill(
     pools: dict[str, tuple[list[Catalyst], list[str]]],
     config: EMTConfig,
     run: Callable[[list[Job]], Iterable[Relaxation]],
-    bar: tqdm,
+    bar: Bar,
 ) -> tuple[dict[str, list[Relaxation]], dict[str, Counter[str]]]:
     """Rounds of as many jobs as are missing, until every split has its systems.
 

@@ -10,10 +10,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from equicat.errors import InputError
 from equicat.files import writing_to
+from equicat.terminal.progress import Bar, progress_bar
 
 BLOCK = 1 << 20
 """Bytes to read at a time."""
@@ -42,7 +41,7 @@ def download(url: str, path: Path, md5: str | None = None, progress: bool = True
     """
     part = path.with_name(f"{path.name}.part")
     failures = 0
-    with writing_to(part), tqdm(desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
+    with writing_to(part), progress_bar(desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         while True:
@@ -66,7 +65,10 @@ def md5_of(path: Path, progress: bool = False) -> str:
     """MD5 sum of a file, as published with OC20."""
     checksum = hashlib.md5(usedforsecurity=False)
     total = path.stat().st_size
-    with path.open("rb") as file, tqdm(desc="MD5", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+    with (
+        path.open("rb") as file,
+        progress_bar(desc="MD5", total=total, unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
         while block := file.read(BLOCK):
             checksum.update(block)
             bar.update(len(block))
@@ -82,7 +84,7 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool], progress:
     temporary = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     n_files = 0
-    with writing_to(temporary), tqdm(desc=f"unpack {archive.name}", unit=" files", disable=not progress) as bar:
+    with writing_to(temporary), progress_bar(desc=f"unpack {archive.name}", unit=" files", disable=not progress) as bar:
         temporary.mkdir(parents=True)
         try:
             with tarfile.open(archive) as tar:
@@ -129,7 +131,7 @@ def require_space(folder: Path, n_bytes: float) -> None:
         )
 
 
-def _continue(url: str, part: Path, bar: tqdm) -> str | None:
+def _continue(url: str, part: Path, bar: Bar) -> str | None:
     """Fetch what is missing of ``part``; None if it is complete then, else what stopped it."""
     offset = part.stat().st_size
     headers = {"User-Agent": "equicat"} | ({"Range": f"bytes={offset}-"} if offset else {})

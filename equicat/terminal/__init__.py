@@ -1,0 +1,1 @@
+"""Words for those who wait."""
