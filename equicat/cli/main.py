@@ -4,16 +4,29 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 
 from equicat import __version__
-from equicat.cli import bench, data, neb, relax, runs, search, study, vibrations
+from equicat.cli import bench, completion, data, neb, relax, runs, search, study, vibrations
 from equicat.cli.lammps import LammpsParser
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
 from equicat.options.parser import Parser
+
+
+def complete(shell: Literal["bash", "zsh", "tcsh"]) -> None:
+    """Print a script that makes a shell complete commands, options and their values.
+
+    bash: `equicat completion bash > ~/.local/share/bash-completion/completions/equicat`; zsh: write to a file named
+    `_equicat` in a folder of `$fpath`; tcsh: write to a file that `~/.tcshrc` sources. Then open a new shell.
+
+    Args:
+        shell: Which shell.
+    """
+    print(completion.script(command_line(), shell))
+
 
 Commands = Mapping[str, Any]
 """Commands by name: each is a function, a class of parsers of one, or a set of further commands."""
@@ -46,6 +59,7 @@ COMMANDS: Commands = {
         "curves": study.curves,
     },
     "convert": {"nequip-allegro": runs.convert_nequip_allegro},
+    "completion": complete,
 }
 
 
