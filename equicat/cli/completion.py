@@ -1,4 +1,4 @@
-"""What a shell needs to complete commands, options and their values."""
+"""Scripts with which shells complete commands, options and their values."""
 
 from typing import Literal, get_args, get_origin
 

@@ -32,7 +32,7 @@ class _Lines:
 
 
 Bar = tqdm
-"""What functions take that move a bar on."""
+"""The type of a bar, for functions that move one on."""
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Bar:

@@ -95,7 +95,7 @@ def test_on_a_gpu_contestants_start_side_by_side_and_again_where_memory_was_shor
 
 
 def test_the_peers_program_is_there_and_says_what_it_misses():
-    """Its imports of files of ours work; that of the peer's package fails where it is not installed."""
+    """The program finds our own files; only the peer's package may be missing."""
     found = subprocess.run([sys.executable, str(bench_process.PEER_PROGRAM)], input="", capture_output=True, text=True)
     assert found.returncode == 0 or "No module named 'allegro'" in found.stderr
 
