@@ -1,17 +1,16 @@
 """Energies and forces of many images, in batches of bounded size, with neighbour lists that follow the atoms."""
 
 from collections.abc import Sequence
+from math import isfinite
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from equicat.data.structure import Structure
-from equicat.errors import InputError
 from equicat.relaxation.driver import EDGES_OF_AN_ATOM
 from equicat.relaxation.models import ForceModel
-from equicat.relaxation.pairs import Pairs, VerletList
+from equicat.relaxation.pairs import Pairs, verlet_lists, verlet_lists_or_none
 
 
 class ImageForces:
@@ -39,7 +38,8 @@ class ImageForces:
         self.model, self.skin = model, skin
         self.structures, self.names = list(structures), list(names)
         self.reach = None if model.cutoff is None else model.cutoff + skin
-        self.lists = [VerletList.of(s, s.positions, self.reach) for s in structures]
+        positions = [torch.from_numpy(s.positions).to(model.device) for s in structures]
+        self.lists = verlet_lists(self.structures, positions, self.reach)
         self.budget = edges or model.edges
         self._divide()
 
@@ -54,7 +54,7 @@ class ImageForces:
         """Consecutive images whose lists together fit into the budget, at least one each."""
         parts, start, total = list[slice](), 0, 0
         for k, (pairs, size) in enumerate(zip(self.lists, self.sizes, strict=True)):
-            cost = pairs.edge_index.shape[1] or EDGES_OF_AN_ATOM * size
+            cost = pairs.n_edges or EDGES_OF_AN_ATOM * size
             if k > start and total + cost > self.budget:
                 parts.append(slice(start, k))
                 start, total = k, 0
@@ -90,11 +90,9 @@ class ImageForces:
         pairs = self._pairs(number)
         lost = torch.zeros(len(self.sizes[part]), dtype=torch.bool, device=positions.device)
         if self.reach is not None:
-            moved = pairs.moved(positions)
-            for k in (~(moved <= self.skin / 2)).nonzero()[:, 0].tolist():
-                mine = pairs.layout.system_idx == k
-                lost[k] = not self._new_list(part.start + k, positions[mine])
-                self.pairs[number] = None
+            moved = pairs.moved(positions).tolist()
+            far = [k for k, distance in enumerate(moved) if distance > self.skin / 2]
+            lost[self._without_list(number, positions, moved, far)] = True
             pairs = self._pairs(number)
         # Lost images are computed where they last had a list, and what comes out is not used.
         sane = torch.where(pairs.layout.by_atom(lost), pairs.positions, positions)
@@ -102,16 +100,19 @@ class ImageForces:
         energy, forces = energy.double(), forces.double()
         return energy.masked_fill(lost, torch.nan), forces.masked_fill(pairs.layout.by_atom(lost), torch.nan)
 
-    def _new_list(self, image: int, positions: Tensor) -> bool:
-        """List the pairs of an image anew; False if that cannot be done."""
-        moved = positions.cpu().numpy()
-        if not np.isfinite(moved).all():
-            return False
-        try:
-            self.lists[image] = VerletList.of(self.structures[image], moved, self.reach)
-        except InputError:
-            return False
-        return True
+    def _without_list(self, number: int, positions: Tensor, moved: Sequence[float], far: Sequence[int]) -> list[int]:
+        """List the pairs of some images of a part anew, in one call; those of which that cannot be done."""
+        part = self.parts[number]
+        anew = [k for k in far if isfinite(moved[k])]
+        where = positions.split(self.sizes[part])
+        structures = [self.structures[part][k] for k in anew]
+        found = verlet_lists_or_none(structures, [where[k] for k in anew], self.reach)
+        made = {k: pairs for k, pairs in zip(anew, found, strict=True) if pairs is not None}
+        for k, pairs in made.items():
+            self.lists[part.start + k] = pairs
+        if made:
+            self.pairs[number] = None
+        return [k for k in far if k not in made]
 
     def _pairs(self, number: int) -> Pairs:
         found, part = self.pairs[number], self.parts[number]

@@ -46,7 +46,7 @@ class Ours:
 
     def neighbors(self) -> None:
         """Neighbour lists and the batch, from structures that have neither."""
-        self.batch = Batch.from_structures(self.structures, self.model.cutoff).to(self.device)
+        self.batch = Batch.from_structures(self.structures, self.model.cutoff, device=self.device)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int, Shaped
 from numpy import ndarray
 from torch import Tensor
 
+from equicat.data.device_neighbors import neighbor_lists
 from equicat.data.neighbors import neighbor_list
 from equicat.data.structure import LABELS, Structure
 from equicat.errors import InputError
@@ -119,6 +120,7 @@ class Batch:
         dtype: torch.dtype = torch.float32,
         max_neighbors: int | None = None,
         labels: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
     ) -> "Batch":
         """Stack systems and build their neighbour lists.
 
@@ -129,6 +131,7 @@ class Batch:
             max_neighbors: see :func:`~equicat.data.neighbors.neighbor_list`; breaks smoothness, off by default.
             labels: the labels to take along, by their names in a structure; every structure must have them. None takes
                 those that all structures have.
+            device: where the batch is to be. On a GPU the lists are made there, unless ``max_neighbors`` is given.
 
         Raises:
             InputError: for no structures, coincident atoms, or a structure without one of ``labels``.
@@ -136,22 +139,24 @@ class Batch:
         if not structures:
             raise InputError("cannot build a batch from no structures")
         n_atoms = np.array([len(s) for s in structures])
-        first_atom = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
-        graphs = [neighbor_list(s, cutoff, max_neighbors) for s in structures]
-        for (edge_index, _), first in zip(graphs, first_atom, strict=True):
-            edge_index += first
 
         def stacked(name: str, to: torch.dtype) -> Tensor:
             return torch.from_numpy(np.concatenate([getattr(s, name) for s in structures])).to(to)
 
-        return cls(
-            positions=stacked("positions", torch.float64),
+        positions = stacked("positions", torch.float64)
+        if torch.device(device).type == "cpu" or max_neighbors is not None:
+            edge_index, edge_shift = _edges(structures, cutoff, max_neighbors)
+        else:
+            positions = positions.to(device)
+            edge_index, edge_shift = neighbor_lists(structures, positions, cutoff)
+        batch = cls(
+            positions=positions,
             cell=torch.from_numpy(np.stack([s.cell for s in structures])).to(torch.float64),
             pbc=torch.from_numpy(np.stack([s.pbc for s in structures])),
             numbers=stacked("numbers", torch.int64),
             system_idx=torch.from_numpy(np.repeat(np.arange(len(structures)), n_atoms)),
-            edge_index=torch.from_numpy(_joined([edge_index for edge_index, _ in graphs], axis=1)),
-            edge_shift=torch.from_numpy(_joined([shift for _, shift in graphs], axis=0)),
+            edge_index=edge_index,
+            edge_shift=edge_shift,
             fixed=stacked("fixed", torch.bool),
             tags=stacked("tags", torch.int64),
             ids=tuple(s.id for s in structures),
@@ -159,6 +164,7 @@ class Batch:
             dtype=dtype,
             **_labels(structures, labels, dtype),
         )
+        return batch if torch.device(device).type == "cpu" else batch.to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +182,19 @@ class PairBatch(Batch):
     def in_dtype(self, dtype: torch.dtype) -> "PairBatch":
         """A copy whose pair vectors are ``dtype``."""
         return dataclasses.replace(self, dtype=dtype)
+
+
+def _edges(
+    structures: Sequence[Structure], cutoff: float, max_neighbors: int | None
+) -> tuple[Int[Tensor, "2 n_edges"], Int[Tensor, "n_edges 3"]]:
+    """Edges and shifts of all systems on the CPU, one list after the other, with atoms counted through all of them."""
+    graphs = [neighbor_list(s, cutoff, max_neighbors) for s in structures]
+    first = 0
+    for (edge_index, _), structure in zip(graphs, structures, strict=True):
+        edge_index += first
+        first += len(structure)
+    index, shift = (_joined(list(parts), axis) for parts, axis in zip(zip(*graphs, strict=True), (1, 0), strict=True))
+    return torch.from_numpy(index), torch.from_numpy(shift)
 
 
 def _labels(structures: Sequence[Structure], labels: Sequence[str] | None, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -190,8 +190,7 @@ class _Home:
         device = positions.device
         basis, inverse, combination, reach = lattices.on(device)
         counts = torch.from_numpy(n_atoms).to(device, non_blocking=True)
-        systems = torch.arange(len(n_atoms), device=device)
-        system = torch.repeat_interleave(systems, counts, output_size=len(positions))
+        system = torch.repeat_interleave(counts, output_size=len(positions))
         coordinates = _times(positions, inverse.index_select(0, system))
         cells = coordinates.floor()
         coordinates = coordinates - cells
@@ -204,7 +203,7 @@ class _Home:
 
     def images(self, n_images: int) -> tuple[Tensor, Tensor, Tensor]:
         """The atom, the place (Å) and the vectors of the basis of every image in reach of the cell."""
-        atom = _repeated(self.n_images, n_images)
+        atom = torch.repeat_interleave(self.n_images, output_size=n_images)
         within = _within(self.n_images, atom)
         _, n_b, n_c = self.n_along.index_select(0, atom).unbind(1)
         a_and_b = torch.div(within, n_c, rounding_mode="floor")
@@ -217,11 +216,6 @@ class _Home:
         """Whole vectors of the basis of some atoms as vectors of their cells."""
         combination = self.combination.index_select(0, self.system.index_select(0, atom))
         return _times(moved, combination).to(torch.int32)
-
-
-def _repeated(counts: Int[Tensor, "n"], total: int) -> Int[Tensor, "total"]:
-    """Each number from 0 on as often as its count says."""
-    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=total)
 
 
 def _within(counts: Int[Tensor, "n"], owner: Int[Tensor, "total"], first: Tensor | int = 0) -> Int[Tensor, "total"]:
@@ -305,7 +299,7 @@ class _Columns:
         self, home: _Home, centers: Tensor, first: Tensor, length: Tensor, n_candidates: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs and shifts of some centres, and how many pairs are atoms at the same place."""
-        stretch = _repeated(length, n_candidates)
+        stretch = torch.repeat_interleave(length, output_size=n_candidates)
         image = _within(length, stretch, first)
         center = torch.div(stretch, len(length) // len(centers), rounding_mode="floor").add_(centers[0])
         x, y, z = (self.places.index_select(0, image) - home.places.index_select(0, center)).unbind(1)

@@ -7,8 +7,9 @@ any batch; PyTorch's matrix products may differ in the last digit.)
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,14 +19,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from equicat.data.structure import Structure
-from equicat.errors import InputError
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.fire import FIRE, FIREState
 from equicat.relaxation.held import Freedom, free_directions
 from equicat.relaxation.layout import Change, Layout
 from equicat.relaxation.lbfgs import PRESETS, LBFGSState
 from equicat.relaxation.models import ForceModel, PotentialForces
-from equicat.relaxation.pairs import Pairs, VerletList
+from equicat.relaxation.pairs import Pairs, VerletList, verlet_lists, verlet_lists_or_none
 
 MAX_FORCE = 1000.0
 """eV/Å. A system with a larger force on a free atom has exploded and is not followed any further."""
@@ -92,6 +92,8 @@ class _Member:
 
     number: int
     initial: Structure
+    moving: Bool[Tensor, "n_atoms"]
+    """Atoms that can move."""
     pairs: VerletList
     n_steps: int = 0
     seconds: float = 0.0
@@ -100,7 +102,7 @@ class _Member:
     @property
     def cost(self) -> int:
         """Edges, or what stands for them."""
-        return self.pairs.edge_index.shape[1] or EDGES_OF_AN_ATOM * len(self.initial)
+        return self.pairs.n_edges or EDGES_OF_AN_ATOM * len(self.initial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +160,8 @@ class Driver:
         self.measured = config.edges is not None or model.device.type != "cuda"
         """Whether the size of batches is settled."""
         self.members: list[_Member] = []
-        self.waiting: _Member | None = None
-        """The next system, which did not fit in."""
+        self.waiting: list[_Member] = []
+        """The next systems, which did not fit in."""
         empty = torch.zeros(0, 3, dtype=torch.float64, device=model.device)
         self.layout = Layout.of(torch.zeros(0, dtype=torch.int64, device=model.device))
         self.positions, self.freedom = empty, Freedom.of(empty.new_zeros(0, 3, 3))
@@ -186,11 +188,12 @@ class Driver:
             if not self.members:
                 return
             free_forces = self._evaluate()
-            leaving = self._finished()
             here, forces = self.freedom.of_moving(self.positions), self.freedom.of_moving(free_forces)
             self.state, there = self.optimizer.step(self.state, here, forces, self.moving)
             self.positions = self.freedom.moved(self.positions, there)
-            leaving |= self._new_lists(leaving)
+            good, fmax, moved = self._report()
+            leaving = self._finished(good, fmax)
+            leaving |= self._new_lists(leaving, moved)
             outcomes = self._outcomes(leaving, (time.perf_counter() - started) / self.layout.n_atoms)
             yield from outcomes
 
@@ -198,21 +201,25 @@ class Driver:
         """The next systems, as many as fit in once others have left."""
         total, new = sum(m.cost for m in self.members) - sum(self.members[k].cost for k in leaving), list[_Member]()
         while True:
-            if self.waiting is None:
-                number, structure = next(queue, (0, None))
-                if structure is None:
-                    return new
-                self.waiting = _Member(number, structure, self._list(structure, structure.positions))
-            if total and total + self.waiting.cost > self.budget:
+            self.waiting = self.waiting or self._fetched(queue, self.budget - total)
+            if not self.waiting or (total and total + self.waiting[0].cost > self.budget):
                 return new
-            total += self.waiting.cost
-            new.append(self.waiting)
-            self.waiting = None
+            new.append(self.waiting.pop(0))
+            total += new[-1].cost
 
-    def _list(self, structure: Structure, positions: Float[ndarray, "n_atoms 3"]) -> VerletList:
-        """The pairs that the model has to see while a system is relaxed."""
-        found = VerletList.of(structure, positions, self.reach)
-        return found.of_active(np.asarray(free_directions(structure).any((1, 2)))) if self.active_only else found
+    def _fetched(self, queue: Iterator[tuple[int, Structure]], room: int) -> list["_Member"]:
+        """Take systems from the queue, one at least and about as many as there is room for (edges)."""
+        found = list[tuple[int, Structure]]()
+        for number, structure in queue:
+            found.append((number, structure))
+            room -= EDGES_OF_AN_ATOM * len(structure)
+            if room <= 0:
+                break
+        structures = [structure for _, structure in found]
+        moving = [torch.from_numpy(free_directions(s).any((1, 2))).to(self.model.device) for s in structures]
+        positions = [torch.from_numpy(s.positions).to(self.model.device) for s in structures]
+        lists = verlet_lists(structures, positions, self.reach, moving if self.active_only else None)
+        return [_Member(*one, *more) for one, *more in zip(found, moving, lists, strict=True)]
 
     def _change(self, leaving: Iterable[int], new: list["_Member"]) -> None:
         """Take out members by their place, and append others."""
@@ -278,14 +285,22 @@ class Driver:
         self.budget = int(min(max(MEMORY_SHARE * free * n_edges / max(used, 1), n_edges), MAX_EDGES_ON_GPU))
         self.measured = True
 
-    def _finished(self) -> dict[int, How]:
-        """Which members leave after an evaluation, by their place, and how."""
-        good = self.last.good.tolist()
+    def _report(self) -> list[list[float]]:
+        """Of each member: whether the evaluation was good, ``fmax``, and how far its atoms are from those of its list.
+
+        Everything that the loop has to know of a step, in one wait for the device.
+        """
+        assert self.pairs is not None
+        numbers = [self.last.good.double(), self.last.fmax, self.pairs.moved(self.positions)]
+        return torch.stack(numbers).tolist()
+
+    def _finished(self, good: Sequence[float], forces: Sequence[float]) -> dict[int, How]:
+        """Which members leave after an evaluation, by their place, and how; ``forces`` are the largest (eV/Å)."""
         if self.keep_frames:
             for member, frame, fine in zip(self.members, self.last.frames(self.layout), good, strict=True):
                 member.frames += [frame] if fine else []
         found: dict[int, How] = {}
-        for k, (member, fmax) in enumerate(zip(self.members, self.last.fmax.tolist(), strict=True)):
+        for k, (member, fmax) in enumerate(zip(self.members, forces, strict=True)):
             if not good[k]:
                 found[k] = "exploded"
             elif fmax < self.config.fmax:
@@ -294,25 +309,33 @@ class Driver:
                 found[k] = "stopped"
         return found
 
-    def _new_lists(self, leaving: Iterable[int]) -> dict[int, How]:
-        """Count the step, and make new lists for those whose atoms have moved; those whose atoms have met are lost."""
+    def _new_lists(self, leaving: Iterable[int], moved: Sequence[float]) -> dict[int, How]:
+        """Count the step, and make new lists for those whose atoms have ``moved`` (Å) too far, in one call.
+
+        Those whose atoms have met, or are nowhere, are lost.
+        """
         assert self.pairs is not None
-        lost: dict[int, How] = {}
-        for k, moved in enumerate(self.pairs.moved(self.positions).tolist()):
-            if k in leaving:
-                continue
-            member = self.members[k]
-            member.n_steps += 1
-            if self.reach is None or moved <= self.config.skin / 2:
-                continue
-            positions = self.positions[self.layout.system_idx == k].cpu().numpy()
-            try:
-                if not np.isfinite(positions).all():
-                    raise InputError("a step is not finite")
-                member.pairs = self._list(member.initial, positions)
-            except InputError:
+        staying = [k for k in range(len(self.members)) if k not in leaving]
+        for k in staying:
+            self.members[k].n_steps += 1
+        if self.reach is None:
+            return {}
+        stale = [k for k in staying if moved[k] > self.config.skin / 2]
+        anew, parts = [k for k in stale if isfinite(moved[k])], self.positions.split(list(self.pairs.n_atoms))
+        lists = verlet_lists_or_none(
+            [self.members[k].initial for k in anew],
+            [parts[k] for k in anew],
+            self.reach,
+            [self.members[k].moving for k in anew] if self.active_only else None,
+        )
+        lost: dict[int, How] = {k: "exploded" for k in stale if k not in anew}
+        for k, pairs in zip(anew, lists, strict=True):
+            if pairs is None:
                 lost[k] = "exploded"
-            self.pairs = None
+            else:
+                self.members[k].pairs = pairs
+        if anew:
+            self.pairs = self.pairs.with_lists([m.pairs for m in self.members])
         return lost
 
     def _outcomes(self, leaving: dict[int, How], seconds_per_atom: float) -> list[Outcome]:

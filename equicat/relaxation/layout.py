@@ -38,6 +38,14 @@ class Layout:
         """Σ a·b over the atoms of each system."""
         return a.new_zeros(self.n_systems).index_add_(0, self.coordinate_idx, (a * b).view(-1))
 
+    def dots(
+        self, many: Float[Tensor, "n_vectors n_atoms 3"], one: Float[Tensor, "n_atoms 3"]
+    ) -> Float[Tensor, "n_vectors n_systems"]:
+        """Σ a·b over the atoms of each system, for each a of ``many``."""
+        place = torch.arange(0, len(many), device=one.device)[:, None] * self.n_systems + self.coordinate_idx
+        sums = one.new_zeros(len(many) * self.n_systems).index_add_(0, place.view(-1), (many * one).view(-1))
+        return sums.view(len(many), self.n_systems)
+
     def largest(self, vectors: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
         """The norm of the longest vector of each system; infinity where one is not a number."""
         x, y, z = vectors.unbind(1)

@@ -5,7 +5,6 @@ edges of all other centres are left out of the displaced copies. Their energies 
 nobody looks at them.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ from numpy import ndarray
 from equicat.networks.catalogue import architecture
 from equicat.relaxation.driver import EDGES_OF_AN_ATOM
 from equicat.relaxation.models import ForceModel, PotentialForces
-from equicat.relaxation.pairs import Pairs, VerletList
+from equicat.relaxation.pairs import Pairs, VerletList, verlet_lists
 from equicat.vibrations.config import VibrationConfig
 from equicat.vibrations.systems import System
 
@@ -58,7 +57,7 @@ class _Copies:
     @property
     def cost(self) -> int:
         """Edges of a copy, or what stands for them."""
-        return self.pairs.edge_index.shape[1] or EDGES_OF_AN_ATOM * len(self.system.structure)
+        return self.pairs.n_edges or EDGES_OF_AN_ATOM * len(self.system.structure)
 
     def positions(self, number: int) -> Float[ndarray, "n_atoms 3"]:
         """Where the atoms of a copy are, Å."""
@@ -97,7 +96,8 @@ def _all_copies(model: ForceModel, systems: Iterable[System], config: VibrationC
     reach = None if model.cutoff is None else model.cutoff + steps.max() + ROUNDING
     strictly_local = is_strictly_local(model)
     for system in systems:
-        pairs = VerletList.of(system.structure, system.structure.positions, reach)
+        positions = torch.from_numpy(system.structure.positions).to(model.device)
+        (pairs,) = verlet_lists([system.structure], [positions], reach)
         yield _Copies(system, pairs, np.zeros(0))
         yield _Copies(system, _felt(pairs, system) if strictly_local else pairs, steps)
 
@@ -111,13 +111,9 @@ def is_strictly_local(model: ForceModel) -> bool:
 
 def _felt(pairs: VerletList, system: System) -> VerletList:
     """The pairs of the centres whose energies change when an atom of the coordinates moves."""
-    center, neighbor = pairs.edge_index
-    near = np.zeros(len(system.structure), bool)
-    near[system.atoms] = True
-    near[center[near[neighbor]]] = True
-    kept = near[center]
-    parts = {name: getattr(pairs, name)[kept] for name in ("edge_shift", "shift_vectors")}
-    return dataclasses.replace(pairs, edge_index=pairs.edge_index[:, kept], **parts)
+    vibrates = torch.zeros(len(system.structure), dtype=torch.bool)
+    vibrates[torch.from_numpy(system.atoms)] = True
+    return pairs.of_active(vibrates.to(pairs.positions.device))
 
 
 def _batches(all_copies: Iterable[_Copies], budget: int) -> Iterator[list[tuple[_Copies, range]]]:
