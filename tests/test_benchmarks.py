@@ -13,7 +13,7 @@ from equicat.files import write_json
 
 BENCHMARKS = ROOT / "benchmarks"
 MEASURING = {
-    "baselines_speed", "baselines_trained", "direct_tasks", "kill_and_resume", "lammps_md", "neb", "relaxation_speed",
+    "baselines_speed", "baselines_trained", "direct_tasks", "gpu_lists", "kill_and_resume", "lammps_md", "neb", "relaxation_speed",
     "relaxed_or_direct", "rounded_products", "vibrations_speed",
 }  # fmt: skip
 OTHERS = {"tables", "envelope", "baselines_speed_worker", "fairchem_reference", "plot_curve", "synthetic_oc20"}
@@ -41,6 +41,14 @@ def script(monkeypatch):
 def test_results_are_what_the_measurements_say(script):
     page = script("tables").page(BENCHMARKS / "results")
     assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == page, "run python benchmarks/tables.py"
+
+
+def test_lists_on_a_device_are_measured_beside_others(script, tmp_path):
+    options = ("--device", "cpu", "--atoms", 100, "--n_slabs", 1, "--steps", 1, "--repeats", 1)
+    script("gpu_lists", *options, "--json", tmp_path / "lists.json")
+    found = script("tables").measurement(tmp_path / "lists.json")["results"]
+    assert [row[-1] for row in found["Lists"]["rows"]] == ["yes", "yes"]
+    assert [row[0] for row in found["Relaxation"]["rows"]][0] == "all, as it is"
 
 
 def test_a_script_writes_a_measurement(script, tmp_path, capsys):

@@ -5,6 +5,7 @@ same, to the last digit, whatever other systems stand beside it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -38,20 +39,33 @@ class Layout:
         """Σ a·b over the atoms of each system."""
         return a.new_zeros(self.n_systems).index_add_(0, self.coordinate_idx, (a * b).view(-1))
 
-    def dots(
-        self, many: Float[Tensor, "n_vectors n_atoms 3"], one: Float[Tensor, "n_atoms 3"]
-    ) -> Float[Tensor, "n_vectors n_systems"]:
-        """Σ a·b over the atoms of each system, for each a of ``many``."""
-        place = torch.arange(0, len(many), device=one.device)[:, None] * self.n_systems + self.coordinate_idx
-        sums = one.new_zeros(len(many) * self.n_systems).index_add_(0, place.view(-1), (many * one).view(-1))
-        return sums.view(len(many), self.n_systems)
-
     def largest(self, vectors: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
         """The norm of the longest vector of each system; infinity where one is not a number."""
         x, y, z = vectors.unbind(1)
         norms = (x * x + y * y + z * z).sqrt()
         norms = torch.where(norms.isnan(), torch.inf, norms)  # not every device keeps NaN in a maximum
         return norms.new_zeros(self.n_systems).scatter_reduce_(0, self.system_idx, norms, "amax")
+
+    @cached_property
+    def _padding(self) -> tuple[Int[Tensor, "n_coordinates"], int]:
+        """Place of each coordinate when all systems have as many as the largest, and that many."""
+        counts = torch.bincount(self.coordinate_idx, minlength=self.n_systems)
+        n, first = int(counts.max()), counts.cumsum(0) - counts
+        within = torch.arange(len(self.coordinate_idx), device=counts.device) - first.index_select(
+            0, self.coordinate_idx
+        )
+        return self.coordinate_idx * n + within, n
+
+    def padded(self, values: Float[Tensor, "n_rows n_atoms 3"]) -> Float[Tensor, "n_systems n_rows n_largest"]:
+        """Rows of coordinates for each system, filled up with zeros."""
+        place, n = self._padding
+        flat = values.new_zeros(len(values), self.n_systems * n).index_copy_(1, place, values.flatten(1))
+        return flat.view(len(values), self.n_systems, n).transpose(0, 1)
+
+    def unpadded(self, values: Float[Tensor, "n_systems n_rows n_largest"]) -> Float[Tensor, "n_rows n_atoms 3"]:
+        """The inverse of :meth:`padded`."""
+        flat = values.transpose(0, 1).flatten(1).index_select(1, self._padding[0])
+        return flat.view(len(flat), -1, 3)
 
     def by_atom(self, values: Shaped[Tensor, "n_systems"]) -> Shaped[Tensor, "n_atoms 3"]:
         """The value of each atom's system, for each coordinate."""

@@ -2,12 +2,10 @@
 
 The inverse Hessian is built from the last steps s and changes of the gradient y (Nocedal and Wright, Numerical
 Optimization, algorithm 7.4), starting from 1/alpha. A step is shortened so that no atom moves further than
-``max_step``. Each system has a history of its own; a pair that a system does not have counts with ρ = 0.
+``max_step``. Each system has a history of its own; a pair that a system does not have is zero, and so is its ρ.
 
-The two loops over the history are solutions of triangular systems of equations (Byrd, Nocedal and Schnabel, Math.
-Program. 63, 129, 1994): with M_ij = s_i·y_j for pairs i not newer than j, the first is M a = Sᵀg, the second
-Mᵀc = D a − Yᵀz with D the diagonal of M. The inverse of M grows by a row and a column with each pair, so a step is some
-dozens of operators however long the history is, and each is a matter of all systems together.
+On a CPU the recursion goes from pair to pair. On a GPU that would be hundreds of launches, so there its two loops are
+solved as what they are, triangular systems of equations (Byrd, Nocedal and Schnabel, Math. Program. 63, 129, 1994).
 """
 
 from dataclasses import dataclass
@@ -66,8 +64,6 @@ class LBFGSState:
     """y, the changes of the gradient, eV/Å."""
     rho: Float[Tensor, "n_pairs n_systems"]
     """ρ = 1 / (s·y); 0 for a pair that the system does not have."""
-    inverse: Float[Tensor, "n_pairs n_pairs n_systems"]
-    """M⁻¹, a lower triangle; zero in rows and columns of pairs that the system does not have."""
     positions: Float[Tensor, "n_atoms 3"]
     """Positions at the step before, Å."""
     forces: Float[Tensor, "n_atoms 3"]
@@ -84,7 +80,6 @@ class LBFGSState:
             change.of_atoms(self.steps[:n], axis=1),
             change.of_atoms(self.changes[:n], axis=1),
             rho[:n],
-            change.of_systems(self.inverse[:n, :n], axis=2),
             change.of_atoms(self.positions),
             change.of_atoms(self.forces),
             change.of_systems(self.started),
@@ -95,8 +90,7 @@ def lbfgs_init(layout: Layout, like: Float[Tensor, "n_atoms 3"]) -> LBFGSState:
     """The state before the first step, with the dtype and device of ``like``."""
     history, zeros = like.new_zeros(0, layout.n_atoms, 3), torch.zeros_like(like)
     started = torch.zeros(layout.n_systems, dtype=torch.bool, device=like.device)
-    rho, inverse = like.new_zeros(0, layout.n_systems), like.new_zeros(0, 0, layout.n_systems)
-    return LBFGSState(history, history, rho, inverse, zeros, zeros, started)
+    return LBFGSState(history, history, like.new_zeros(0, layout.n_systems), zeros, zeros, started)
 
 
 def lbfgs_step(
@@ -119,7 +113,8 @@ def lbfgs_step(
         The new state, and the next positions.
     """
     state = _with_newest_pair(config, state, positions, forces, layout)
-    direction = _direction(config, state, forces, layout)
+    direct = _by_recursion if forces.device.type == "cpu" else _by_equations
+    direction = direct(config, state, forces, layout)
     longest = layout.largest(direction)
     scale = torch.where(longest >= config.max_step, config.max_step / longest, 1.0)
     return state, positions + direction * layout.by_atom(scale) * config.damping
@@ -139,42 +134,46 @@ def _with_newest_pair(
     product = layout.dot(s, y)
     rho, is_pair = torch.where(product != 0, 1 / product, 0.0), layout.by_atom(product != 0)
     s, y = torch.where(is_pair, s, 0.0), torch.where(is_pair, y, 0.0)
-    n_older = min(len(state.rho), config.memory - 1)
-    steps, inverse = state.steps[:n_older], state.inverse[:n_older, :n_older]
-    column = _summed(inverse * layout.dots(steps, y), axis=1) * -rho
-    right = torch.cat([torch.zeros_like(column)[None], inverse])
+    older = slice(config.memory - 1)
     return LBFGSState(
-        torch.cat([s[None], steps]),
-        torch.cat([y[None], state.changes[:n_older]]),
-        torch.cat([rho[None], state.rho[:n_older]]),
-        torch.cat([torch.cat([rho[None], column])[:, None], right], dim=1),
+        torch.cat([s[None], state.steps[older]]),
+        torch.cat([y[None], state.changes[older]]),
+        torch.cat([rho[None], state.rho[older]]),
         positions,
         forces,
         torch.ones_like(state.started),
     )
 
 
-def _direction(
+def _by_recursion(
     config: LBFGS, state: LBFGSState, forces: Float[Tensor, "n_atoms 3"], layout: Layout
 ) -> Float[Tensor, "n_atoms 3"]:
     """−H g by the two-loop recursion, H the approximate inverse Hessian."""
-    a = _summed(state.inverse * -layout.dots(state.steps, forces), axis=1)
-    z = (forces + _combined(a, state.changes, layout)) / -config.alpha
-    curvature = torch.where(state.rho != 0, a / state.rho, 0.0)
-    c = _summed(state.inverse * (curvature - layout.dots(state.changes, z))[:, None], axis=0)
-    return -z - _combined(c, state.steps, layout)
+    pairs = list(zip(state.steps, state.changes, state.rho, strict=True))
+    q, coefficients = -forces, []
+    for s, y, rho in pairs:  # from the newest
+        a = rho * layout.dot(s, q)
+        q.addcmul_(layout.by_atom(a), y, value=-1)
+        coefficients.append(a)
+    z = q / config.alpha
+    for (s, y, rho), a in zip(reversed(pairs), reversed(coefficients), strict=True):
+        z.addcmul_(layout.by_atom(a - rho * layout.dot(y, z)), s)
+    return -z
 
 
-def _combined(
-    weights: Float[Tensor, "n_pairs n_systems"], vectors: Float[Tensor, "n_pairs n_atoms 3"], layout: Layout
+def _by_equations(
+    config: LBFGS, state: LBFGSState, forces: Float[Tensor, "n_atoms 3"], layout: Layout
 ) -> Float[Tensor, "n_atoms 3"]:
-    """Σ of vectors of all pairs, each with its system's weight."""
-    by_coordinate = weights.index_select(1, layout.coordinate_idx).view(vectors.shape)
-    return _summed(by_coordinate * vectors, axis=0)
+    """−H g as :func:`_by_recursion` has it, in two dozen operators.
 
-
-def _summed(values: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
-    """Sum over an axis one after the other: the bits do not depend on what else stands in the array, nor on zeros."""
-    total = values.new_zeros([1 if k == axis else n for k, n in enumerate(values.shape)])
-    index = torch.zeros(values.shape[axis], dtype=torch.int64, device=values.device)
-    return total.index_add_(axis, index, values).squeeze(axis)
+    With M_ij = s_i·y_j for pairs i not newer than j, the first loop solves M a = Sᵀg for its coefficients. The second
+    one solves Mᵀc = D a − Yᵀz for those of the steps, D being the diagonal of M.
+    """
+    s, y, g = (layout.padded(values) for values in (state.steps, state.changes, -forces[None]))
+    present = (state.rho != 0).t()
+    products = (s @ y.mT).tril() + torch.diag_embed((~present).to(s.dtype))
+    a = torch.linalg.solve_triangular(products, s @ g.mT, upper=False)
+    z = (g - a.mT @ y) / config.alpha
+    curvature = torch.where(present, products.diagonal(dim1=1, dim2=2), 0.0)[:, :, None]
+    c = torch.linalg.solve_triangular(products.mT, curvature * a - y @ z.mT, upper=True)
+    return -layout.unpadded(z + c.mT @ s)[0]

@@ -97,7 +97,7 @@ def verlet_lists(
         return []
     if reach is None:
         return [_empty(r) for r in positions]
-    if positions[0].device.type == "cpu":
+    if not _in_one_call(positions[0].device):
         lists = [_on_cpu(s, r, reach) for s, r in zip(structures, positions, strict=True)]
         return lists if moving is None else [v.of_active(m) for v, m in zip(lists, moving, strict=True)]
     joined = _on_device(structures, torch.cat(list(positions)), reach)
@@ -122,6 +122,11 @@ def verlet_lists_or_none(
         one = slice(k, k + 1)
         found += verlet_lists_or_none(structures[one], positions[one], reach, None if moving is None else moving[one])
     return found
+
+
+def _in_one_call(device: torch.device) -> bool:
+    """Whether the search in PyTorch is the faster one."""
+    return device.type != "cpu"
 
 
 def _empty(positions: Float[Tensor, "n_atoms 3"]) -> VerletList:

@@ -9,6 +9,7 @@ from cells import ALL, SLAB, THREE, random_structure, skewed_structure
 
 from equicat import InputError, Structure
 from equicat.data import device_neighbors as module
+from equicat.data.batch import Batch
 from equicat.data.device_neighbors import neighbor_lists
 from equicat.data.neighbors import neighbor_list
 
@@ -114,3 +115,14 @@ def test_nothing_has_no_edges():
     single = Structure(np.array([1]), np.zeros((1, 3)))
     index, shift = neighbor_lists([single, single], joined([single, single]), 5.0)
     assert (index.shape, shift.shape) == ((2, 0), (0, 3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_batch_on_a_gpu_is_that_of_the_processor():
+    structures = [crystal(4), *(random_structure(seed) for seed in range(20))]
+    there, here = (Batch.from_structures(structures, 5.0, device=device) for device in ("cuda", "cpu"))
+    assert {t.device.type for t in vars(there).values() if isinstance(t, torch.Tensor)} == {"cuda"}
+    rows = [torch.cat([b.edge_index, b.edge_shift.t()]).t().tolist() for b in (there, here)]
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert (there.edge_index[0].diff() >= 0).all()
+    assert torch.equal(there.positions.cpu(), here.positions)

@@ -1,6 +1,7 @@
 """The loop: what comes and goes, what is seen by the model, and what one broken system does to others (nothing)."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,16 +11,25 @@ from ase.calculators.emt import EMT
 from ase.optimize import LBFGS as AseLBFGS
 from emt_slabs import structures
 from places import FIXTURES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import equicat
+from equicat.data.device_neighbors import neighbor_lists
 from equicat.data.neighbors import neighbor_list
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.relaxation import pairs
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver
 from equicat.relaxation.models import CalculatorForces, PotentialForces, force_model
 
 RUNS = FIXTURES / "runs_b139b12"
+WAITS = {
+    torch.ops.aten.nonzero,
+    torch.ops.aten._local_scalar_dense,
+    torch.ops.aten._to_copy,
+    torch.ops.aten.masked_select,
+}
 SLABS = list(equicat.read(RUNS / "structures.extxyz"))
 
 
@@ -94,6 +104,61 @@ def test_the_skin_changes_no_result():
     thin, thick = (outcomes(model, SLABS[:3], skin=skin, max_steps=20) for skin in (0.05, 1.5))
     for number, outcome in thin.items():
         np.testing.assert_allclose(outcome.last.positions, thick[number].last.positions, rtol=0, atol=1e-9)
+
+
+def test_lists_made_in_one_call_change_no_result(monkeypatch):
+    """A GPU makes them so; here it is done on the CPU."""
+    systems = [thick_slab(4), *SLABS[:3], thick_slab(5)]
+    config, calls = RelaxConfig(skin=0.1, max_steps=12, fmax=1e-3, edges=4_000), []
+    done = []
+    for in_one_call in (False, True):
+        monkeypatch.setattr(pairs, "_in_one_call", lambda device, chosen=in_one_call: chosen)
+        driver = Driver(force_model(RUNS / "allegro", dtype=torch.float64), config)
+        assert driver.active_only
+        done.append({o.number: o for o in driver.run(enumerate(systems))})
+        monkeypatch.setattr(pairs, "neighbor_lists", lambda *a: calls.append(len(a[0])) or neighbor_lists(*a))
+    for number, whole in done[0].items():
+        found = done[1][number]
+        assert (found.how, found.n_steps) == (whole.how, whole.n_steps)
+        np.testing.assert_allclose(found.last.positions, whole.last.positions, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(found.last.forces, whole.last.forces, rtol=0, atol=1e-8)
+        assert found.last.energy == pytest.approx(whole.last.energy, abs=1e-9)
+    assert max(calls) > 1
+    assert len(calls) > 3
+
+
+@pytest.mark.parametrize("in_one_call", [False, True])
+def test_a_system_whose_atoms_meet_has_no_list_and_the_others_have_theirs(in_one_call, monkeypatch):
+    monkeypatch.setattr(pairs, "_in_one_call", lambda device: in_one_call)
+    positions = [torch.from_numpy(s.positions) for s in SLABS[:3]]
+    positions[1] = positions[1].clone()
+    positions[1][0] = positions[1][1]
+    first, lost, last = pairs.verlet_lists_or_none(SLABS[:3], positions, 4.0)
+    assert lost is None
+    for found, structure in ((first, SLABS[0]), (last, SLABS[2])):
+        assert found.n_edges == neighbor_list(structure, 4.0)[0].shape[1]
+        vectors = found.positions[found.edge_index[1]] + found.shift_vectors - found.positions[found.edge_index[0]]
+        assert float(vectors.norm(dim=1).max()) < 4.0
+
+
+def test_a_step_asks_the_device_twice(monkeypatch):
+    """Once for the pairs within the cutoff, and once for all that the loop has to know: each is a wait on a GPU."""
+    asked = []
+
+    class Asking(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func._overloadpacket in WAITS:
+                asked.append(func)
+            return func(*args, **(kwargs or {}))
+
+    model = Watched(force_model(RUNS / "allegro"), lambda batch: asked.append("model"))
+    driver = Driver(model, RelaxConfig(max_steps=6, fmax=1e-6, skin=5.0))
+    with Asking():
+        list(driver.run(enumerate(SLABS[:3])))
+    evaluations = [k for k, what in enumerate(asked) if what == "model"]
+    within = [asked[a + 1 : b] for a, b in itertools.pairwise(evaluations)]
+    print(within)
+    assert within[0]
 
 
 class Counting(PotentialForces):

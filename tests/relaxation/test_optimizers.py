@@ -10,9 +10,10 @@ from emt_slabs import rattled_slab, structures
 
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.relaxation import lbfgs
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver
-from equicat.relaxation.layout import Layout
+from equicat.relaxation.layout import Change, Layout
 from equicat.relaxation.lbfgs import LBFGS, lbfgs_init, lbfgs_step
 from equicat.relaxation.models import CalculatorForces
 
@@ -76,6 +77,27 @@ def test_a_step_that_changes_nothing_adds_nothing_to_the_history():
         state, positions = lbfgs_step(LBFGS(), state, positions, forces, layout)
     assert positions[0].tolist() == pytest.approx([3 / 70, 0, 0])
     assert (state.rho == 0).all()
+
+
+def test_equations_give_what_the_recursion_gives():
+    """A GPU takes the one, a CPU the other; some systems are newer than others, and one has made a step of nothing."""
+    layout = Layout.of(torch.tensor([2, 7, 1, 4]))
+    torch.manual_seed(0)
+    positions, curvature = torch.rand(14, 3, dtype=torch.float64), 1 + 9 * torch.rand(14, 3, dtype=torch.float64)
+    state, config = lbfgs_init(layout, positions), LBFGS(memory=9, max_step=0.2)
+    for step in range(22):
+        if step == 5:  # the first two systems are replaced by new ones at the end
+            change = Change(torch.arange(9, 14), torch.tensor([2, 3]), 9, 2)
+            layout = Layout.of(torch.tensor([1, 4, 2, 7]))
+            state, positions = state.changed(change), positions.roll(-9, 0)
+        forces = -curvature * positions.sin()
+        state = lbfgs._with_newest_pair(config, state, positions, forces, layout)
+        direction = lbfgs._by_recursion(config, state, forces, layout)
+        torch.testing.assert_close(lbfgs._by_equations(config, state, forces, layout), direction, rtol=1e-9, atol=1e-13)
+        direction[0] *= step != 18  # the system of one atom stays where it is
+        positions = positions + 0.5 * direction
+    assert (state.rho == 0).any()
+    assert len(state.rho) == 9
 
 
 def test_no_atom_moves_further_than_the_longest_step():
