@@ -10,7 +10,7 @@ from torch import Tensor
 from equicat.data.structure import Structure
 from equicat.relaxation.driver import EDGES_OF_AN_ATOM
 from equicat.relaxation.models import ForceModel
-from equicat.relaxation.pairs import Pairs, verlet_lists, verlet_lists_or_none
+from equicat.relaxation.pairs import Pairs, on_device, verlet_lists, verlet_lists_or_none
 
 
 class ImageForces:
@@ -38,7 +38,7 @@ class ImageForces:
         self.model, self.skin = model, skin
         self.structures, self.names = list(structures), list(names)
         self.reach = None if model.cutoff is None else model.cutoff + skin
-        positions = [torch.from_numpy(s.positions).to(model.device) for s in structures]
+        positions = on_device([s.positions for s in structures], model.device) if structures else []
         self.lists = verlet_lists(self.structures, positions, self.reach)
         self.budget = edges or model.edges
         self._divide()

@@ -38,8 +38,8 @@ reduced one of a face-centred cubic lattice has 1.84."""
 MAX_IMAGES = 20_000_000
 """Images in one call; each takes some 200 bytes."""
 
-CANDIDATES = 25_000_000
-"""Pairs that are looked through at a time; each takes some 100 bytes."""
+CANDIDATES = 16_000_000
+"""Pairs that are looked through at a time; each takes some 130 bytes."""
 
 FIRST_CENTERS = 32_768
 """Centres that are looked at first; how many candidates they have says how many come next."""
@@ -185,7 +185,9 @@ class _Home:
     combination: Float[Tensor, "n_systems 3 3"]
 
     @classmethod
-    def of(cls, positions: Float64[Tensor, "n_atoms 3"], lattices: _Lattices, n_atoms: Int[ndarray, "n_systems"]):
+    def of(
+        cls, positions: Float64[Tensor, "n_atoms 3"], lattices: _Lattices, n_atoms: Int[ndarray, "n_systems"]
+    ) -> "_Home":
         """The atoms of all systems at these positions."""
         device = positions.device
         basis, inverse, combination, reach = lattices.on(device)

@@ -25,7 +25,7 @@ from equicat.relaxation.held import Freedom, free_directions
 from equicat.relaxation.layout import Change, Layout
 from equicat.relaxation.lbfgs import PRESETS, LBFGSState
 from equicat.relaxation.models import ForceModel, PotentialForces
-from equicat.relaxation.pairs import Pairs, VerletList, verlet_lists, verlet_lists_or_none
+from equicat.relaxation.pairs import Pairs, VerletList, on_device, verlet_lists, verlet_lists_or_none
 
 MAX_FORCE = 1000.0
 """eV/Å. A system with a larger force on a free atom has exploded and is not followed any further."""
@@ -216,10 +216,12 @@ class Driver:
             if room <= 0:
                 break
         structures = [structure for _, structure in found]
-        moving = [torch.from_numpy(free_directions(s).any((1, 2))).to(self.model.device) for s in structures]
-        positions = [torch.from_numpy(s.positions).to(self.model.device) for s in structures]
+        if not structures:
+            return []
+        moving = on_device([free_directions(s).any((1, 2)) for s in structures], self.model.device)
+        positions = on_device([s.positions for s in structures], self.model.device)
         lists = verlet_lists(structures, positions, self.reach, moving if self.active_only else None)
-        return [_Member(*one, *more) for one, *more in zip(found, moving, lists, strict=True)]
+        return [_Member(*one, mask, pairs) for one, mask, pairs in zip(found, moving, lists, strict=True)]
 
     def _change(self, leaving: Iterable[int], new: list["_Member"]) -> None:
         """Take out members by their place, and append others."""

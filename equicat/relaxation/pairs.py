@@ -6,13 +6,13 @@ model sees exactly the edges that a new list would have, and longer ones never r
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 from torch import Tensor
 
@@ -76,6 +76,12 @@ class VerletList:
         return len(self.edge_shift)
 
 
+def on_device(arrays: Sequence[Shaped[ndarray, "..."]], device: torch.device | str) -> list[Shaped[Tensor, "..."]]:
+    """Copies of arrays, one for each system, on a device; all in one transfer."""
+    joined = torch.from_numpy(np.concatenate(arrays)).to(device)
+    return list(joined.split([len(array) for array in arrays]))
+
+
 def verlet_lists(
     structures: Sequence[Structure],
     positions: Sequence[Float[Tensor, "_ 3"]],
@@ -100,7 +106,7 @@ def verlet_lists(
     if not _in_one_call(positions[0].device):
         lists = [_on_cpu(s, r, reach) for s, r in zip(structures, positions, strict=True)]
         return lists if moving is None else [v.of_active(m) for v, m in zip(lists, moving, strict=True)]
-    joined = _on_device(structures, torch.cat(list(positions)), reach)
+    joined = _as_one(structures, torch.cat(list(positions)), reach)
     joined = joined if moving is None else joined.of_active(torch.cat(list(moving)))
     return joined.split([len(s) for s in structures])
 
@@ -141,7 +147,7 @@ def _on_cpu(structure: Structure, positions: Float[Tensor, "n_atoms 3"], reach: 
     return VerletList(torch.from_numpy(edge_index), torch.from_numpy(edge_shift), vectors, positions)
 
 
-def _on_device(structures: Sequence[Structure], positions: Float[Tensor, "n_atoms 3"], reach: float) -> VerletList:
+def _as_one(structures: Sequence[Structure], positions: Float[Tensor, "n_atoms 3"], reach: float) -> VerletList:
     """The lists of all systems as one."""
     edge_index, edge_shift = neighbor_lists(structures, positions, reach)
     n_atoms = _on(positions.device, [len(s) for s in structures])
@@ -194,15 +200,12 @@ class Pairs:
         """
         n_atoms = tuple(len(s) for s in structures)
 
-        def on_device(array: ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
+        def joined(name: str, how: Callable[..., ndarray]) -> Tensor:
+            return torch.from_numpy(how([getattr(s, name) for s in structures])).to(device)
 
-        def stacked(name: str) -> Tensor:
-            return on_device(np.concatenate([getattr(s, name) for s in structures]))
-
-        layout = Layout.of(on_device(np.array(n_atoms)))
-        still: dict[str, Any] = {name: stacked(name) for name in ("numbers", "fixed", "tags")}
-        still |= {name: on_device(np.stack([getattr(s, name) for s in structures])) for name in ("cell", "pbc")}
+        layout = Layout.of(torch.tensor(n_atoms, device=device))
+        still: dict[str, Any] = {name: joined(name, np.concatenate) for name in ("numbers", "fixed", "tags")}
+        still |= {name: joined(name, np.stack) for name in ("cell", "pbc")}
         still |= {"ids": tuple(ids), "sources": tuple(s.where for s in structures), "system_idx": layout.system_idx}
         return cls(layout, n_atoms, cutoff, still, *_together(lists, n_atoms))
 

@@ -16,7 +16,7 @@ from numpy import ndarray
 from equicat.networks.catalogue import architecture
 from equicat.relaxation.driver import EDGES_OF_AN_ATOM
 from equicat.relaxation.models import ForceModel, PotentialForces
-from equicat.relaxation.pairs import Pairs, VerletList, verlet_lists
+from equicat.relaxation.pairs import Pairs, VerletList, on_device, verlet_lists
 from equicat.vibrations.config import VibrationConfig
 from equicat.vibrations.systems import System
 
@@ -96,8 +96,8 @@ def _all_copies(model: ForceModel, systems: Iterable[System], config: VibrationC
     reach = None if model.cutoff is None else model.cutoff + steps.max() + ROUNDING
     strictly_local = is_strictly_local(model)
     for system in systems:
-        positions = torch.from_numpy(system.structure.positions).to(model.device)
-        (pairs,) = verlet_lists([system.structure], [positions], reach)
+        positions = on_device([system.structure.positions], model.device)
+        (pairs,) = verlet_lists([system.structure], positions, reach)
         yield _Copies(system, pairs, np.zeros(0))
         yield _Copies(system, _felt(pairs, system) if strictly_local else pairs, steps)
 
