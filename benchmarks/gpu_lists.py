@@ -120,7 +120,8 @@ def relaxation(n_slabs: int, steps: int, device: str) -> tuple[list[str], list[l
     structures = [Structure.from_ase(slab(seed)) for seed in range(n_slabs)]
     torch.manual_seed(0)
     elements = tuple(sorted({int(z) for s in structures for z in s.numbers}))
-    config = NequipAllegroConfig(**our_config(SIZES["small"]))
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in our_config(SIZES["small"]).items()}
+    config = NequipAllegroConfig(**options)
     potential = Potential(config, elements, ())
     statistics = Statistics(elements, 0.0, (0.0,) * len(elements), 1.0, config.avg_num_neighbors or 1.0)
     potential.info = ModelInfo("s2ef", config, (), "float32", "total", statistics)

@@ -288,7 +288,7 @@ class Driver:
         self.measured = True
 
     def _report(self) -> list[list[float]]:
-        """Of each member: whether the evaluation was good, ``fmax``, and how far its atoms are from those of its list.
+        """For each member: whether the evaluation was good, ``fmax``, and how far its atoms are from those of its list.
 
         Everything that the loop has to know of a step, in one wait for the device.
         """
