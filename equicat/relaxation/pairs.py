@@ -210,7 +210,7 @@ class Pairs:
         return cls(layout, n_atoms, cutoff, still, *_together(lists, n_atoms))
 
     def with_lists(self, lists: Sequence[VerletList]) -> "Pairs":
-        """The same systems with other lists."""
+        """These systems with other lists."""
         return Pairs(self.layout, self.n_atoms, self.cutoff, self.still, *_together(lists, self.n_atoms))
 
     def batch(self, positions: Float[Tensor, "n_atoms 3"]) -> PairBatch:
