@@ -218,7 +218,7 @@ class Driver:
         structures = [structure for _, structure in found]
         if not structures:
             return []
-        moving = on_device([free_directions(s).any((1, 2)) for s in structures], self.model.device)
+        moving = on_device([np.asarray(free_directions(s).any((1, 2))) for s in structures], self.model.device)
         positions = on_device([s.positions for s in structures], self.model.device)
         lists = verlet_lists(structures, positions, self.reach, moving if self.active_only else None)
         return [_Member(*one, mask, pairs) for one, mask, pairs in zip(found, moving, lists, strict=True)]
