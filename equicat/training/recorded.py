@@ -98,7 +98,7 @@ class RecordedSteps:
         host = filled.packed(pinned=device.type == "cuda")
 
         def new() -> Packed:
-            buffer = torch.empty_like(host, device=device)
+            buffer = torch.empty(len(host), dtype=torch.uint8, device=device)
             return Packed(buffer, filled.unpacked(buffer))
 
         def write(packed: Packed) -> None:
