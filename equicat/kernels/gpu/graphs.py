@@ -68,13 +68,13 @@ def record(function: Callable[[Inputs], Outputs], inputs: Inputs, room: Room) ->
         RuntimeError: if it cannot be recorded.
     """
     room.stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(room.stream):
-        function(inputs)  # compiling, allocating and copying constants to the GPU at first use must not be recorded
-    torch.cuda.current_stream().wait_stream(room.stream)
     graph = torch.cuda.CUDAGraph()
-    # Threads that read data may go on: they neither launch anything on this stream nor write what is read here.
-    with torch.cuda.graph(graph, room.pool, room.stream, capture_error_mode="thread_local"):
-        outputs = function(inputs)
+    with torch.cuda.stream(room.stream):  # left again whatever happens, which a failing end of a recording does not do
+        function(inputs)  # compiling, allocating and copying constants to the GPU at first use must not be recorded
+        # Threads that read data may go on: they neither launch anything on this stream nor write what is read here.
+        with torch.cuda.graph(graph, room.pool, room.stream, capture_error_mode="thread_local"):
+            outputs = function(inputs)
+    torch.cuda.current_stream().wait_stream(room.stream)
     return graph.replay, outputs
 
 
@@ -120,7 +120,7 @@ class Recorder(Generic[Inputs, Outputs]):
             if found is None:
                 return self.function(inputs)
             if len(self.recorded) == MAX_GRAPHS:
-                self.recorded.clear()
+                self.recorded.pop(next(iter(self.recorded)))  # the oldest; others keep the shared memory in use
             self.recorded[shape] = found
         found = self.recorded[shape]
         write(found.inputs)
@@ -135,7 +135,9 @@ class Recorder(Generic[Inputs, Outputs]):
             return _Recorded(inputs, *record(self.function, inputs, self.room))
         except RuntimeError as error:
             self.works = False
-            reason = str(error).split("\n")[0]
+            reason = str(error.__context__ or error).split("\n")[
+                0
+            ]  # the end of a recording fails for an earlier reason
             print(f"warning: {self.what} could not be recorded as a CUDA graph: {reason}", file=sys.stderr, flush=True)
             return None
 
