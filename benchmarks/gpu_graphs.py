@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Inferences and training steps with and without CUDA graphs, on a GPU: times, and how far results differ.
 
-    python benchmarks/gpu_graphs.py OUT.json [--device cuda] [--repeats 30]
+    python benchmarks/gpu_graphs.py OUT.json [--device cuda] [--repeats 30] [--slabs 1 8 64]
 
 A table goes to standard output. On a processor nothing is recorded, and both columns are the same thing.
 """
@@ -222,15 +222,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--slabs", type=int, nargs="+", default=[1, 8, 64], help="slabs of 38 atoms in a batch")
     given = parser.parse_args()
     device, repeats = given.device, given.repeats
     molecules = [molecule(seed) for seed in range(5)]
     runs = {"plain_ms": False, "graph_ms": True}
     measurements: dict[str, Callable[[], dict[str, Any]]] = {
-        **{f"inference of {n} slabs": partial(inference, n, device, repeats) for n in (1, 8, 64)},
+        **{f"inference of {n} slabs": partial(inference, n, device, repeats) for n in given.slabs},
         "molecules": partial(training, molecules, device, repeats, "adam"),
         "molecules, Muon": partial(training, molecules, device, repeats, "muon"),
-        **{f"training on {n} slabs": partial(training, slab_batch(n), device, repeats, "adam") for n in (8, 64)},
+        **{
+            f"training on {n} slabs": partial(training, slab_batch(n), device, repeats, "adam") for n in given.slabs[1:]
+        },
         "train": lambda: {"what": "equicat train"} | {k: whole_run(v, device) for k, v in runs.items()},
     }
     rows = [attempt(what, function) for what, function in measurements.items()]

@@ -1,6 +1,7 @@
 """Batches filled up to sizes that come again, in one piece of memory: what a recorded training step reads."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped, UInt8
@@ -79,7 +80,7 @@ def padded(batch: Batch, n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
     n_systems = batch.n_systems + 1
     per_atom = {"forces": batch.forces, "displacements": batch.displacements}
     per_system = {name: getattr(batch, name) for name in PER_SYSTEM if name not in ("cell", "sizes")}
-    labels = {name: None if x is None else _filled(x, n_atoms) for name, x in per_atom.items()}
+    labels: dict[str, Any] = {name: None if x is None else _filled(x, n_atoms) for name, x in per_atom.items()}
     labels |= {name: None if x is None else _filled(x, n_systems) for name, x in per_system.items()}
     return PaddedBatch(
         positions=batch.positions.new_zeros(1, 3).expand(n_atoms, 3),

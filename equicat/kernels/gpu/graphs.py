@@ -135,9 +135,8 @@ class Recorder(Generic[Inputs, Outputs]):
             return _Recorded(inputs, *record(self.function, inputs, self.room))
         except RuntimeError as error:
             self.works = False
-            reason = str(error.__context__ or error).split("\n")[
-                0
-            ]  # the end of a recording fails for an earlier reason
+            first = error.__context__ or error  # the end of a recording fails for an earlier reason
+            reason = str(first).split("\n")[0]
             print(f"warning: {self.what} could not be recorded as a CUDA graph: {reason}", file=sys.stderr, flush=True)
             return None
 
