@@ -178,7 +178,7 @@ def training(structures: list[Structure], device: str, repeats: int, optimizer: 
     return row
 
 
-def whole_run(cuda_graphs: bool, device: str, n: int = 300) -> float:
+def whole_run(cuda_graphs: bool, device: str, n: int = 150) -> float:
     """Milliseconds a step of `equicat train` on batches of five molecules, after the first epoch."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
