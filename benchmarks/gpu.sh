@@ -13,7 +13,8 @@ part() {
   echo "== $1"
   timeout "$2" "${@:3}" 2>&1 | tee "$out/$1.log" || { failed=1; echo "== $1 failed"; }
 }
-part kernels 240 python -m pytest -q tests/kernels/gpu/test_triton_kernels.py tests/kernels/gpu/test_graphs.py
+part kernels 240 python -m pytest -q tests/kernels/gpu tests/training/test_recorded.py
+part graphs 120 python benchmarks/gpu_graphs.py "$out/graphs.json"
 part speed 420 python -m equicat bench speed --device cuda --modes '[eager,compile]' "${peer[@]}" \
   --json "$out/speed.json" --figure "$out/speed.svg"
 part scaling 420 python -m equicat bench scaling --device cuda --peer false \

@@ -73,7 +73,13 @@ class Batch:
     @property
     def n_atoms(self) -> Int[Tensor, "n_systems"]:
         """Atoms of each system."""
-        return torch.bincount(self.system_idx, minlength=self.n_systems)
+        return self.system_idx.new_zeros(self.n_systems).index_add(0, self.system_idx, torch.ones_like(self.system_idx))
+
+    @property
+    def volume(self) -> Float64[Tensor, "n_systems"]:
+        """Å³ of each cell; 0 where a lattice vector is missing."""
+        a, b, c = self.cell.unbind(1)
+        return (torch.linalg.cross(a, b) * c).sum(1).abs()
 
     def edge_vec(self, edges: slice = slice(None)) -> Float[Tensor, "n_edges 3"]:
         """r_j + shift @ cell − r_i in Å, of all edges or some, differentiable by ``positions`` and ``cell``.
@@ -102,8 +108,8 @@ class Batch:
     def map(self, function: Callable[[Shaped[Tensor, "*shape"]], Shaped[Tensor, "*shape"]]) -> "Batch":
         """A copy with ``function`` applied to every tensor."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        mapped: dict[str, Any] = {name: function(v) if isinstance(v, Tensor) else v for name, v in fields.items()}
-        return Batch(**mapped)
+        mapped: dict[str, Any] = {name: function(v) for name, v in fields.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **mapped)
 
     def to(self, device: torch.device | str) -> "Batch":
         return self.map(lambda t: t.to(device, non_blocking=True))

@@ -37,7 +37,7 @@ class Calculator(AseCalculator):
         self,
         run: str | Path,
         device: str = "auto",
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
         outside_training: Action = "warn",
         **kwargs: Any,
     ):

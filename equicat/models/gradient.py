@@ -14,9 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
+from equicat.kernels import backend
 from equicat.kernels.cpu.call import Kernel
 from equicat.kernels.forms import consecutive
 from equicat.kernels.gpu.graphs import MAX_EDGES, Graphs
+from equicat.networks.allegro import Allegro
 from equicat.networks.catalogue import NetworkConfig, architecture
 
 FLOATS_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -33,8 +35,8 @@ class ComputeOptions:
     """Use the network's C++ kernel on a processor, where there is one."""
     recompute: bool = False
     """Train with bounded memory: some centres at a time, computed twice (networks without message passing)."""
-    cuda_graphs: bool = False
-    """Record inferences of small systems as CUDA graphs, where Triton kernels are used."""
+    cuda_graphs: bool = True
+    """Record inferences of small systems as CUDA graphs, where Triton kernels are used (an Allegro on a GPU)."""
 
 
 DEFAULTS = ComputeOptions()
@@ -92,7 +94,13 @@ class PairGradient:
     atom_energies: Float[Tensor, "n_own"]
     """E_i in eV, without reference energies."""
     gradient: Float[Tensor, "n_edges 3"]
-    """dE/dr_ij in eV/Å."""
+    """dE/dr_ij in eV/Å, perhaps in memory that the next piece overwrites."""
+
+
+def can_be_recorded(potential: Energies, edge_vec: Float[Tensor, "n_edges 3"]) -> bool:
+    """Whether the gradient of so many edges is one that a CUDA graph can repeat, and small enough to gain by it."""
+    recordable = isinstance(potential.network, Allegro) and potential.network.recordable
+    return recordable and 0 < len(edge_vec) <= MAX_EDGES and backend.has_triton(edge_vec.device)
 
 
 def whole(edge_index: Int[Tensor, "2 n_edges"], species: Int[Tensor, "n_atoms"]) -> Piece:
@@ -181,7 +189,7 @@ class PairGradients:
             assert isinstance(potential, nn.Module)
             weights = [p for p in potential.parameters() if p.requires_grad]
             return _Recomputed.apply(potential, edge_vec, piece, *weights)
-        if self.options.cuda_graphs and not training and 0 < len(edge_vec) <= MAX_EDGES:
+        if self.options.cuda_graphs and not training and can_be_recorded(potential, edge_vec):
             return self._recorded(potential)(edge_vec, piece.edge_index, piece.species)
         return by_autograd(potential, edge_vec, piece.edge_index, piece.species, training)
 

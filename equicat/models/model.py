@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from equicat.data.batch import Batch
 from equicat.data.fitted import Domain, Statistics
 from equicat.data.info import DatasetInfo
+from equicat.data.padded import PaddedBatch
 from equicat.errors import InputError
 from equicat.models.heads import DisplacementHead
 from equicat.models.repulsion import EnergyTerms
@@ -168,6 +169,8 @@ class AtomisticModel(nn.Module):
             InputError: for an element that the model was not trained on; names it and the system.
         """
         species = self.species_of_number[batch.numbers]
+        if isinstance(batch, PaddedBatch):  # its elements were looked at before, and looking would wait for a GPU
+            return species
         if (species < 0).any():
             atom = int((species < 0).nonzero()[0])
             system = int(batch.system_idx[atom])

@@ -89,7 +89,7 @@ class Potential(AtomisticModel):
             energies.append(part.atom_energies)
             center, neighbor = batch.edge_index[:, part.edges]
             # r_ij = r_j − r_i: F_i = −dE/dr_i = Σ_j dE/dr_ij over the edges of i, less that of edges that end at i.
-            force.index_add_(0, center, part.gradient).index_add_(0, neighbor, -part.gradient)
+            force.index_add_(0, center, part.gradient).index_add_(0, neighbor, part.gradient, alpha=-1)
             if virial:
                 outer = part.edge_vec[:, :, None] * part.gradient[:, None, :]
                 strain.index_add_(0, batch.system_idx[center], outer)

@@ -226,6 +226,8 @@ class Allegro(nn.Module, ABC):
     """
 
     per: Literal["edge", "atom"] = "edge"
+    recordable = True
+    """Whether the shapes of all arrays follow from those of the inputs, so that CUDA graphs can repeat it."""
     floats_per_edge: int
     """The largest intermediate of an edge."""
     layers: Any

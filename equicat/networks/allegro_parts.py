@@ -238,7 +238,7 @@ class NequipAllegro(Allegro):
             self.basis = BesselBasis(config.n_radial, config.bessel_trainable)
             self.embedding = ProductEmbedding(config.n_radial, config.width, n_species)
         else:
-            self.basis = SplineBasis(config.n_radial, config.spline_span)
+            self.basis, self.recordable = SplineBasis(config.n_radial, config.spline_span), False
             self.embedding = SplineEmbedding(config.n_radial, config.spline_span, config.width, n_species)
         self.two_body_mlp = MLP([config.width, *config.two_body_hidden, n_scalars])
         self.tensor_weights = linear_weight(n_scalars, self.n_weights)

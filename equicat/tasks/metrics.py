@@ -43,17 +43,26 @@ class Mean:
     """A sum and a count: the mean of a metric over what has been seen so far. Means of disjoint batches add."""
 
     total: Float64[Tensor, ""]
-    numel: int
+    numel: int | Int[Tensor, ""]
+    """A tensor where a mask says what counts."""
 
     @classmethod
-    def of(cls, values: Shaped[Tensor, "..."]) -> "Mean":
-        """The mean of all entries of ``values``, floating-point or bool."""
-        return cls(values.detach().sum(dtype=torch.float64), values.numel())
+    def of(cls, values: Shaped[Tensor, "n *rest"], counted: Bool[Tensor, "n"] | None = None) -> "Mean":
+        """The mean of all entries of ``values``, floating-point or bool, or of the rows that are counted.
+
+        Other rows are emptied, not left out: on a GPU nobody has to wait for their number.
+        """
+        values = values.detach()
+        if counted is None:
+            return cls(values.sum(dtype=torch.float64), values.numel())
+        others = ~counted.view(-1, *(1,) * (values.ndim - 1))
+        return cls(values.masked_fill(others, 0).sum(dtype=torch.float64), counted.sum() * values[:1].numel())
 
     @property
     def value(self) -> float:
         """The mean; NaN when nothing has been counted."""
-        return self.total.item() / self.numel if self.numel else math.nan
+        n = int(self.numel)
+        return self.total.item() / n if n else math.nan
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.numel + other.numel)
@@ -103,12 +112,12 @@ def energy_within_threshold(prediction: Values, target: Values, batch: Batch) ->
 
 def forces_mae(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean absolute error of the force components of free atoms, all systems pooled, eV/Å."""
-    return Mean.of(_error(prediction.forces, target.forces)[~batch.fixed].abs())
+    return Mean.of(_error(prediction.forces, target.forces).abs(), ~batch.fixed)
 
 
 def forces_mse(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean squared error of the force components of free atoms, all systems pooled, (eV/Å)²."""
-    return Mean.of(_error(prediction.forces, target.forces)[~batch.fixed] ** 2)
+    return Mean.of(_error(prediction.forces, target.forces) ** 2, ~batch.fixed)
 
 
 def forces_cosine_similarity(prediction: Values, target: Values, batch: Batch) -> Mean:
@@ -117,15 +126,13 @@ def forces_cosine_similarity(prediction: Values, target: Values, batch: Batch) -
     Computed in float32 by ``torch.cosine_similarity`` (eps 1e-8), as fairchem does: a zero vector gives 0.
     """
     found, wanted = _pair(prediction.forces, target.forces)
-    free = ~batch.fixed
-    return Mean.of(torch.cosine_similarity(found[free].float(), wanted[free].float(), dim=-1))
+    return Mean.of(torch.cosine_similarity(found.float(), wanted.float(), dim=-1), ~batch.fixed)
 
 
 def forces_magnitude_error(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean over free atoms of the absolute difference between the lengths of the two force vectors, eV/Å."""
     found, wanted = _pair(prediction.forces, target.forces)
-    free = ~batch.fixed
-    return Mean.of((found[free].norm(dim=-1) - wanted[free].norm(dim=-1)).abs())
+    return Mean.of((found.norm(dim=-1) - wanted.norm(dim=-1)).abs(), ~batch.fixed)
 
 
 def energy_forces_within_threshold(prediction: Values, target: Values, batch: Batch) -> Mean:
@@ -175,12 +182,12 @@ def positions_mae(prediction: Values, target: Values, batch: Batch) -> Mean:
 
     The displacements compared are those of the minimum image; the difference of the two is not folded again.
     """
-    return Mean.of(_error(prediction.displacements, target.displacements)[~batch.fixed].abs())
+    return Mean.of(_error(prediction.displacements, target.displacements).abs(), ~batch.fixed)
 
 
 def positions_mse(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean squared error over the components that :func:`positions_mae` counts, Å²."""
-    return Mean.of(_error(prediction.displacements, target.displacements)[~batch.fixed] ** 2)
+    return Mean.of(_error(prediction.displacements, target.displacements) ** 2, ~batch.fixed)
 
 
 def positions_mae_all_atoms(prediction: Values, target: Values, batch: Batch) -> Mean:
@@ -194,7 +201,7 @@ def positions_mae_all_atoms(prediction: Values, target: Values, batch: Batch) ->
 def positions_mae_adsorbate(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean absolute error of the relaxed positions' components over the free atoms of adsorbates (tag 2), Å."""
     counted = ~batch.fixed & (batch.tags == ADSORBATE_TAG)
-    return Mean.of(_error(prediction.displacements, target.displacements)[counted].abs())
+    return Mean.of(_error(prediction.displacements, target.displacements).abs(), counted)
 
 
 def positions_average_distance_within_threshold(prediction: Values, target: Values, batch: Batch) -> Mean:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from equicat.data.batch import Batch
@@ -134,6 +134,12 @@ def metrics_shown(place: str) -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS.values() if metric.is_shown(place))
 
 
+def sum_and_count(total: Shaped[Tensor, ""], count: int | float | Shaped[Tensor, ""]) -> Float64[Tensor, "2"]:
+    """Both as one tensor on the device of the sum, made there."""
+    total = total.detach().double()
+    return torch.stack([total, count.to(total) if isinstance(count, Tensor) else torch.full_like(total, count)])
+
+
 class MetricSums:
     """Metrics of a data set, added batch by batch. Its whole state is one float64 tensor, so ranks can be summed.
 
@@ -145,18 +151,20 @@ class MetricSums:
         sums.compute()["forces_mae"]
     """
 
-    def __init__(self, quantities: Iterable[str]) -> None:
-        self.quantities = tuple(quantities)
-        self.metrics = metrics_of(self.quantities)
+    def __init__(self, quantities: Iterable[str], place: str | None = None) -> None:
+        """All metrics of these quantities, or those that are shown at a place (:meth:`Metric.is_shown`)."""
+        self.metrics = tuple(m for m in metrics_of(quantities) if place is None or m.is_shown(place))
         self.state: Float64[Tensor, "n_metrics 2"] = torch.zeros(len(self.metrics), 2, dtype=torch.float64)
         """Sum and count of each metric."""
 
     def add(self, prediction: Values, target: Values, batch: Batch) -> None:
         """Add the metrics of one batch."""
+        self.state += self.rows(prediction, target, batch).to(self.state.device)
+
+    def rows(self, prediction: Values, target: Values, batch: Batch) -> Float64[Tensor, "n_metrics 2"]:
+        """What a batch adds to the state, on the device of the batch; nothing waits for it there."""
         means = [metric.function(prediction, target, batch) for metric in self.metrics]
-        totals = torch.stack([mean.total for mean in means]).to(self.state.device)
-        counts = totals.new_tensor([mean.numel for mean in means])
-        self.state += torch.stack([totals, counts], dim=1)
+        return torch.stack([sum_and_count(mean.total, mean.numel) for mean in means])
 
     def compute(self) -> dict[str, float]:
         """Every metric by name; NaN if nothing was counted."""

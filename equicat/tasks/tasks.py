@@ -63,8 +63,8 @@ class LossTerm:
     weight: float
     sum: Any
     """A scalar tensor, or a number."""
-    count: int | float
-    """Systems, free atoms or components."""
+    count: Any
+    """Systems, free atoms or components: a number, or a scalar tensor."""
 
 
 def total_loss(terms: Sequence[LossTerm], where: str = "the batch") -> Any:
@@ -75,6 +75,11 @@ def total_loss(terms: Sequence[LossTerm], where: str = "the batch") -> Any:
     """
     if not all(term.count for term in terms):
         raise InputError(f"{where}: every atom is fixed, so there is nothing to train on")
+    return weighted_sum(terms)
+
+
+def weighted_sum(terms: Sequence[LossTerm]) -> Any:
+    """Σ weight · sum / count without a look at the counts, which on a GPU would wait; NaN if nothing is counted."""
     return sum(term.weight * term.sum / term.count for term in terms)
 
 
@@ -133,7 +138,7 @@ class Task:
             terms.append(_vector_term(config.forces_weight, error, ~batch.fixed, config.forces))
         if "stress" in self.outputs:
             # Stress × volume per atom is an energy as the virial is: its size does not depend on the vacuum of a slab.
-            volume_per_atom = torch.linalg.det(batch.cell).abs() / batch.n_atoms
+            volume_per_atom = batch.volume / batch.n_atoms
             error = (_known(found.stress) - _known(wanted.stress)) * volume_per_atom[:, None, None] / scale
             terms.append(_component_term(config.stress_weight, error, config.stress))
         if found.displacements is not None and isinstance(model, DirectModel):
@@ -165,7 +170,7 @@ def values_of(prediction: AnyPrediction, batch: Batch) -> Values:
         return Values(energy=prediction.relaxed_energy, displacements=prediction.displacements)
     stress = None
     if prediction.virial is not None:
-        stress = prediction.virial / torch.linalg.det(batch.cell).abs()[:, None, None]
+        stress = prediction.virial / batch.volume[:, None, None]
     return Values(prediction.energy, prediction.forces, stress)
 
 
@@ -209,12 +214,16 @@ def _known(label: Tensor | None) -> Tensor:
 def _vector_term(
     weight: float, error: Float[Tensor, "n_atoms 3"], counted: Bool[Tensor, "n_atoms"], kind: str
 ) -> LossTerm:
-    """Mean length of the error vectors of counted atoms, or mean absolute or squared error of their components."""
+    """Mean length of the error vectors of counted atoms, or mean absolute or squared error of their components.
+
+    Atoms that are not counted are emptied, not left out: on a GPU nobody has to wait for their number.
+    """
+    error, n = error.masked_fill(~counted[:, None], 0), counted.sum()
     if kind == "l2":
         # The norm has no derivative where it is zero; this one has, and differs by at most 1e-6 of the scale.
-        lengths = torch.sqrt(error[counted].square().sum(1) + 1e-12)
-        return LossTerm(weight, lengths.sum(), len(lengths))
-    return _component_term(weight, error[counted], kind)
+        lengths = torch.sqrt(error.square().sum(1) + 1e-12)
+        return LossTerm(weight, lengths.masked_fill(~counted, 0).sum(), n)
+    return LossTerm(weight, _component_term(weight, error, kind).sum, 3 * n)
 
 
 def _component_term(weight: float, error: Float[Tensor, "..."], kind: str) -> LossTerm:

@@ -61,6 +61,9 @@ class RunConfig(Checked, section="run"):
     started processes, else all GPUs, or one CPU."""
     recompute: bool = False
     """Train with bounded memory: a few centres at a time, computed twice (networks without message passing)."""
+    cuda_graphs: bool = True
+    """Record steps and inferences of batches of up to 131,072 edges as CUDA graphs, where Triton kernels are used (an
+    Allegro and s2ef on one GPU): small batches then do not wait for launches. The same numbers, to rounding."""
     num_workers: Annotated[int, Range(at_least=0, at_most=1024)] = 0
     """Processes that read structures and build neighbour lists; 0 does it in the training process."""
     wandb: bool = False

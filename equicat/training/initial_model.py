@@ -69,7 +69,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
 
 def compute_options(options: RunConfig) -> ComputeOptions:
     """Options of derivatives for a model that is trained."""
-    return ComputeOptions(recompute=options.recompute)
+    return ComputeOptions(recompute=options.recompute, cuda_graphs=options.cuda_graphs)
 
 
 def _prepare_network(model: AtomisticModel, data: AnyDataset, options: RunConfig) -> None:

@@ -2,12 +2,12 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from equicat.data.batch import Batch
@@ -15,12 +15,11 @@ from equicat.errors import InputError
 from equicat.models.direct import DirectModel
 from equicat.models.potential import Potential
 from equicat.tasks.tables import MetricSums, metrics_shown
-from equicat.tasks.tasks import LossTerm, Task, total_loss, values_of
+from equicat.tasks.tasks import LossTerm, Task, total_loss
 from equicat.training.config import TrainConfig
 from equicat.training.optimizers import clip_gradient, make_optimizer, rate_factor, set_rates
+from equicat.training.recorded import Objective, RecordedSteps
 
-LOGGED = tuple(metric.name for metric in metrics_shown("log"))
-"""Metrics written to metrics.csv for training and validation, those that the task has."""
 HEADLINES = tuple(metric.name for metric in metrics_shown("headline"))
 """Metrics on the progress bar."""
 
@@ -48,11 +47,10 @@ class TrainingModule(pl.LightningModule):
         self.elapsed = 0.0
         """Seconds of training up to the last step, earlier sessions included; all processes agree on it."""
         self._started = time.monotonic()
-        self._sums = {stage: MetricSums(task.quantities) for stage in ("train", "val")}
-        self._losses: dict[str, list[Float[Tensor, "n_terms 2"]]] = {"train": [], "val": []}
-        """Sum and count of each term of the loss, of each batch."""
-        self._weights: list[float] = []
-        """Weight of each term of the loss."""
+        self.objective = Objective(model, task, config.loss, MetricSums(task.quantities, "log"))
+        self.recorded = RecordedSteps(self.objective)
+        self._sums: dict[str, Float64[Tensor, "n_rows 2"]] = {}
+        """Sum and count of each term of the loss and of each metric, of the batches so far in ``train`` and ``val``."""
         self._row: dict[str, float] = {}
 
     def start_clock(self) -> None:
@@ -63,15 +61,24 @@ class TrainingModule(pl.LightningModule):
         """Time of training until now by the clock of this process, earlier sessions included."""
         return time.monotonic() - self._started
 
-    def _terms(self, batch: Batch, stage: str) -> tuple[LossTerm, ...]:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, unless a recorded step will fill it up on the host and move it then."""
+        return batch if self.trainer.training and self._is_recorded(batch) else batch.to(device)
+
+    def _is_recorded(self, batch: Batch) -> bool:
+        options = self.config.run
+        alone = self.trainer.world_size == 1 and not options.recompute
+        return options.cuda_graphs and alone and self.recorded.takes(batch, self.device)
+
+    def _count(self, rows: Float64[Tensor, "n_rows 2"], stage: str) -> None:
+        """Add a batch to the sums of an epoch."""
+        self._sums[stage] = rows + self._sums[stage] if stage in self._sums else rows.clone()
+
+    def _terms(self, batch: Batch, stage: str) -> tuple[tuple[LossTerm, ...], Float64[Tensor, "n_terms 2"]]:
         """The parts of the loss of this process's batch, which also count for the epoch."""
-        prediction = self.task.predict(self.model, batch)
-        terms = self.task.loss_terms(prediction, batch, self.model, self.config.loss)
-        sums = torch.stack([term.sum.detach().double() for term in terms])
-        self._weights = [term.weight for term in terms]
-        self._losses[stage].append(torch.stack([sums, sums.new_tensor([term.count for term in terms])], dim=1))
-        self._sums[stage].add(values_of(prediction, batch), self.task.target(batch), batch)
-        return terms
+        terms, rows = self.objective.judged(self.task.predict(self.model, batch), batch)
+        self._count(rows, stage)
+        return terms, rows[: len(terms)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """This process's share of the loss of all processes' batches together.
@@ -82,33 +89,50 @@ class TrainingModule(pl.LightningModule):
         Raises:
             InputError: on all processes if the loss is not finite, before it can spoil the weights.
         """
-        terms, where = self._terms(batch, "train"), batch.named()
-        losses = self._losses["train"][-1]
+        if self._is_recorded(batch):
+            return self._recorded_step(batch, batch_idx)
+        terms, losses = self._terms(batch, "train")
         clock = losses.new_tensor([[self.seconds(), 1.0]])
         *parts, (self.elapsed, _) = self._reduced(torch.cat([losses, clock]), "mean")
         counts = [count for _, count in parts]
         shared = [LossTerm(term.weight, term.sum, count) for term, count in zip(terms, counts, strict=True)]
-        everywhere = total_loss([LossTerm(w, *part) for w, part in zip(self._weights, parts, strict=True)], where)
-        if not math.isfinite(everywhere):
+        self._checked_loss(parts, batch, batch_idx)
+        return total_loss(shared, batch.named())
+
+    def _recorded_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        """:meth:`training_step` of a single process as a CUDA graph."""
+        step = self.recorded(batch, self.device)
+        self._count(step.rows, "train")
+        parts = step.rows[: len(self.objective.weights)].tolist()
+        self.elapsed = self.seconds()
+        return step.loss(self._checked_loss(parts, batch, batch_idx))
+
+    def _checked_loss(self, parts: Sequence[Sequence[float]], batch: Batch, batch_idx: int) -> float:
+        """The loss from sum and count of its terms.
+
+        Raises:
+            InputError: if it is not finite.
+        """
+        where = batch.named()
+        loss = total_loss([LossTerm(w, *part) for w, part in zip(self.objective.weights, parts, strict=True)], where)
+        if not math.isfinite(loss):
             raise InputError(
-                f"the training loss is {everywhere} at epoch {self.current_epoch}, batch {batch_idx} ({where}); lower "
+                f"the training loss is {loss} at epoch {self.current_epoch}, batch {batch_idx} ({where}); lower "
                 "optimizer.lr, or look for broken labels with `equicat data info`"
             )
-        return total_loss(shared, where)
+        return float(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._terms(batch, "val")
 
     def _results(self, stage: str) -> dict[str, float]:
         """Loss and metrics of an epoch, pooled over batches and processes."""
-        sums, losses = self._sums[stage], torch.stack(self._losses[stage]).sum(0)
-        state = self._reduced(torch.cat([sums.state.to(losses), losses]), "sum")
-        sums.state = sums.state.new_tensor(state[: len(sums.metrics)])
-        terms = [LossTerm(w, *part) for w, part in zip(self._weights, state[len(sums.metrics) :], strict=True)]
-        values = {name: value for name, value in sums.compute().items() if name in LOGGED}
-        self._sums[stage], self._losses[stage] = MetricSums(sums.quantities), []
+        state, n = self._reduced(self._sums.pop(stage), "sum"), len(self.objective.weights)
+        sums = MetricSums(self.task.quantities, "log")
+        sums.state = sums.state.new_tensor(state[n:])
+        terms = [LossTerm(w, *part) for w, part in zip(self.objective.weights, state[:n], strict=True)]
         loss = total_loss(terms, f"the {stage} data")
-        return {f"{stage}_loss": loss} | {f"{stage}_{k}": v for k, v in values.items()}
+        return {f"{stage}_loss": loss} | {f"{stage}_{k}": v for k, v in sums.compute().items()}
 
     def _reduced(self, rows: Float[Tensor, "n 2"], how: str) -> list[list[float]]:
         """Sum or mean over all processes."""

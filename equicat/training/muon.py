@@ -19,15 +19,16 @@ NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 """Coefficients of the odd polynomials that take singular values towards 1 (Jordan et al.)."""
 
 
-def orthogonalized(matrix: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """Roughly U Vᵀ of the singular value decomposition U S Vᵀ: singular values of about 0.7 to 1.2."""
-    x = matrix / (matrix.norm() + 1e-7)
-    transposed = len(x) > x.shape[1]
-    x = x.t() if transposed else x
+def orthogonalized(matrices: Float[Tensor, "*some n m"]) -> Float[Tensor, "*some n m"]:
+    """Roughly U Vᵀ of the singular value decomposition U S Vᵀ: singular values of about 0.7 to 1.2; each on its own."""
+    x = matrices.reshape(-1, *matrices.shape[-2:])
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    transposed = x.shape[1] > x.shape[2]
+    x = x.mT if transposed else x
     for a, b, c in NEWTON_SCHULZ:
-        gram = x @ x.t()
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.t() if transposed else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if transposed else x).reshape(matrices.shape)
 
 
 class Muon(torch.optim.Optimizer):
@@ -70,29 +71,46 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = self._muon if group["muon"] else self._adam
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    update(p, p.grad, self.state[p], group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                if group["weight_decay"]:
+                    torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                update = self._muon if group["muon"] else self._adam
+                update(parameters, [p.grad for p in parameters], [self.state[p] for p in parameters], group)
         return loss
 
     @staticmethod
-    def _muon(p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        direction = orthogonalized(grad.lerp(momentum, group["momentum"]))
-        # Tall matrices sum many inputs, whose errors then partly cancel.
-        p.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
+    def _muon(parameters: list[Tensor], gradients: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+        """Move matrices, those of one shape at a time."""
+        for state, p in zip(states, parameters, strict=True):
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+        momenta = [state["momentum"] for state in states]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        averages = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        by_shape: dict[torch.Size, list[int]] = {}
+        for k, p in enumerate(parameters):
+            by_shape.setdefault(p.shape, []).append(k)
+        for (n_in, n_out), members in by_shape.items():
+            directions = orthogonalized(torch.stack([averages[k] for k in members])).unbind()
+            # Tall matrices sum many inputs, whose errors then partly cancel.
+            size = group["lr"] * math.sqrt(max(1.0, n_in / n_out))
+            torch._foreach_add_([parameters[k] for k in members], directions, alpha=-size)
 
     @staticmethod
-    def _adam(p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
+    def _adam(parameters: list[Tensor], gradients: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+        """Move all other parameters, in seven launches on a GPU."""
+        for state, p in zip(states, parameters, strict=True):
+            if not state:
+                state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
+            state["step"] += 1
         beta1, beta2 = group["betas"]
-        state["step"] += 1
-        mean = state["mean"].lerp_(grad, 1 - beta1)
-        square = state["square"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        size = group["lr"] / (1 - beta1 ** state["step"])
-        p.addcdiv_(mean, (square / (1 - beta2 ** state["step"])).sqrt_().add_(1e-8), value=-size)
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_div(squares, [1 - beta2 ** state["step"] for state in states])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, 1e-8)
+        sizes = [-group["lr"] / (1 - beta1 ** state["step"]) for state in states]
+        torch._foreach_addcdiv_(parameters, means, roots, sizes)

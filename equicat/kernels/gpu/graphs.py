@@ -1,29 +1,29 @@
-"""CUDA graphs: an inference of a small system as one launch instead of hundreds.
+"""CUDA graphs: an inference, or a training step, of a small system as one launch instead of hundreds.
 
 On a GPU a system of some hundred atoms takes about as long as launching its kernels one after the other. A graph is
 launched at once, but it repeats what was recorded: the same shapes at the same addresses. So atoms and edges are
-filled up to sizes that grow in steps of at most a quarter, and each pair of sizes that is met is recorded once. Edges
+filled up to sizes that grow in steps of at most a quarter, and sizes that are met a second time are recorded. Edges
 that fill up are longer than any cutoff and contribute nothing; they belong to atoms of their own, a few to each, so
 that no program of a kernel has more of them than of others.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Inputs = tuple[Float[Tensor, "n_edges 3"], Int[Tensor, "2 n_edges"], Int[Tensor, "n_atoms"]]
-"""Pair vectors [n_edges, 3], edge_index [2, n_edges] and species [n_atoms]."""
-Outputs = tuple[Float[Tensor, "n_centers"], Float[Tensor, "n_edges 3"]]
-"""Energies [n_atoms], and their derivatives by pair vectors [n_edges, 3]."""
-Function = Callable[[Float[Tensor, "n_edges 3"], Int[Tensor, "2 n_edges"], Int[Tensor, "n_atoms"]], Outputs]
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
 
 MAX_EDGES = 1 << 17
 """Systems with more edges are not recorded: they keep a GPU busy by themselves."""
 MAX_GRAPHS = 32
-"""Number of graphs kept, each of which holds the memory of an inference."""
+"""Number of graphs kept by a :class:`Recorder`. They share the memory of what they compute; each has its own inputs."""
 FILL = 128
 """One atom is added for so many edges, of which at most a quarter are added: an added atom has at most 32 edges."""
 
@@ -34,26 +34,52 @@ def padded_size(n: int) -> int:
     return -(-n // step) * step
 
 
-def record(function: Function, inputs: Inputs) -> tuple[Callable[[], None], Outputs]:
+def padded_sizes(n_atoms: int, n_edges: int) -> tuple[int, int]:
+    """Numbers of atoms and edges that a system is filled up to."""
+    edges = padded_size(n_edges)
+    return padded_size(n_atoms + -(-edges // FILL)), edges
+
+
+class Room:
+    """The memory that several graphs share, and the stream that they are recorded on; made when first needed.
+
+    Graphs may share memory because nothing that one leaves there is read after another one is launched but its outputs,
+    and whoever launches a graph has read these by then.
+    """
+
+    @cached_property
+    def stream(self) -> Any:
+        """The stream on which functions are warmed up and recorded."""
+        return torch.cuda.Stream()
+
+    @cached_property
+    def pool(self) -> Any:
+        """The name of the memory."""
+        return torch.cuda.graph_pool_handle()
+
+
+def record(function: Callable[[Inputs], Outputs], inputs: Inputs, room: Room) -> tuple[Callable[[], None], Outputs]:
     """Record a CUDA graph of ``function``, which must neither wait for the GPU nor copy to it.
 
     Returns:
         A function that computes ``function`` of the inputs' present contents and writes the outputs; and the outputs.
+
+    Raises:
+        RuntimeError: if it cannot be recorded.
     """
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(2):  # compiling, allocating and copying constants to the GPU at first use must not be recorded
-            function(*inputs)
-    torch.cuda.current_stream().wait_stream(aside)
+    room.stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function(*inputs)
+    with torch.cuda.stream(room.stream):  # left again whatever happens, which a failing end of a recording does not do
+        function(inputs)  # compiling, allocating and copying constants to the GPU at first use must not be recorded
+        # Threads that read data may go on: they neither launch anything on this stream nor write what is read here.
+        with torch.cuda.graph(graph, room.pool, room.stream, capture_error_mode="thread_local"):
+            outputs = function(inputs)
+    torch.cuda.current_stream().wait_stream(room.stream)
     return graph.replay, outputs
 
 
 @dataclass(frozen=True, eq=False)
-class _Recorded:
+class _Recorded(Generic[Inputs, Outputs]):
     """A graph: write ``inputs``, call ``replay``, read ``outputs``."""
 
     inputs: Inputs
@@ -61,17 +87,77 @@ class _Recorded:
     outputs: Outputs
 
 
+class Recorder(Generic[Inputs, Outputs]):
+    """A function of tensors, recorded for each shape of them that is met more than once.
+
+    If that fails, which a remark says, the function is only called from then on.
+
+    Args:
+        function: of what :meth:`__call__` makes; its shapes follow from those of its inputs alone.
+        what: it computes, for the remark.
+    """
+
+    def __init__(self, function: Callable[[Inputs], Outputs], what: str):
+        self.function, self.what = function, what
+        self.met: set[Hashable] = set()
+        self.recorded: dict[Hashable, _Recorded[Inputs, Outputs]] = {}
+        self.room = Room()
+        self.works = True
+
+    def __call__(self, shape: Hashable, new: Callable[[], Inputs], write: Callable[[Inputs], None]) -> Outputs:
+        """The results of the function, in memory that the next call overwrites.
+
+        Args:
+            shape: of the inputs.
+            new: makes inputs of this shape.
+            write: writes what the function is called with into inputs of this shape.
+        """
+        if shape not in self.recorded:
+            inputs = new()
+            write(inputs)
+            found = self._recording(inputs) if shape in self.met else None
+            self.met.add(shape)
+            if found is None:
+                return self.function(inputs)
+            if len(self.recorded) == MAX_GRAPHS:
+                self.recorded.pop(next(iter(self.recorded)))  # the oldest; others keep the shared memory in use
+            self.recorded[shape] = found
+        found = self.recorded[shape]
+        write(found.inputs)
+        found.replay()
+        return found.outputs
+
+    def _recording(self, inputs: Inputs) -> _Recorded[Inputs, Outputs] | None:
+        """A graph that reads these inputs; None if there can be none."""
+        if not self.works:
+            return None
+        try:
+            return _Recorded(inputs, *record(self.function, inputs, self.room))
+        except RuntimeError as error:
+            self.works = False
+            first = error.__context__ or error  # the end of a recording fails for an earlier reason
+            reason = str(first).split("\n")[0]
+            print(f"warning: {self.what} could not be recorded as a CUDA graph: {reason}", file=sys.stderr, flush=True)
+            return None
+
+
+Edges = tuple[Tensor, Tensor, Tensor]
+"""Pair vectors [n_edges, 3], edge_index [2, n_edges] and species [n_atoms]."""
+Derivatives = tuple[Tensor, Tensor]
+"""Energies [n_atoms], and their derivatives by pair vectors [n_edges, 3]."""
+
+
 class Graphs:
-    """A function of edges and atoms, recorded for each pair of padded sizes that it is called with.
+    """A function of edges and atoms, recorded for pairs of padded sizes; for GPUs with Triton.
 
     Args:
         function: strictly local; a pair vector of the length ``far`` contributes nothing, and its derivative is 0.
         far: Å, longer than any cutoff.
     """
 
-    def __init__(self, function: Function, far: float):
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Derivatives], far: float):
         self.function, self.far = function, far
-        self.recorded: dict[tuple[int, int], _Recorded] = {}
+        self.recorder: Recorder[Edges, Derivatives] = Recorder(lambda edges: function(*edges), "an inference")
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Graphs":
         """A copy without recordings: graphs stay with the model that they were recorded for."""
@@ -83,35 +169,24 @@ class Graphs:
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """The results of ``function``, in new memory.
+        """The results of ``function``: by atom in new memory, by edge in memory that the next call overwrites.
 
         Args:
             edge_vec: Å.
             edge_index: sorted by centre.
             species: of atoms.
         """
-        n_atoms, n_edges = len(species), len(edge_vec)
-        edges = padded_size(n_edges)
-        sizes = padded_size(n_atoms + -(-edges // FILL)), edges
-        if sizes not in self.recorded:
-            if len(self.recorded) == MAX_GRAPHS:
-                self.recorded.clear()
-            inputs = edge_vec.new_empty(edges, 3), edge_index.new_empty(2, edges), species.new_empty(sizes[0])
-            self._fill(inputs, edge_vec, edge_index, species)
-            self.recorded[sizes] = _Recorded(inputs, *record(self.function, inputs))
-        found = self.recorded[sizes]
-        self._fill(found.inputs, edge_vec, edge_index, species)
-        found.replay()
-        by_atom, by_edge = found.outputs
-        return by_atom[:n_atoms].clone(), by_edge[:n_edges].clone()
+        from equicat.kernels.gpu.fill import fill  # needs Triton
 
-    def _fill(self, inputs: Inputs, edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> None:
-        """Write edges and atoms into the inputs of a graph, and fill up the rest."""
-        (vectors, index, kinds), n_atoms, n_edges = inputs, len(species), len(edge_vec)
-        vectors[:n_edges], index[:, :n_edges], kinds[:n_atoms] = edge_vec, edge_index, species
-        kinds[n_atoms:], vectors[n_edges:] = 0, 0
-        vectors[n_edges:, 0] = self.far
-        more_edges, more_atoms = len(vectors) - n_edges, len(kinds) - n_atoms
-        if more_edges:
-            added = torch.arange(more_edges, device=index.device) * more_atoms
-            index[:, n_edges:] = n_atoms + torch.div(added, more_edges, rounding_mode="floor")
+        system = edge_vec.contiguous(), edge_index.contiguous(), species.contiguous()
+        n_atoms, n_edges = padded_sizes(len(species), len(edge_vec))
+        by_atom, by_edge = self.recorder(
+            (n_atoms, n_edges),
+            new=lambda: (
+                edge_vec.new_empty(n_edges, 3),
+                edge_index.new_empty(2, n_edges),
+                species.new_empty(n_atoms),
+            ),
+            write=lambda inputs: fill(inputs, system, self.far),
+        )
+        return by_atom[: len(species)].clone(), by_edge[: len(edge_vec)]

@@ -23,7 +23,7 @@ def test_they_compile_for_a_gpu(tmp_path, l_max, channels):
     found = [json.loads(line) for line in done.stdout.splitlines()]
     single, double = found[: len(found) // 2], found[len(found) // 2 :]
     for kernels in (single, double):
-        names = ["_environment", "_read_out", "_gradient", "_gradient", "_change", *["_derivative"] * 3]
+        names = ["_environment", "_read_out", "_gradient", "_gradient", "_change", "_fill", *["_derivative"] * 3]
         assert [f["kernel"] for f in kernels] == names
         assert all(f["bytes"] > 1000 for f in kernels)
     assert all(f.get("spilled", 0) == f.get("stack", 0) == 0 for f in single)

@@ -21,6 +21,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from equicat.kernels.gpu import environment as kernels
+from equicat.kernels.gpu import fill
 from equicat.kernels.gpu import tensor_product as triton_tensor_product
 from equicat.kernels.irreps import SCALAR, Contraction, Paths, layer_irreps
 
@@ -59,6 +60,8 @@ def call_all(l_max: int, channels: int, dtype: torch.dtype) -> None:
     kernels.edges(first, w=w, y=y, g=g, **by_w_and_y)
     kernels.edges(first, a=a, w=w, y=y, g=g, by_g=by["by_g"], **by_w_and_y)
     kernels.edges(first, a=a, w=w, y=y, g=g, **moves, **by)
+    system = torch.zeros(n_edges, 3, dtype=dtype), torch.zeros(2, n_edges, dtype=torch.long), first
+    fill.fill((torch.zeros(8, 3, dtype=dtype), torch.zeros(2, 8, dtype=torch.long), first.new_zeros(4)), system, 8.0)
     _, entering, leaving = layer_irreps(l_max, 3, "full")
     outputs = {out: Paths.build(entering, l_max, out) for out in dict.fromkeys([SCALAR, *leaving])}
     contraction = Contraction.build(entering, outputs)

@@ -1,0 +1,247 @@
+#!/usr/bin/env python
+"""Inferences and training steps with and without CUDA graphs, on a GPU: times, and how far results differ.
+
+    python benchmarks/gpu_graphs.py OUT.json [--device cuda] [--repeats 30] [--slabs 1 8 64]
+
+A table goes to standard output. On a processor nothing is recorded, and both columns are the same thing.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from equicat.bench.speed import SIZES, our_config, slabs
+from equicat.data.batch import Batch
+from equicat.data.readers import write
+from equicat.data.structure import Structure
+from equicat.models.gradient import ComputeOptions, PairGradients
+from equicat.models.potential import Potential
+from equicat.networks.allegro import NequipAllegroConfig
+from equicat.run_directory import environment
+from equicat.tasks.tables import MetricSums
+from equicat.tasks.tasks import LossConfig, resolved, task_of, total_loss
+from equicat.training.config import from_mapping
+from equicat.training.optimizers import OptimizerConfig, make_optimizer
+from equicat.training.recorded import Objective, RecordedSteps
+from equicat.training.train import train
+
+STEPS = 20
+"""Training steps after which weights are compared."""
+
+
+def molecule(seed: int) -> Structure:
+    """27 atoms of an organic molecule's elements and density, rattled."""
+    rng = np.random.default_rng(seed)
+    grid = 1.7 * np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3)
+    return labelled(
+        Structure(
+            np.resize([6, 1, 1, 7, 1, 8, 1], 27),
+            grid + 0.1 * rng.normal(size=grid.shape),
+            np.zeros((3, 3)),
+            np.zeros(3, dtype=bool),
+            sid=f"molecule{seed}",
+        ),
+        seed,
+    )
+
+
+def labelled(structure: Structure, seed: int) -> Structure:
+    """A structure with an energy and forces drawn at random."""
+    rng, names = np.random.default_rng(seed), ("numbers", "positions", "cell", "pbc", "fixed", "tags", "sid")
+    known = {name: getattr(structure, name) for name in names}
+    return Structure(**known, energy=float(rng.normal()), forces=rng.normal(size=(len(structure), 3)))
+
+
+def slab_batch(n: int) -> list[Structure]:
+    """So many slabs of 38 atoms, with labels."""
+    frames = [Structure.from_ase(atoms) for atoms in slabs()]
+    return [labelled(frames[k % len(frames)], k) for k in range(n)]
+
+
+def potential(structures: list[Structure], device: str) -> Potential:
+    """The small model of `equicat bench speed`, with first weights."""
+    torch.manual_seed(0)
+    elements = tuple(sorted({int(z) for s in structures for z in s.numbers}))
+    return Potential(NequipAllegroConfig(**our_config(SIZES["small"])), elements, ()).to(device)
+
+
+def milliseconds(function: Callable[[], Any], repeats: int) -> float:
+    """Median time of a call that the GPU has finished."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        function()
+        wait()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def back_to_back(function: Callable[[], Any], repeats: int) -> float:
+    """Time of a call in a row of calls between which nobody waits."""
+    return milliseconds(lambda: [function() for _ in range(repeats)], 3) / repeats
+
+
+def inference(n_slabs: int, device: str, repeats: int) -> dict[str, Any]:
+    """Energies and forces of slabs, with and without a graph."""
+    structures = slab_batch(n_slabs)
+    model = potential(structures, device).eval().requires_grad_(False)
+    batch = Batch.from_structures(structures, model.cutoff).to(device)
+    row: dict[str, Any] = {"what": "inference", "n_atoms": len(batch.numbers), "n_edges": batch.n_edges}
+    found = {}
+    for name, cuda_graphs in (("plain", False), ("graph", True)):
+        model.pair_gradients = PairGradients(ComputeOptions(cuda_graphs=cuda_graphs))
+        for _ in range(3):
+            found[name] = model(batch)
+        row[f"{name}_ms"] = milliseconds(lambda: model(batch), repeats)
+        row[f"{name}_in_a_row_ms"] = back_to_back(lambda: model(batch), repeats)
+    energies, forces = ([getattr(found[name], what) for name in found] for what in ("energy", "forces"))
+    row["energy_difference"] = float((energies[0] - energies[1]).abs().max() / energies[0].abs().max())
+    row["forces_difference"] = float((forces[0] - forces[1]).abs().max() / forces[0].abs().max())
+    return row
+
+
+class Training:
+    """Training steps as `equicat train` makes them: gradient, clipping, optimiser, average of the weights."""
+
+    def __init__(self, structures: list[Structure], device: str, optimizer: str, recorded: bool):
+        self.device = torch.device(device)
+        model = potential(structures, device).train()
+        task = task_of(("energy", "forces"))
+        metrics = MetricSums(task.quantities, "log")
+        self.objective = Objective(model, task, resolved("s2ef", LossConfig()), metrics)
+        self.steps = RecordedSteps(self.objective) if recorded else None
+        self.optimizer = make_optimizer(OptimizerConfig(name=optimizer, lr=1e-3), model)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+        self.batch = Batch.from_structures(structures, model.cutoff)
+        if device != "cpu":
+            self.batch = self.batch.pin_memory()
+
+    def gradient(self) -> float:
+        """The loss; its gradient is added to that of the weights."""
+        objective = self.objective
+        if self.steps is not None:
+            step = self.steps(self.batch, self.device)
+            parts = step.rows[: len(objective.weights)].tolist()
+            value = sum(w * total / n for w, (total, n) in zip(objective.weights, parts, strict=True))
+            step.loss(value).backward()
+            return value
+        batch = self.batch.to(self.device)
+        terms, rows = objective.judged(objective.task.predict(objective.model, batch), batch)
+        loss = total_loss(terms)
+        rows.tolist()
+        loss.backward()
+        return float(loss.detach())
+
+    def step(self) -> float:
+        """The loss before the step."""
+        self.optimizer.zero_grad()
+        loss = self.gradient()
+        torch.nn.utils.clip_grad_norm_(self.objective.model.parameters(), 10.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.objective.model)
+        return loss
+
+    def weights(self) -> torch.Tensor:
+        """All weights as one array."""
+        return torch.cat([p.detach().flatten() for p in self.objective.model.parameters()])
+
+
+def training(structures: list[Structure], device: str, repeats: int, optimizer: str) -> dict[str, Any]:
+    """Steps on one batch, plain and recorded."""
+    row: dict[str, Any] = {"what": f"training, {optimizer}", "n_atoms": sum(map(len, structures))}
+    losses, weights, first = {}, {}, None
+    for name, recorded in (("plain", False), ("graph", True)):
+        loop = Training(structures, device, optimizer, recorded)
+        first = loop.weights() if first is None else first
+        losses[name] = [loop.step() for _ in range(STEPS)]
+        weights[name] = copy.deepcopy(loop.weights())
+        row[f"{name}_ms"] = milliseconds(loop.step, repeats)
+        row[f"{name}_gradient_ms"] = milliseconds(loop.gradient, repeats)
+        row["n_edges"] = loop.batch.n_edges
+    pairs = zip(losses["plain"], losses["graph"], strict=True)
+    row["loss_difference"] = max(abs(a - b) / abs(a) for a, b in pairs)
+    moved = (weights["plain"] - first).norm()
+    row["weights_difference"] = float((weights["plain"] - weights["graph"]).norm() / moved)
+    return row
+
+
+def whole_run(cuda_graphs: bool, device: str, n: int = 150) -> float:
+    """Milliseconds a step of `equicat train` on batches of five molecules, after the first epoch."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split, seeds in (("train", range(n)), ("val", range(n, n + 5))):
+            write(folder / f"{split}.extxyz", [molecule(seed) for seed in seeds])
+        values = {
+            "data": {split: [str(folder / f"{split}.extxyz")] for split in ("train", "val")}
+            | {"energy_reference": "total"},
+            "model": {"name": "nequip-allegro", "cutoff": 5.0, "tensor_channels": 16},
+            "run": {"out": str(folder / "run"), "batch_size": 5, "max_epochs": 4, "progress": False}
+            | {"accelerator": "cpu" if device == "cpu" else "gpu", "cuda_graphs": cuda_graphs},
+        }
+        train(from_mapping(values))
+        lines = [line.split(",") for line in (folder / "run" / "metrics.csv").read_text(encoding="utf-8").split()]
+        time_s = lines[0].index("time_s")
+        return 1e3 * (float(lines[-1][time_s]) - float(lines[2][time_s])) / (2 * n / 5)
+
+
+def attempt(what: str, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row of a measurement, or what went wrong, so that the others are made."""
+    try:
+        row = function()
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        row = {"what": what, "failed": str(error).split("\n")[0]}
+    print(shown(row), flush=True)
+    return row
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    if "failed" in row:
+        return f"{row['what']}: failed: {row['failed']}"
+    numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+    texts = [f"{k} {v:.2f}" if k.endswith("_ms") else f"{k} {v:.1e}" for k, v in numbers.items()]
+    return f"{row['what']}, {row.get('n_atoms', '')} atoms: {', '.join(texts)}"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--slabs", type=int, nargs="+", default=[1, 8, 64], help="slabs of 38 atoms in a batch")
+    given = parser.parse_args()
+    device, repeats = given.device, given.repeats
+    molecules = [molecule(seed) for seed in range(5)]
+    runs = {"plain_ms": False, "graph_ms": True}
+    measurements: dict[str, Callable[[], dict[str, Any]]] = {
+        **{f"inference of {n} slabs": partial(inference, n, device, repeats) for n in given.slabs},
+        "molecules": partial(training, molecules, device, repeats, "adam"),
+        "molecules, Muon": partial(training, molecules, device, repeats, "muon"),
+        **{
+            f"training on {n} slabs": partial(training, slab_batch(n), device, repeats, "adam") for n in given.slabs[1:]
+        },
+        "train": lambda: {"what": "equicat train"} | {k: whole_run(v, device) for k, v in runs.items()},
+    }
+    rows = [attempt(what, function) for what, function in measurements.items()]
+    out = {"environment": environment(), "device": device, "rows": rows}
+    if device != "cpu":
+        out |= {"gpu": torch.cuda.get_device_name(), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+    given.out.write_text(json.dumps(out, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Batches filled up to sizes that come again, in one piece of memory: what a recorded training step reads."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int, Shaped, UInt8
+from torch import Tensor
+
+from equicat.data.batch import Batch, PairBatch
+
+ALIGNMENT = 16
+"""Bytes; every tensor of a batch in one piece of memory begins at a multiple."""
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedBatch(PairBatch):
+    """A batch and one more system at its end, of fixed atoms whose edges are longer than any cutoff.
+
+    Its elements are those of the batch, and known to whom it is given. Positions and shifts are left empty.
+    """
+
+    sizes: Int[Tensor, "n_systems"] | None = None
+    """Atoms of each system."""
+
+    @property
+    def n_atoms(self) -> Int[Tensor, "n_systems"]:
+        """Atoms of each system."""
+        assert self.sizes is not None
+        return self.sizes
+
+    def without_last_system(self) -> "PaddedBatch":
+        """The batch as losses and metrics see it: all atoms, but the systems that were there before.
+
+        The atoms of the last system are said to be of the one before; they are fixed, and so count nowhere.
+        """
+        systems = {f.name: getattr(self, f.name) for f in fields(self) if f.name in PER_SYSTEM}
+        shorter = {name: value[:-1] for name, value in systems.items() if value is not None}
+        return replace(self, system_idx=self.system_idx.clamp(max=self.n_systems - 2), **shorter)
+
+    def packed(self, pinned: bool = False) -> UInt8[Tensor, "n_bytes"]:
+        """The bytes of all tensors one after the other, in page-locked memory for a copy to a GPU if ``pinned``."""
+        parts: list[Tensor] = []
+        self.map(lambda x: parts.append(_bytes(x)) or x)  # type: ignore[func-returns-value]
+        buffer = torch.empty(sum(map(len, parts)), dtype=torch.uint8, pin_memory=pinned)
+        return torch.cat(parts, out=buffer)
+
+    def unpacked(self, buffer: UInt8[Tensor, "n_bytes"]) -> "PaddedBatch":
+        """A batch of these shapes whose tensors are views of the bytes of :meth:`packed`."""
+        rest = buffer
+
+        def view(like: Tensor) -> Tensor:
+            nonlocal rest
+            n = like.numel() * like.element_size()
+            own, rest = rest[:n], rest[_aligned(n) :]
+            return own.view(like.dtype).view(like.shape)
+
+        batch = self.map(view)
+        assert isinstance(batch, PaddedBatch)
+        return batch
+
+
+PER_SYSTEM = ("cell", "pbc", "energy", "stress", "relaxed_energy", "sizes")
+"""Fields of a batch with a row for each system."""
+
+
+def padded(batch: Batch, n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
+    """A batch with more atoms and edges, which belong to one more system.
+
+    Args:
+        batch: with at least one atom, of known elements.
+        n_atoms: at least one more than the batch has.
+        n_edges: at least as many as the batch has.
+        far: Å, longer than any cutoff: the length of the edges that are added, a few to each added atom.
+    """
+    here, more_edges = len(batch.numbers), n_edges - batch.n_edges
+    added = here + torch.arange(more_edges) * (n_atoms - here) // max(more_edges, 1)
+    vectors = _filled(batch.edge_vec(), n_edges)
+    vectors[batch.n_edges :, 0] = far
+    n_systems = batch.n_systems + 1
+    per_atom = {"forces": batch.forces, "displacements": batch.displacements}
+    per_system = {name: getattr(batch, name) for name in PER_SYSTEM if name not in ("cell", "sizes")}
+    labels: dict[str, Any] = {name: None if x is None else _filled(x, n_atoms) for name, x in per_atom.items()}
+    labels |= {name: None if x is None else _filled(x, n_systems) for name, x in per_system.items()}
+    return PaddedBatch(
+        positions=batch.positions.new_zeros(1, 3).expand(n_atoms, 3),
+        cell=torch.cat([batch.cell, torch.eye(3).to(batch.cell)[None]]),
+        numbers=_filled(batch.numbers, n_atoms, int(batch.numbers[0])),
+        system_idx=_filled(batch.system_idx, n_atoms, batch.n_systems),
+        edge_index=torch.cat([batch.edge_index, added.expand(2, -1)], dim=1),
+        edge_shift=torch.zeros(1, 3, dtype=torch.int8).expand(n_edges, 3),
+        fixed=_filled(batch.fixed, n_atoms, True),
+        tags=_filled(batch.tags, n_atoms),
+        ids=batch.ids,
+        sources=batch.sources,
+        dtype=batch.dtype,
+        vectors=vectors,
+        sizes=_filled(batch.n_atoms, n_systems, n_atoms - here),
+        **labels,
+    )
+
+
+def _filled(x: Shaped[Tensor, "n *rest"], n: int, value: int = 0) -> Shaped[Tensor, "n_more *rest"]:
+    """More rows of one value."""
+    return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
+
+
+def _aligned(n: int) -> int:
+    return -(-n // ALIGNMENT) * ALIGNMENT
+
+
+def _bytes(x: Shaped[Tensor, "..."]) -> UInt8[Tensor, "n_bytes"]:
+    """The bytes of a tensor, and zeros up to where the next one may begin."""
+    own = x.contiguous().view(-1).view(torch.uint8)
+    return _filled(own, _aligned(len(own)))

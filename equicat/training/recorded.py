@@ -1,0 +1,141 @@
+"""Training steps recorded as CUDA graphs: predictions, loss, metrics and the gradient of the weights in one launch.
+
+A batch is filled up with atoms and edges that count nowhere (:mod:`equicat.data.padded`), so that few shapes occur, and
+goes to the GPU as one piece of memory. The graph leaves the sums of losses and metrics, and all gradients as one array.
+What follows (clipping, the optimiser, the average of the weights) is a few launches each, and stays as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor, nn
+
+from equicat.data.batch import Batch
+from equicat.data.padded import PaddedBatch, padded
+from equicat.kernels import backend
+from equicat.kernels.gpu.graphs import MAX_EDGES, Recorder, padded_sizes
+from equicat.models.direct import DirectModel
+from equicat.models.model import Prediction
+from equicat.models.potential import Potential
+from equicat.networks.allegro import Allegro
+from equicat.tasks.tables import MetricSums, sum_and_count
+from equicat.tasks.tasks import AnyPrediction, LossConfig, LossTerm, Task, values_of, weighted_sum
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What is learned and watched: a model's loss on a batch, and its metrics."""
+
+    model: Potential | DirectModel
+    task: Task
+    loss: LossConfig
+    metrics: MetricSums
+    """The metrics that are summed, by the rows of their state."""
+    weights: list[float] = field(default_factory=list)
+    """Weight of each term of the loss, known after the first batch."""
+
+    def judged(
+        self, prediction: AnyPrediction, batch: Batch
+    ) -> tuple[tuple[LossTerm, ...], Float64[Tensor, "n_rows 2"]]:
+        """Terms of the loss; and sum and count of each of them and of each metric, on the device of the batch."""
+        terms = self.task.loss_terms(prediction, batch, self.model, self.loss)
+        self.weights[:] = [term.weight for term in terms]
+        losses = torch.stack([sum_and_count(term.sum, term.count) for term in terms])
+        values, target = values_of(prediction, batch), self.task.target(batch)
+        return terms, torch.cat([losses, self.metrics.rows(values, target, batch)])
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A padded batch on a GPU, in one piece of memory."""
+
+    buffer: UInt8[Tensor, "n_bytes"]
+    batch: PaddedBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A training step up to the gradient."""
+
+    rows: Float64[Tensor, "n_rows 2"]
+    """Sum and count of each term of the loss and of each metric."""
+    gradient: Float[Tensor, "n_weights"]
+    """Of the loss by all weights that it depends on, one after the other; overwritten by the next step."""
+    weights: Sequence[nn.Parameter]
+    """These weights."""
+
+    def loss(self, value: float) -> Float[Tensor, ""]:
+        """The loss as a tensor whose backward pass adds the gradient to that of the weights."""
+        return _Known.apply(value, self.gradient, *self.weights)
+
+
+class RecordedSteps:
+    """Training steps of an objective on batches of similar size, for one process with a GPU and Triton.
+
+    Args:
+        objective: of a potential; its weights must stay where they are in memory.
+    """
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+        self.weights: list[nn.Parameter] = []
+        """Those that the loss depends on."""
+        self.recorder: Recorder[Packed, tuple[Tensor, Tensor]] = Recorder(self._compute, "a training step")
+
+    def takes(self, batch: Batch, device: torch.device) -> bool:
+        """Whether a step on that batch can be recorded, and is small enough to gain by it."""
+        network = self.objective.model.network
+        recordable = isinstance(self.objective.model, Potential) and isinstance(network, Allegro) and network.recordable
+        return recordable and self.recorder.works and 0 < batch.n_edges <= MAX_EDGES and backend.has_triton(device)
+
+    def __call__(self, batch: Batch, device: torch.device) -> Step:
+        """The step on a batch that is still on the host."""
+        n_atoms, n_edges = padded_sizes(len(batch.numbers) + 1, batch.n_edges)
+        filled = padded(batch, n_atoms, n_edges, far=2 * self.objective.model.cutoff)
+        host = filled.packed(pinned=device.type == "cuda")
+
+        def new() -> Packed:
+            buffer = torch.empty(len(host), dtype=torch.uint8, device=device)
+            return Packed(buffer, filled.unpacked(buffer))
+
+        def write(packed: Packed) -> None:
+            packed.buffer.copy_(host, non_blocking=True)
+
+        rows, gradient = self.recorder((n_atoms, n_edges, batch.n_systems), new, write)
+        return Step(rows, gradient, self.weights)
+
+    def _compute(self, packed: Packed) -> tuple[Float64[Tensor, "n_rows 2"], Float[Tensor, "n_weights"]]:
+        """Sums of losses and metrics, and the gradient: a function of the batch's memory that can be recorded."""
+        model, batch = self.objective.model, packed.batch.without_last_system()
+        prediction = _of_systems(self.objective.task.predict(model, packed.batch), batch.n_systems)
+        terms, rows = self.objective.judged(prediction, batch)
+        known = [p for p in model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(weighted_sum(terms), known, allow_unused=True)
+        pairs = [(p, g) for p, g in zip(known, found, strict=True) if g is not None]
+        self.weights = [p for p, _ in pairs]
+        return rows, torch.cat([g.flatten() for _, g in pairs])
+
+
+def _of_systems(prediction: AnyPrediction, n: int) -> Prediction:
+    """The prediction without the systems after the first n."""
+    assert isinstance(prediction, Prediction)
+    virial = None if prediction.virial is None else prediction.virial[:n]
+    return replace(prediction, energy=prediction.energy[:n], virial=virial)
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradient is known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: float, gradient: Tensor, *weights: Tensor) -> Tensor:
+        ctx.gradient, ctx.shapes = gradient, [w.shape for w in weights]
+        return gradient.new_full((), value)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        parts = (ctx.gradient * factor).split([shape.numel() for shape in ctx.shapes])
+        return None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
