@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from equicat.kernels.forms import Segments, read_out, tensor_product
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, couplings, dim, layer_irreps
+from equicat.kernels.products import product
 from equicat.networks.allegro import Allegro, AllegroConfig, Latent, NequipAllegroConfig, Piece
 from equicat.networks.allegro_embeddings import ProductEmbedding, SplineEmbedding, TwoBody
 from equicat.networks.layers import MLP, BesselBasis, Exact, SplineBasis, linear_weight, silu
@@ -303,7 +304,7 @@ class NequipAllegro(Allegro):
         """The weights of the first environment, what x^0 adds to the sums of all readers, and the weights of V⁰."""
         hidden = _hidden(self.embedding(piece.geometry.radial, piece.geometry.pair), self.two_body_mlp.weights[:-1])
         sizes = [self.n_weights, self.n_weights, *self.reader_widths()]
-        env_weights, tensor_weights, *sums = (hidden @ piece.prepared.maps[0]).split(sizes, dim=1)
+        env_weights, tensor_weights, *sums = product(hidden, piece.prepared.maps[0]).split(sizes, dim=1)
         return Latent(env_weights, sums), tensor_weights
 
     def first_tensors(
@@ -327,7 +328,7 @@ class NequipAllegro(Allegro):
         own = first[(k + 1) * self.config.n_scalars :]
         hidden = _hidden(silu(torch.addmm(mine, scalars, own)), rest)
         n_next = self.n_weights if k + 1 < len(self.layers) else 0
-        env_weights, *shares = (hidden @ piece.prepared.maps[k + 1]).split(
+        env_weights, *shares = product(hidden, piece.prepared.maps[k + 1]).split(
             [n_next, *self.reader_widths()[k + 1 :]], dim=1
         )
         return Latent(env_weights, [a + b for a, b in zip(others, shares, strict=True)])
@@ -344,5 +345,5 @@ class NequipAllegro(Allegro):
 def _hidden(x: Float[Tensor, "n n_in"], weights: Iterable[Tensor]) -> Float[Tensor, "n n_out"]:
     """The hidden layers of an MLP."""
     for weight in weights:
-        x = silu(x @ weight)
+        x = silu(product(x, weight))
     return x

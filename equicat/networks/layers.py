@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from equicat.kernels.irreps import Contraction
+from equicat.kernels.products import product
 
 SILU_GAIN = 1.6791767
 """1 / sqrt(E[silu(z)²]) for z ~ N(0, 1): weights after a SiLU are drawn larger by this, so that signals keep size."""
@@ -101,9 +102,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "n n_in"]) -> Float[Tensor, "n n_out"]:
         first, *rest = self.weights
-        x = x @ first
+        x = product(x, first)
         for weight in rest:
-            x = (x if self.linear else silu(x)) @ weight
+            x = product(x if self.linear else silu(x), weight)
         return x
 
     def matrices(self) -> list[Float[Tensor, "_ _"]]:

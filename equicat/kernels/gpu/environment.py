@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[int, int]] = {
     "_environment": (512, 4),
     "_read_out": (512, 4),
     "_gradient": (512, 4),
-    "_change": (512, 4),
+    "_change": (256, 4),
 }
 """Edges times channels that a program of each kernel works on at a time, and its warps (measured:
 ``benchmarks/gpu_products.py``)."""
