@@ -233,7 +233,16 @@ def compile_ahead() -> None:
     out, parts = x.new_empty(len(x), 2240), x.new_empty(1, 512, 2240)
 
     def rows(tiles: products.Tiles) -> None:
-        products._rows.warmup((x, 512), halves, out, size, grid=(1,), **tiles.options())
+        products._rows.warmup(
+            ((x, 512, 512),),
+            (*halves, 512),
+            out,
+            (None, None),
+            (len(x), 2240),
+            silu=False,
+            grid=(1,),
+            **tiles.options(),
+        )
 
     def columns(tiles: products.Tiles) -> None:
         part = products.PARTS_OF
@@ -259,7 +268,9 @@ def product_candidates() -> dict[str, Any]:
         }
         forms["rows"]["TF32"], forms["columns"]["TF32"] = (in_tf32(forms[f]["float32"]) for f in ("rows", "columns"))
         for tiles in ROWS:
-            forms["rows"][str(tiles)] = with_tiles("ROWS", tiles, lambda x=x, w=w: products.rows(x, w))
+            forms["rows"][str(tiles)] = with_tiles(
+                "ROWS", tiles, lambda x=x, w=w: products.rows([x], products.halves(w))
+            )
         for tiles in COLUMNS:
             forms["columns"][str(tiles)] = with_tiles("COLUMNS", tiles, lambda x=x, g=g: products.columns(x, g))
         exact = {"rows": x[:4096].double() @ w.double(), "columns": x.double().t() @ g.double()}

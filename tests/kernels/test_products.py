@@ -55,7 +55,7 @@ def test_as_exact_as_float32_in_value_and_derivatives(split):
 def test_halves_of_a_matrix_are_tf32_numbers_and_add_up(split):
     from equicat.kernels.gpu.products import halves
 
-    (_, w) = inputs(torch.float32)
+    _, w = inputs(torch.float32)
     for matrix in (w.detach(), w.detach().t()):
         both = halves(matrix)
         assert all(not (x.view(torch.int32) & 0x1FFF).any() for x in both)
@@ -72,6 +72,27 @@ def test_third_derivatives(split):
             value = (0.1 * gradient).cos().sum()
         results.append(gradient.double())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4 * results[1].abs().max().item())
+
+
+def test_a_silu_and_its_readers_in_value_and_derivatives(split):
+    """In float64 the plain version is the oracle; some results have something added, and one is narrow."""
+    widths, results = [20, 3, 14], []
+    for function, dtype in ((products.activated, torch.float32), (products.activated_plain, torch.float64)):
+        z, w = inputs(dtype)
+        added = [None, z[:, :3].detach().cos().requires_grad_(), None]
+
+        def joined(z, w, function=function, added=added):
+            return torch.cat(function(z, w, added, widths), dim=1)
+
+        with torch.enable_grad():
+            (to_added,) = torch.autograd.grad(joined(z, w).sin().sum(), added[1])
+        plain_weights = torch.autograd.grad(joined(z, w.detach()).sin().sum(), z)
+        both = torch.autograd.grad(joined(z, w).sin().sum(), (z, w))
+        results.append([to_added, *plain_weights, *both, *value_and_derivatives(joined, z, w)])
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == torch.float32
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-6 * scale)
 
 
 def test_left_to_pytorch_where_that_is_asked_for_or_as_good(split):

@@ -9,8 +9,9 @@ A program makes one tile of a result. No atomics: the sums over all edges, of de
 parts of equal length, which are added in their order.
 """
 
-from dataclasses import dataclass
-from typing import no_type_check
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -34,10 +35,10 @@ class Tiles:
     apart: bool = True
     """Add up blocks outside the tensor cores, which cut off sums: more exact, in more registers."""
 
-    def options(self) -> dict[str, int | bool]:
+    def options(self) -> dict[str, Any]:
         """Arguments of a kernel."""
-        how = {"rows": self.rows, "columns": self.columns, "block": self.block, "apart": self.apart}
-        return how | {"num_warps": self.warps, "num_stages": self.stages}
+        tile = self.rows, self.columns, self.block
+        return {"tile": tile, "apart": self.apart, "num_warps": self.warps, "num_stages": self.stages}
 
 
 ROWS = Tiles(128, 128, 32, 8, 3)
@@ -91,43 +92,67 @@ def _split(w, stride_k, stride_n, halves, size, tile: constexpr):
 
 @triton.jit
 @no_type_check
-def _rows(x, halves, out, size, rows: constexpr, columns: constexpr, block: constexpr, apart: constexpr):
-    """X W for rows of edges; the matrix comes in halves [n, k]."""
-    (x, stride), (high, low) = x, halves
-    n_e, n_k, n_n = size
-    tiles_n = tl.cdiv(n_n, columns)
-    e = (tl.program_id(0) // tiles_n) * rows + tl.arange(0, rows)
-    n = (tl.program_id(0) % tiles_n) * columns + tl.arange(0, columns)
-    k = tl.arange(0, block)
-    x_at = x + e.to(tl.int64)[:, None] * stride + k[None, :]
-    w_at = n[None, :] * n_k + k[:, None]
-    total = tl.zeros((rows, columns), tl.float32)
-    for start in range(0, n_k, block):
-        in_k = k < n_k - start
-        x_ek = tl.load(x_at + start, mask=(e < n_e)[:, None] & in_k[None, :], other=0)
-        in_w = in_k[:, None] & (n < n_n)[None, :]
-        w_high = tl.load(high + start + w_at, mask=in_w, other=0)
-        w_low = tl.load(low + start + w_at, mask=in_w, other=0)
-        x_high = _tf32(x_ek)
-        total = _added(total, x_high, _tf32(x_ek - x_high), w_high, w_low, apart)
-    to = out + e.to(tl.int64)[:, None] * n_n + n[None, :]
-    tl.store(to, total, mask=(e < n_e)[:, None] & (n < n_n)[None, :])
+def _silu(x):
+    """x σ(x)."""
+    return x / (1 + tl.exp(-x))
 
 
 @triton.jit
 @no_type_check
-def _columns(factors, out, size, part, rows: constexpr, columns: constexpr, block: constexpr, apart: constexpr):
+def _rows(inputs, halves, out, extra, size, tile: constexpr, silu: constexpr, apart: constexpr):
+    """Σ_i X_i W_i for rows of edges, or of their SiLU; the matrices come one after the other, in halves [n, k].
+
+    A matrix may be added to the sum, and the sum be multiplied by the slope of a SiLU.
+    """
+    block: constexpr = tile[2]
+    high, low, n_k = halves
+    n_e, n_n = size
+    tiles_n = tl.cdiv(n_n, tile[1])
+    e = (tl.program_id(0) // tiles_n) * tile[0] + tl.arange(0, tile[0])
+    n = (tl.program_id(0) % tiles_n) * tile[1] + tl.arange(0, tile[1])
+    k = tl.arange(0, block)
+    w_at = n[None, :] * n_k + k[:, None]
+    total = tl.zeros((tile[0], tile[1]), tl.float32)
+    for i in tl.static_range(len(inputs)):
+        x, stride, width = inputs[i]
+        x_at = x + e.to(tl.int64)[:, None] * stride + k[None, :]
+        for start in range(0, width, block):
+            in_k = k < width - start
+            x_ek = tl.load(x_at + start, mask=(e < n_e)[:, None] & in_k[None, :], other=0)
+            in_w = in_k[:, None] & (n < n_n)[None, :]
+            w_high = tl.load(high + start + w_at, mask=in_w, other=0)
+            w_low = tl.load(low + start + w_at, mask=in_w, other=0)
+            if silu:
+                x_ek = _silu(x_ek)
+            x_high = _tf32(x_ek)
+            total = _added(total, x_high, _tf32(x_ek - x_high), w_high, w_low, apart)
+        w_at += width
+    exists = (e < n_e)[:, None] & (n < n_n)[None, :]
+    added, sloping = extra
+    if added is not None:
+        total += tl.load(added[0] + e.to(tl.int64)[:, None] * added[1] + n[None, :], mask=exists, other=0)
+    if sloping is not None:
+        z = tl.load(sloping[0] + e.to(tl.int64)[:, None] * sloping[1] + n[None, :], mask=exists, other=0)
+        s = 1 / (1 + tl.exp(-z))
+        total *= s * (1 + z * (1 - s))
+    tl.store(out + e.to(tl.int64)[:, None] * n_n + n[None, :], total, mask=exists)
+
+
+@triton.jit
+@no_type_check
+def _columns(factors, out, size, part, tile: constexpr, apart: constexpr):
     """The sum over some edges of X[e, k] Y[e, n]."""
-    (x, stride_x), (y, stride_y) = factors
+    x, stride_x = factors[0]
+    y, stride_y = factors[1]
     n_e, n_k, n_n = size
-    tiles_n = tl.cdiv(n_n, columns)
-    k = (tl.program_id(0) // tiles_n) * rows + tl.arange(0, rows)
-    n = (tl.program_id(0) % tiles_n) * columns + tl.arange(0, columns)
+    tiles_n = tl.cdiv(n_n, tile[1])
+    k = (tl.program_id(0) // tiles_n) * tile[0] + tl.arange(0, tile[0])
+    n = (tl.program_id(0) % tiles_n) * tile[1] + tl.arange(0, tile[1])
     first = tl.program_id(1) * part
     end = tl.minimum(first + part, n_e)
-    total = tl.zeros((rows, columns), tl.float32)
-    for start in range(first, end, block):
-        e = (start + tl.arange(0, block)).to(tl.int64)
+    total = tl.zeros((tile[0], tile[1]), tl.float32)
+    for start in range(first, end, tile[2]):
+        e = (start + tl.arange(0, tile[2])).to(tl.int64)
         x_ke = tl.load(x + e[None, :] * stride_x + k[:, None], mask=(e < end)[None, :] & (k < n_k)[:, None], other=0)
         y_en = tl.load(y + e[:, None] * stride_y + n[None, :], mask=(e < end)[:, None] & (n < n_n)[None, :], other=0)
         x_high, y_high = _tf32(x_ke), _tf32(y_en)
@@ -146,20 +171,56 @@ def halves(w: Float[Tensor, "n_k n_n"]) -> tuple[Float[Tensor, "n_n n_k"], Float
     return high, low
 
 
-def rows(x: Float[Tensor, "n_edges n_k"], w: Float[Tensor, "n_k n_n"]) -> Float[Tensor, "n_edges n_n"]:
-    """X W at float32's accuracy, for many rows.
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """Steps before and after a sum of products, for which the arrays are at hand."""
+
+    silu: bool = False
+    """Multiply the SiLU of the rows."""
+    added: Float[Tensor, "n_edges n_n"] | None = None
+    """Added to the sum."""
+    sloping: Float[Tensor, "n_edges n_n"] | None = None
+    """The sum is multiplied by the slope of the SiLU at these numbers."""
+
+
+PLAIN = Extra()
+
+
+def rows(
+    x: Sequence[Float[Tensor, "n_edges _"]],
+    split: tuple[Float[Tensor, "n_n n_k"], Float[Tensor, "n_n n_k"]],
+    extra: Extra = PLAIN,
+) -> Float[Tensor, "n_edges n_n"]:
+    """Σ_i X_i W_i at float32's accuracy, for many rows.
 
     Args:
-        x: float32.
-        w: float32, of any strides.
+        x: float32, whose widths add up to n_k.
+        split: halves of the matrices, one below the other; or rows of these halves.
+        extra: what is done before and after.
     """
-    x, tiles = x if x.stride(1) == 1 else x.contiguous(), ROWS
-    size = (len(x), *w.shape)
-    out = x.new_empty(len(x), w.shape[1])
-    n_programs = triton.cdiv(size[0], tiles.rows) * triton.cdiv(size[2], tiles.columns)
-    with torch.cuda.device_of(x):
-        _rows[(n_programs,)]((x, x.stride(0)), halves(w), out, size, **tiles.options())
+    (high, low), tiles, first = split, ROWS, x[0]
+    n_e, n_n = len(first), len(high)
+    tiles = replace(tiles, columns=max(min(tiles.columns, triton.next_power_of_2(n_n)), 16))
+    out = first.new_empty(n_e, n_n)
+    n_programs = triton.cdiv(n_e, tiles.rows) * triton.cdiv(n_n, tiles.columns)
+    after = tuple(None if a is None else _matrix(a)[:2] for a in (extra.added, extra.sloping))
+    with torch.cuda.device_of(first):
+        _rows[(n_programs,)](
+            tuple(map(_matrix, x)),
+            (high, low, high.shape[1]),
+            out,
+            after,
+            (n_e, n_n),
+            silu=extra.silu,
+            **tiles.options(),
+        )
     return out
+
+
+def _matrix(x: Tensor) -> tuple[Tensor, int, int]:
+    """Rows, the stride between them, and their width; within a row entries are neighbours."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    return x, x.stride(0), x.shape[1]
 
 
 def columns(x: Float[Tensor, "n_edges n_k"], y: Float[Tensor, "n_edges n_n"]) -> Float[Tensor, "n_k n_n"]:
@@ -169,11 +230,10 @@ def columns(x: Float[Tensor, "n_edges n_k"], y: Float[Tensor, "n_edges n_n"]) ->
         x: float32.
         y: float32.
     """
-    x, y = (a if a.stride(1) == 1 else a.contiguous() for a in (x, y))
     size, tiles = (len(x), x.shape[1], y.shape[1]), COLUMNS
     n_parts = triton.cdiv(size[0], PARTS_OF)
     out = x.new_empty(n_parts, *size[1:])
     n_programs = triton.cdiv(size[1], tiles.rows) * triton.cdiv(size[2], tiles.columns)
     with torch.cuda.device_of(x):
-        _columns[(n_programs, n_parts)](((x, x.stride(0)), (y, y.stride(0))), out, size, PARTS_OF, **tiles.options())
+        _columns[(n_programs, n_parts)]((_matrix(x)[:2], _matrix(y)[:2]), out, size, PARTS_OF, **tiles.options())
     return out.sum(0)
