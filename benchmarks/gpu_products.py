@@ -86,6 +86,17 @@ def milliseconds(function: Callable[[], Any], repeats: int = REPEATS) -> float:
     return statistics.median(times)
 
 
+def tried(name: str, how: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Measurements of one way as a row; one that fails costs the others nothing."""
+    try:
+        found = measure()
+    except Exception as error:  # it is told
+        row(name, how, f"{type(error).__name__}: {str(error)[-300:]}")
+        return {}
+    row(name, how, *found.values())
+    return found
+
+
 def row(*cells: Any) -> None:
     """A row of a Markdown table, shown at once."""
     print("| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |", flush=True)
@@ -139,25 +150,31 @@ def errors(name: str) -> dict[str, Any]:
     """Relative errors, root mean square over root mean square, against float64 and operators, for eight slabs."""
     with way("operators"):
         exact = results_of(Case.make(name, 8, torch.float64))
+
+    def measured() -> dict[str, float]:
+        results = results_of(Case.make(name, 8))
+        return {k: ((results[k] - exact[k]).norm() / exact[k].norm()).item() for k in exact}
+
     found: dict[str, Any] = {}
     for how in WAYS:
         with way(how):
-            results = results_of(Case.make(name, 8))
-        found[how] = {k: ((results[k] - exact[k]).norm() / exact[k].norm()).item() for k in exact}
-        row(name, how, *found[how].values())
+            found[how] = tried(name, how, measured)
     return found
 
 
 def times(name: str) -> dict[str, Any]:
     """Milliseconds of an inference and of a training step without the optimiser, for 2,432 atoms."""
-    found: dict[str, Any] = {}
     case = Case.make(name, 64)
-    for how in ("plain", "split", "TF32"):
+
+    def measured() -> dict[str, float]:
+        torch.cuda.reset_peak_memory_stats()
+        ms = {"inference": milliseconds(case.inference), "training": milliseconds(case.training, 5)}
+        return ms | {"GB": torch.cuda.max_memory_allocated() / 1e9}
+
+    found: dict[str, Any] = {}
+    for how in WAYS:
         with way(how):
-            found[how] = {"inference": milliseconds(case.inference), "training": milliseconds(case.training, 5)}
-            found[how] |= {"GB": torch.cuda.max_memory_allocated() / 1e9}
-            torch.cuda.reset_peak_memory_stats()
-        row(name, how, case.batch.n_edges, *found[how].values())
+            found[how] = tried(name, how, measured)
     return found
 
 
@@ -351,7 +368,7 @@ PARTS: dict[str, Callable[[], Any]] = {
 HEADS = {
     "products": ("form", "k", "n", "how", "ms", "TFLOP/s", "error"),
     "edges": ("kernel", "with", "tile, warps", "ms"),
-    "times": ("model", "how", "edges", "inference [ms]", "training [ms]", "memory [GB]"),
+    "times": ("model", "how", "inference [ms]", "training [ms]", "memory [GB]"),
     "errors": ("model", "how", "energies", "forces", "gradients"),
     "profiles": ("ms", "launches", "kernel"),
     "tensor products": ("what", "edges at a time", "ms"),

@@ -104,15 +104,17 @@ def _rows(inputs, halves, out, extra, size, tile: constexpr, silu: constexpr, ap
 
     A matrix may be added to the sum, and the sum be multiplied by the slope of a SiLU.
     """
+    rows: constexpr = tile[0]
+    columns: constexpr = tile[1]
     block: constexpr = tile[2]
     high, low, n_k = halves
     n_e, n_n = size
-    tiles_n = tl.cdiv(n_n, tile[1])
-    e = (tl.program_id(0) // tiles_n) * tile[0] + tl.arange(0, tile[0])
-    n = (tl.program_id(0) % tiles_n) * tile[1] + tl.arange(0, tile[1])
+    tiles_n = tl.cdiv(n_n, columns)
+    e = (tl.program_id(0) // tiles_n) * rows + tl.arange(0, rows)
+    n = (tl.program_id(0) % tiles_n) * columns + tl.arange(0, columns)
     k = tl.arange(0, block)
     w_at = n[None, :] * n_k + k[:, None]
-    total = tl.zeros((tile[0], tile[1]), tl.float32)
+    total = tl.zeros((rows, columns), tl.float32)
     for i in tl.static_range(len(inputs)):
         x, stride, width = inputs[i]
         x_at = x + e.to(tl.int64)[:, None] * stride + k[None, :]
@@ -142,17 +144,20 @@ def _rows(inputs, halves, out, extra, size, tile: constexpr, silu: constexpr, ap
 @no_type_check
 def _columns(factors, out, size, part, tile: constexpr, apart: constexpr):
     """The sum over some edges of X[e, k] Y[e, n]."""
+    rows: constexpr = tile[0]
+    columns: constexpr = tile[1]
+    block: constexpr = tile[2]
     x, stride_x = factors[0]
     y, stride_y = factors[1]
     n_e, n_k, n_n = size
-    tiles_n = tl.cdiv(n_n, tile[1])
-    k = (tl.program_id(0) // tiles_n) * tile[0] + tl.arange(0, tile[0])
-    n = (tl.program_id(0) % tiles_n) * tile[1] + tl.arange(0, tile[1])
+    tiles_n = tl.cdiv(n_n, columns)
+    k = (tl.program_id(0) // tiles_n) * rows + tl.arange(0, rows)
+    n = (tl.program_id(0) % tiles_n) * columns + tl.arange(0, columns)
     first = tl.program_id(1) * part
     end = tl.minimum(first + part, n_e)
-    total = tl.zeros((tile[0], tile[1]), tl.float32)
-    for start in range(first, end, tile[2]):
-        e = (start + tl.arange(0, tile[2])).to(tl.int64)
+    total = tl.zeros((rows, columns), tl.float32)
+    for start in range(first, end, block):
+        e = (start + tl.arange(0, block)).to(tl.int64)
         x_ke = tl.load(x + e[None, :] * stride_x + k[:, None], mask=(e < end)[None, :] & (k < n_k)[:, None], other=0)
         y_en = tl.load(y + e[:, None] * stride_y + n[None, :], mask=(e < end)[:, None] & (n < n_n)[None, :], other=0)
         x_high, y_high = _tf32(x_ke), _tf32(y_en)
