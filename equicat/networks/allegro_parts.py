@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from equicat.kernels.forms import Segments, read_out, tensor_product
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, couplings, dim, layer_irreps
+from equicat.kernels.products import activated, product
 from equicat.networks.allegro import Allegro, AllegroConfig, Latent, NequipAllegroConfig, Piece
 from equicat.networks.allegro_embeddings import ProductEmbedding, SplineEmbedding, TwoBody
 from equicat.networks.layers import MLP, BesselBasis, Exact, SplineBasis, linear_weight, silu
@@ -301,9 +302,14 @@ class NequipAllegro(Allegro):
 
     def embed(self, piece: Piece) -> tuple[Latent, Float[Tensor, "n_edges n_weights"]]:
         """The weights of the first environment, what x^0 adds to the sums of all readers, and the weights of V⁰."""
-        hidden = _hidden(self.embedding(piece.geometry.radial, piece.geometry.pair), self.two_body_mlp.weights[:-1])
+        x = self.embedding(piece.geometry.radial, piece.geometry.pair)
         sizes = [self.n_weights, self.n_weights, *self.reader_widths()]
-        env_weights, tensor_weights, *sums = (hidden @ piece.prepared.maps[0]).split(sizes, dim=1)
+        hidden, last = self.two_body_mlp.weights[:-1], piece.prepared.maps[0]
+        if len(hidden):
+            found = activated(_before_silu(product(x, hidden[0]), hidden[1:]), last, [None] * len(sizes), sizes)
+        else:
+            found = product(x, last).split(sizes, dim=1)
+        env_weights, tensor_weights, *sums = found
         return Latent(env_weights, sums), tensor_weights
 
     def first_tensors(
@@ -325,12 +331,12 @@ class NequipAllegro(Allegro):
         mine, *others = latent.scalar_features  # sums that this layer and later readers see
         first, *rest = self.layers[k].latent_mlp.weights[:-1]
         own = first[(k + 1) * self.config.n_scalars :]
-        hidden = _hidden(silu(torch.addmm(mine, scalars, own)), rest)
-        n_next = self.n_weights if k + 1 < len(self.layers) else 0
-        env_weights, *shares = (hidden @ piece.prepared.maps[k + 1]).split(
-            [n_next, *self.reader_widths()[k + 1 :]], dim=1
-        )
-        return Latent(env_weights, [a + b for a, b in zip(others, shares, strict=True)])
+        z = _before_silu(torch.addmm(mine, scalars, own), rest)
+        widths, maps = self.reader_widths()[k + 1 :], piece.prepared.maps[k + 1]
+        if k + 1 == len(self.layers):
+            return Latent(z.new_empty(len(z), 0), list(activated(z, maps, others, widths)))
+        env_weights, *sums = activated(z, maps, [None, *others], [self.n_weights, *widths])
+        return Latent(env_weights, sums)
 
     def features(self, latent: Latent) -> Float[Tensor, "n_edges n_features"]:
         """The readout's sum over the scalars of all layers."""
@@ -341,8 +347,8 @@ class NequipAllegro(Allegro):
         return torch.stack(tensors.read(slice(1, None), segments), dim=1)
 
 
-def _hidden(x: Float[Tensor, "n n_in"], weights: Iterable[Tensor]) -> Float[Tensor, "n n_out"]:
-    """The hidden layers of an MLP."""
+def _before_silu(z: Float[Tensor, "n n_in"], weights: Iterable[Tensor]) -> Float[Tensor, "n n_out"]:
+    """The last hidden layer of an MLP before its SiLU, from the first one before its."""
     for weight in weights:
-        x = silu(x @ weight)
-    return x
+        z = product(silu(z), weight)
+    return z

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from equicat.kernels.activations import silu
 from equicat.kernels.irreps import Contraction
+from equicat.kernels.products import product
 
 SILU_GAIN = 1.6791767
 """1 / sqrt(E[silu(z)²]) for z ~ N(0, 1): weights after a SiLU are drawn larger by this, so that signals keep size."""
@@ -41,41 +43,6 @@ def linear_weight(n_in: int, n_out: int, gain: float = 1.0) -> nn.Parameter:
     return nn.Parameter(torch.randn(n_in, n_out) * gain / math.sqrt(n_in))
 
 
-class _SiLU(torch.autograd.Function):
-    """x σ(x). PyTorch's own, differentiated twice, takes twice the passes over memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return nn.functional.silu(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _SiLUBackward.apply(grad, *ctx.saved_tensors)
-
-
-class _SiLUBackward(torch.autograd.Function):
-    """g silu'(x), and its derivatives with respect to g and x (that to x is differentiable by autograd)."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, x)
-        return torch.ops.aten.silu_backward(grad, x)
-
-    @staticmethod
-    def backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor, Tensor]:
-        grad, x = ctx.saved_tensors
-        s = torch.sigmoid(x)
-        # silu''(x) = s (1 − s) (2 + x (1 − 2 s)), one fused pass for the first product.
-        second = torch.ops.aten.sigmoid_backward(grad_grad * grad, s)
-        return _SiLUBackward.apply(grad_grad, x), second * torch.addcmul(x, x, s, value=-2).add(2)
-
-
-def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """x σ(x), cheap to differentiate twice."""
-    return _SiLU.apply(x)
-
-
 class MLP(nn.Module):
     """x W₁ → SiLU → W₂ → SiLU … → Wₙ, without biases, so that 0 maps to 0 (features vanish at the cutoff).
 
@@ -101,9 +68,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "n n_in"]) -> Float[Tensor, "n n_out"]:
         first, *rest = self.weights
-        x = x @ first
+        x = product(x, first)
         for weight in rest:
-            x = (x if self.linear else silu(x)) @ weight
+            x = product(x if self.linear else silu(x), weight)
         return x
 
     def matrices(self) -> list[Float[Tensor, "_ _"]]:

@@ -36,9 +36,9 @@ def version(request, monkeypatch):
         from equicat.kernels.gpu import environment, tensor_product
 
         # Few lanes, so that short segments have several tiles, the last one not full.
-        monkeypatch.setattr(environment, "TILE", 16)
+        monkeypatch.setattr(environment, "SHAPES", dict.fromkeys(environment.SHAPES, (16, 4)))
         monkeypatch.setattr(tensor_product, "LANES", 16)
-        monkeypatch.setattr(tensor_product, "EDGES", 1)
+        monkeypatch.setattr(tensor_product, "EDGES", (1, 1, 1))
         monkeypatch.setitem(globals(), "DEVICE", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         found = backend.triton_forms()
     monkeypatch.setattr(backend, "forms", lambda like, l_max: found)

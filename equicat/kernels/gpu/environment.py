@@ -22,9 +22,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.language import constexpr
 
-TILE = 128
-"""Edges times channels that a program works on at a time; with all degrees to 3, what registers hold."""
-WARPS = 4
+SHAPES: dict[str, tuple[int, int]] = {
+    "_environment": (512, 4),
+    "_read_out": (512, 4),
+    "_gradient": (512, 4),
+    "_change": (256, 4),
+}
+"""Edges times channels that a program of each kernel works on at a time, and its warps (measured:
+``benchmarks/gpu_products.py``)."""
 
 
 @triton.jit
@@ -62,30 +67,49 @@ def _tile(start, end, u, n_channels, tile: constexpr):
 
 @triton.jit
 @no_type_check
-def _components(degree: constexpr, in_e, in_u):
-    """The components lm of a degree, and masks of [edges, m] and [m, channels]."""
-    m = tl.arange(0, triton.next_power_of_2(2 * degree + 1))
-    in_m = m < 2 * degree + 1
-    return degree * degree + m, in_e[:, None] & in_m[None, :], in_m[:, None] & in_u[None, :]
+def _load_column(matrix, rows, column: constexpr, mask, dtype: constexpr):
+    """One number of each row, [rows, 1]."""
+    pointer, stride = matrix
+    return tl.load(pointer + rows * stride + column, mask=mask, other=0).to(dtype)[:, None]
 
 
 @triton.jit
 @no_type_check
-def _zeros(tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr):
-    """Accumulators over tiles, [edges of a tile, m, channels] for each degree."""
+def _store_column(matrix, rows, column: constexpr, mask, values):
+    """The counterpart of :func:`_load_column`, for values [rows]."""
+    pointer, stride = matrix
+    tl.store(pointer + rows * stride + column, values, mask=mask)
+
+
+@triton.jit
+@no_type_check
+def _load_rows(matrix, first_row, u, n_channels, n_rows: constexpr, dtype: constexpr):
+    """Some rows of channels that a program needs for each of its edges, every one [1, channels]."""
+    pointer, stride = matrix
+    rows = ()
+    for lm in tl.static_range(n_rows):
+        at = pointer + (first_row + lm) * stride + u
+        rows = rows + (tl.load(at, mask=u < n_channels, other=0).to(dtype)[None, :],)
+    return rows
+
+
+@triton.jit
+@no_type_check
+def _zeros(tile: constexpr, width: constexpr, n_rows: constexpr, dtype: constexpr):
+    """Accumulators over tiles, [edges of a tile, channels] for each component lm."""
     sums = ()
-    for degree in tl.static_range(n_degrees):
-        sums = sums + (tl.zeros((tile, triton.next_power_of_2(2 * degree + 1), width), dtype),)
+    for _ in tl.static_range(n_rows):
+        sums = sums + (tl.zeros((tile, width), dtype),)
     return sums
 
 
 @triton.jit
 @no_type_check
-def _store_sums(matrix, sums, rows, u, n_channels, tile: constexpr, n_degrees: constexpr):
+def _store_sums(matrix, sums, first_row, u, n_channels):
     """Sums over the edges of a centre, into its rows."""
-    for degree in tl.static_range(n_degrees):
-        lm, _, in_mu = _components(degree, tl.arange(0, tile) >= 0, u < n_channels)
-        _store(matrix, rows + lm, u, in_mu, tl.sum(sums[degree], axis=0))
+    pointer, stride = matrix
+    for lm in tl.static_range(len(sums)):
+        tl.store(pointer + (first_row + lm) * stride + u, tl.sum(sums[lm], axis=0), mask=u < n_channels)
 
 
 @triton.jit
@@ -96,17 +120,16 @@ def _environment(
     """∂F/∂G at a = 1."""
     w, y = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
-    sums = _zeros(tile, width, n_degrees, dtype)
+    sums = _zeros(tile, width, n_degrees * n_degrees, dtype)
     for start in range(begin, end, tile):
         e, in_eu = _tile(start, end, u, n_channels, tile)
         added = ()
         for degree in tl.static_range(n_degrees):
-            lm, in_em, _ = _components(degree, e < end, u < n_channels)
             w_eu = _load(w, e, degree * n_channels + u, in_eu, dtype)
-            y_em = _load(y, e, lm, in_em, dtype)
-            added = added + (sums[degree] + w_eu[:, None, :] * y_em[:, :, None],)
+            for lm in tl.static_range(degree * degree, (degree + 1) * (degree + 1)):
+                added = added + (sums[lm] + w_eu * _load_column(y, e, lm, e < end, dtype),)
         sums = added
-    _store_sums(outputs[0], sums, rows, u, n_channels, tile, n_degrees)
+    _store_sums(outputs[0], sums, rows, u, n_channels)
 
 
 @triton.jit
@@ -117,15 +140,15 @@ def _read_out(
     """∂F/∂a."""
     w, y, g = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
+    g_u = _load_rows(g, rows, u, n_channels, n_degrees * n_degrees, dtype)
     for start in range(begin, end, tile):
         e, in_eu = _tile(start, end, u, n_channels, tile)
         to_a = tl.zeros((tile, width), dtype)
         for degree in tl.static_range(n_degrees):
-            lm, in_em, in_mu = _components(degree, e < end, u < n_channels)
-            w_eu = _load(w, e, degree * n_channels + u, in_eu, dtype)
-            y_em = _load(y, e, lm, in_em, dtype)[:, :, None]
-            g_mu = _load(g, rows + lm, u, in_mu, dtype)[None, :, :]
-            to_a += w_eu * tl.sum(y_em * g_mu, axis=1)
+            p = tl.zeros((tile, width), dtype)
+            for lm in tl.static_range(degree * degree, (degree + 1) * (degree + 1)):
+                p += _load_column(y, e, lm, e < end, dtype) * g_u[lm]
+            to_a += _load(w, e, degree * n_channels + u, in_eu, dtype) * p
         _store(outputs[0], e, u, in_eu, to_a)
 
 
@@ -137,7 +160,8 @@ def _gradient(
     """∂F/∂w and ∂F/∂Y; unless ``a`` is None, which means 1, also ∂F/∂G."""
     a, w, y, g = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
-    sums = _zeros(tile, width, n_degrees, dtype)
+    g_u = _load_rows(g, rows, u, n_channels, n_degrees * n_degrees, dtype)
+    sums = _zeros(tile, width, n_degrees * n_degrees, dtype)
     for start in range(begin, end, tile):
         e, in_eu = _tile(start, end, u, n_channels, tile)
         a_eu = tl.full((tile, width), 1, dtype)
@@ -145,16 +169,18 @@ def _gradient(
             a_eu = _load(a, e, u, in_eu, dtype)
         added = ()
         for degree in tl.static_range(n_degrees):
-            lm, in_em, in_mu = _components(degree, e < end, u < n_channels)
-            q = (_load(w, e, degree * n_channels + u, in_eu, dtype) * a_eu)[:, None, :]
-            y_em = _load(y, e, lm, in_em, dtype)[:, :, None]
-            g_mu = _load(g, rows + lm, u, in_mu, dtype)[None, :, :]
-            _store(outputs[0], e, degree * n_channels + u, in_eu, a_eu * tl.sum(y_em * g_mu, axis=1))
-            _store(outputs[1], e, lm, in_em, tl.sum(q * g_mu, axis=2))
-            added = added + (sums[degree] + q * y_em,)
-        sums = added
+            q = _load(w, e, degree * n_channels + u, in_eu, dtype) * a_eu
+            p = tl.zeros((tile, width), dtype)
+            for lm in tl.static_range(degree * degree, (degree + 1) * (degree + 1)):
+                y_e = _load_column(y, e, lm, e < end, dtype)
+                p += y_e * g_u[lm]
+                _store_column(outputs[1], e, lm, e < end, tl.sum(q * g_u[lm], axis=1))
+                added = added + (sums[lm] + q * y_e,)
+            _store(outputs[0], e, degree * n_channels + u, in_eu, a_eu * p)
+        if a is not None:
+            sums = added
     if a is not None:
-        _store_sums(outputs[2], sums, rows, u, n_channels, tile, n_degrees)
+        _store_sums(outputs[2], sums, rows, u, n_channels)
 
 
 @triton.jit
@@ -165,29 +191,30 @@ def _change(
     """How all four derivatives of F change when w, Y and G move along h_w, h_Y and h_G."""
     a, w, y, g, h_w, h_y, h_g = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
-    sums = _zeros(tile, width, n_degrees, dtype)
+    g_u = _load_rows(g, rows, u, n_channels, n_degrees * n_degrees, dtype)
+    dg_u = _load_rows(h_g, rows, u, n_channels, n_degrees * n_degrees, dtype)
+    sums = _zeros(tile, width, n_degrees * n_degrees, dtype)
     for start in range(begin, end, tile):
         e, in_eu = _tile(start, end, u, n_channels, tile)
         a_eu = _load(a, e, u, in_eu, dtype)
         to_a = tl.zeros((tile, width), dtype)
         added = ()
         for degree in tl.static_range(n_degrees):
-            lm, in_em, in_mu = _components(degree, e < end, u < n_channels)
             w_eu = _load(w, e, degree * n_channels + u, in_eu, dtype)
             dw_eu = _load(h_w, e, degree * n_channels + u, in_eu, dtype)
-            y_em = _load(y, e, lm, in_em, dtype)[:, :, None]
-            dy_em = _load(h_y, e, lm, in_em, dtype)[:, :, None]
-            g_mu = _load(g, rows + lm, u, in_mu, dtype)[None, :, :]
-            dg_mu = _load(h_g, rows + lm, u, in_mu, dtype)[None, :, :]
-            dp = tl.sum(dy_em * g_mu + y_em * dg_mu, axis=1)
-            to_a += dw_eu * tl.sum(y_em * g_mu, axis=1) + w_eu * dp
-            q, dq = (a_eu * w_eu)[:, None, :], (a_eu * dw_eu)[:, None, :]
+            q, dq = a_eu * w_eu, a_eu * dw_eu
+            p, dp = tl.zeros((tile, width), dtype), tl.zeros((tile, width), dtype)
+            for lm in tl.static_range(degree * degree, (degree + 1) * (degree + 1)):
+                y_e, dy_e = _load_column(y, e, lm, e < end, dtype), _load_column(h_y, e, lm, e < end, dtype)
+                p += y_e * g_u[lm]
+                dp += dy_e * g_u[lm] + y_e * dg_u[lm]
+                _store_column(outputs[2], e, lm, e < end, tl.sum(dq * g_u[lm] + q * dg_u[lm], axis=1))
+                added = added + (sums[lm] + dq * y_e + q * dy_e,)
+            to_a += dw_eu * p + w_eu * dp
             _store(outputs[1], e, degree * n_channels + u, in_eu, a_eu * dp)
-            _store(outputs[2], e, lm, in_em, tl.sum(dq * g_mu + q * dg_mu, axis=2))
-            added = added + (sums[degree] + dq * y_em + q * dy_em,)
         sums = added
         _store(outputs[0], e, u, in_eu, to_a)
-    _store_sums(outputs[3], sums, rows, u, n_channels, tile, n_degrees)
+    _store_sums(outputs[3], sums, rows, u, n_channels)
 
 
 def edges(first: Int[Tensor, "n_ends"], **matrices: Float[Tensor, "..."]) -> None:
@@ -210,17 +237,18 @@ def _launch(
     w, n_degrees = matrices["w"], math.isqrt(matrices["y"].shape[1])
     channels = w.shape[1] // n_degrees
     width = triton.next_power_of_2(channels)
+    tile, warps = SHAPES[kernel.fn.__name__]
     with torch.cuda.device_of(first):
         kernel[(len(first) - 1,)](
             tuple(_matrix(matrices[name]) if name in matrices else None for name in inputs),
             tuple(_matrix(matrices[name]) for name in outputs),
             first,
             channels,
-            tile=max(TILE // width, 1),
+            tile=max(tile // width, 1),
             width=width,
             n_degrees=n_degrees,
             dtype=tl.float64 if w.dtype == torch.float64 else tl.float32,
-            num_warps=WARPS,
+            num_warps=warps,
             enable_fp_fusion=True,
         )
 

@@ -25,8 +25,8 @@ from equicat.kernels.irreps import Contraction
 
 LANES = 32
 """Threads of a warp."""
-EDGES = 4
-"""How many edges a thread works on at a time, where it writes edges: rows of M are read once for these."""
+EDGES = (4, 1, 4)
+"""How many edges a thread works on at a time, in ∂F/∂V, ∂F/∂M and ∂F/∂B: rows of M are read once for these."""
 COLUMNS = tl.constexpr(4)
 """How many columns are summed over edges at a time: V is read once for these."""
 
@@ -182,7 +182,7 @@ def tensors(
             channels,
             by=by,
             n_degrees=max(contraction.dims) // 2 + 1,
-            tile=max(LANES // width, 1) * (1 if by == 1 else EDGES),
+            tile=max(LANES // width, 1) * EDGES[by],
             width=width,
             num_warps=max(width // LANES, 1),
         )

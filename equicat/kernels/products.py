@@ -1,0 +1,155 @@
+"""Products of many rows with a matrix, at float32's accuracy on a GPU's tensor cores; elsewhere they are PyTorch's own.
+
+A product and all its derivatives come from one form, linear in each of its three arguments:
+
+F(X, W, G) = Σ_e Σ_kn X[e, k] W[k, n] G[e, n]
+
+The product XW is ∂F/∂G. Its derivatives are ∂F/∂X = G Wᵀ and ∂F/∂W = Xᵀ G with the gradient that comes in in the place
+of G, and so on: no order needs anything else.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equicat.kernels import backend
+from equicat.kernels.activations import silu, silu_slope
+
+X, W, G = range(3)
+"""The arguments of the form."""
+MIN_ROWS = 4096
+"""Fewer rows do not fill a GPU with tiles."""
+MIN_WIDTH = 64
+"""Narrower matrices are bound by memory, and PyTorch's products serve."""
+
+
+@dataclass
+class Switch:
+    """Whether products are split; off means PyTorch's products in the precision that it is set to."""
+
+    on: bool = False
+
+
+SPLIT = Switch()
+"""The state of the whole process."""
+
+
+@contextmanager
+def split_products(on: bool) -> Iterator[None]:
+    """Split products on GPUs, or leave them to PyTorch, and restore the setting that was there."""
+    before, SPLIT.on = SPLIT.on, on
+    try:
+        yield
+    finally:
+        SPLIT.on = before
+
+
+def product(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> Float[Tensor, "n_rows n_n"]:
+    """X W, differentiable any number of times; split where that is faster than PyTorch's float32."""
+    return _Derivative.apply(G, x, w) if splits(x, w) else x @ w
+
+
+def splits(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> bool:
+    """Whether this product is made of split numbers: on a GPU, in float32 that is not to be rounded, if it is large."""
+    return (
+        SPLIT.on
+        and x.dtype == w.dtype == torch.float32
+        and len(x) >= MIN_ROWS
+        and min(w.shape) >= MIN_WIDTH
+        and torch.get_float32_matmul_precision() == "highest"
+        and backend.has_triton(x.device)
+    )
+
+
+class _Derivative(torch.autograd.Function):
+    """∂F by one of its arguments, from the other two."""
+
+    @staticmethod
+    def forward(ctx: Any, by: int, one: Tensor, other: Tensor) -> Tensor:
+        ctx.by = by
+        ctx.save_for_backward(one, other)
+        from equicat.kernels.gpu import products as kernels  # the only place that needs Triton
+
+        if by == X:
+            return kernels.rows([other], kernels.halves(one.t()))
+        return kernels.columns(one, other) if by == W else kernels.rows([one], kernels.halves(other))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        arguments = list(ctx.saved_tensors)
+        arguments.insert(ctx.by, grad)
+        needed = iter(ctx.needs_input_grad[1:])
+        out: list[Tensor | None] = []
+        for by in (X, W, G):
+            if by != ctx.by:
+                rest = [x for argument, x in enumerate(arguments) if argument != by]
+                out.append(_Derivative.apply(by, *rest) if next(needed) else None)
+        return None, *out
+
+
+# ---- a SiLU and what reads it --------------------------------------------------------------------------------------
+
+
+def activated(
+    z: Float[Tensor, "n_rows n_k"],
+    w: Float[Tensor, "n_k n_n"],
+    added: Sequence[Float[Tensor, "n_rows _"] | None],
+    widths: Sequence[int],
+) -> tuple[Float[Tensor, "n_rows _"], ...]:
+    """C_j + silu(Z) W_j for matrices W_j side by side, each result an array of its own; differentiable twice.
+
+    Args:
+        z: before the SiLU.
+        w: all W_j.
+        added: C_j; None adds nothing.
+        widths: of W_j.
+    """
+    if splits(z, w):
+        return _Activated.apply(tuple(widths), z, w, *added)
+    return activated_plain(z, w, added, widths)
+
+
+def activated_plain(
+    z: Float[Tensor, "n_rows n_k"],
+    w: Float[Tensor, "n_k n_n"],
+    added: Sequence[Float[Tensor, "n_rows _"] | None],
+    widths: Sequence[int],
+) -> tuple[Float[Tensor, "n_rows _"], ...]:
+    """:func:`activated` in operators that are differentiable twice."""
+    found = product(silu(z), w).split(list(widths), dim=1)
+    return tuple(x if c is None else c + x for c, x in zip(added, found, strict=True))
+
+
+class _Activated(torch.autograd.Function):
+    """Fused: neither silu(Z) nor what is added up is written; only where it is differentiated again, operators are."""
+
+    @staticmethod
+    def forward(ctx: Any, widths: tuple[int, ...], z: Tensor, w: Tensor, *added: Tensor | None) -> tuple[Tensor, ...]:
+        from equicat.kernels.gpu import products as kernels
+
+        ctx.widths, ctx.is_added = widths, [c is not None for c in added]
+        ctx.save_for_backward(z, w)
+        split = zip(*(half.split(widths) for half in kernels.halves(w)), strict=True)
+        return tuple(kernels.rows([z], s, kernels.Extra(True, c)) for s, c in zip(split, added, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from equicat.kernels.gpu import products as kernels
+
+        (z, w), (to_z, to_w) = ctx.saved_tensors, (None, None)
+        if torch.is_grad_enabled():
+            g = torch.cat(grads, dim=1)
+            to_z = silu_slope(_Derivative.apply(X, w, g), z)
+            to_w = _Derivative.apply(W, silu(z), g) if ctx.needs_input_grad[2] else None
+        else:
+            if ctx.needs_input_grad[1]:
+                to_z = kernels.rows(grads, kernels.halves(w.t()), kernels.Extra(sloping=z))
+            if ctx.needs_input_grad[2]:
+                h = silu(z)
+                to_w = torch.cat([kernels.columns(h, g) for g in grads], dim=1)
+        return None, to_z, to_w, *(g if is_added else None for g, is_added in zip(grads, ctx.is_added, strict=True))

@@ -1,0 +1,108 @@
+"""Products of split numbers: in Triton's interpreter where there is no GPU, against float64 and PyTorch's own."""
+
+import pytest
+import torch
+
+from equicat.kernels import backend, products
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """Small products are split, too; in one tile's sizes, so that edges of tiles are met."""
+    from equicat.kernels.gpu import products as kernels
+
+    monkeypatch.setattr(kernels, "ROWS", kernels.Tiles(32, 16, 16, 4, 1))
+    monkeypatch.setattr(kernels, "COLUMNS", kernels.Tiles(16, 32, 16, 4, 1))
+    monkeypatch.setattr(kernels, "PARTS_OF", 48)
+    monkeypatch.setattr(products, "MIN_ROWS", 1)
+    monkeypatch.setattr(products, "MIN_WIDTH", 1)
+    monkeypatch.setattr(backend, "has_triton", lambda device: True)
+    with products.split_products(True):
+        yield
+
+
+def inputs(dtype: torch.dtype, n: int = 70, n_k: int = 21, n_n: int = 37) -> list[torch.Tensor]:
+    """Rows of something wider, as slices of a layer's output are, and a matrix."""
+    generator = torch.Generator().manual_seed(0)
+    wide, w = (torch.randn(*size, generator=generator, dtype=torch.float32) for size in ((n, n_k + 3), (n_k, n_n)))
+    return [x.to(DEVICE, dtype).requires_grad_() for x in (wide[:, 1:-2], w)]
+
+
+def value_and_derivatives(function, x, w) -> list[torch.Tensor]:
+    """Values and derivatives of weighted sin(outputs), and of cos(gradients), by both factors."""
+    out = function(x, w)
+    weights = torch.linspace(-1, 1, out.numel(), device=DEVICE).to(out).view_as(out)
+    first = torch.autograd.grad((out.sin() * weights).sum(), (x, w), create_graph=True)
+    second = torch.autograd.grad(sum(a.cos().sum() for a in first), (x, w))
+    return [out, *first, *second]
+
+
+def test_as_exact_as_float32_in_value_and_derivatives(split):
+    exact = value_and_derivatives(torch.matmul, *inputs(torch.float64))
+    assert products.splits(*inputs(torch.float32))
+    found = value_and_derivatives(products.product, *inputs(torch.float32))
+    plain = value_and_derivatives(torch.matmul, *inputs(torch.float32))
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert a.dtype == torch.float32
+        error, plain_error = ((x.double() - c).square().mean().sqrt() / c.square().mean().sqrt() for x in (a, b))
+        assert error < max(2 * plain_error, 3e-7)
+
+
+def test_halves_of_a_matrix_are_tf32_numbers_and_add_up(split):
+    from equicat.kernels.gpu.products import halves
+
+    _, w = inputs(torch.float32)
+    for matrix in (w.detach(), w.detach().t()):
+        both = halves(matrix)
+        assert all(not (x.view(torch.int32) & 0x1FFF).any() for x in both)
+        torch.testing.assert_close(both[0] + both[1], matrix.t(), rtol=2**-22, atol=0)
+
+
+def test_third_derivatives(split):
+    results = []
+    for function, dtype in ((products.product, torch.float32), (torch.matmul, torch.float64)):
+        x, w = inputs(dtype, 33, 16, 16)
+        value = (0.1 * function(x, w)).sin().sum()
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(value, w, create_graph=True)
+            value = (0.1 * gradient).cos().sum()
+        results.append(gradient.double())
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4 * results[1].abs().max().item())
+
+
+def test_a_silu_and_its_readers_in_value_and_derivatives(split):
+    """In float64 the plain version is the oracle; some results have something added, and one is narrow."""
+    widths, results = [20, 3, 14], []
+    for function, dtype in ((products.activated, torch.float32), (products.activated_plain, torch.float64)):
+        z, w = inputs(dtype)
+        added = [None, z[:, :3].detach().cos().requires_grad_(), None]
+
+        def joined(z, w, function=function, added=added):
+            return torch.cat(function(z, w, added, widths), dim=1)
+
+        with torch.enable_grad():
+            (to_added,) = torch.autograd.grad(joined(z, w).sin().sum(), added[1])
+        plain_weights = torch.autograd.grad(joined(z, w.detach()).sin().sum(), z)
+        both = torch.autograd.grad(joined(z, w).sin().sum(), (z, w))
+        results.append([to_added, *plain_weights, *both, *value_and_derivatives(joined, z, w)])
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == torch.float32
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-6 * scale)
+
+
+def test_left_to_pytorch_where_that_is_asked_for_or_as_good(split):
+    x, w = inputs(torch.float32)
+    assert products.splits(x, w)
+    with products.split_products(False):
+        assert not products.splits(x, w)
+    assert not products.splits(*inputs(torch.float64))
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert not products.splits(x, w)
+    finally:
+        torch.set_float32_matmul_precision("highest")
