@@ -1,22 +1,30 @@
 #!/usr/bin/env bash
-# All that has to be seen on a GPU, in 18 minutes at most: first that the kernels are right, then speed, then size.
-#   benchmarks/gpu.sh OUT [INTERPRETER OF AN ENVIRONMENT WITH nequip-allegro]
-# Needs PyTorch for CUDA, Triton 3.5 or newer and pytest. Every part is tried, whatever became of the ones before it.
+# All that has to be seen on a GPU: first that the kernels are right, then what each part gains, then speed and size.
+#   benchmarks/gpu.sh OUT [PART ...]      parts: tests graphs lists products speed scaling; all of them: 15 minutes at most
+# Needs PyTorch for CUDA, Triton 3.5 or newer, and pytest with xdist. Every part is tried, whatever became of the others.
+# PEER_PYTHON may name an interpreter that has nequip-allegro, for the part speed.
 set -uo pipefail
 out=${1:?give a directory for the results}
+shift
+parts=${*:-tests graphs lists products speed scaling}
 peer=(--peer false)
-[ $# -gt 1 ] && peer=(--peer_python "$2")
+[ -n "${PEER_PYTHON:-}" ] && peer=(--peer_python "$PEER_PYTHON")
 mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
 failed=0
 part() {
+  case " $parts " in *" $1 "*) ;; *) return ;; esac
   echo "== $1"
+  local started=$SECONDS
   timeout "$2" "${@:3}" 2>&1 | tee "$out/$1.log" || { failed=1; echo "== $1 failed"; }
+  echo "== $1: $((SECONDS - started)) s"
 }
-part kernels 240 python -m pytest -q tests/kernels/gpu tests/training/test_recorded.py
-part graphs 120 python benchmarks/gpu_graphs.py "$out/graphs.json"
-part speed 420 python -m equicat bench speed --device cuda --modes '[eager,compile]' "${peer[@]}" \
-  --json "$out/speed.json" --figure "$out/speed.svg"
-part scaling 420 python -m equicat bench scaling --device cuda --peer false \
+part tests 180 python3 -m pytest -q -n 6 tests/kernels/gpu tests/training/test_recorded.py tests/data/test_device_neighbors.py
+part graphs 120 python3 benchmarks/gpu_graphs.py "$out/graphs.json"
+part lists 90 python3 benchmarks/gpu_lists.py --json "$out/lists.json"
+part products 150 python3 benchmarks/gpu_products.py --json "$out/products.json"
+part speed 300 python3 -m equicat bench speed --device cuda --modes '[eager,compile]' "${peer[@]}" --json "$out/speed.json"
+part scaling 150 python3 -m equicat bench scaling --device cuda --peer false \
   --atoms '[1000,10000,100000,1000000]' --systems '[bulk]' --repeats 3 --json "$out/scaling.json"
 exit $failed
