@@ -31,8 +31,8 @@ class Contestant:
     """Whether equicat uses its kernels; otherwise PyTorch's operators."""
     tf32: bool = False
     """Whether equicat multiplies matrices in TF32, as tensor cores do."""
-    cuda_graphs: bool = False
-    """Whether equicat records small inferences as CUDA graphs."""
+    cuda_graphs: bool = True
+    """Whether equicat records small inferences as CUDA graphs, on a GPU with Triton."""
     command: tuple[str, ...] = ()
     """Command of a program of its own that answers the same requests; empty for equicat's or the peer's."""
 

@@ -25,9 +25,7 @@ class Ours:
 
     def __init__(self, request: dict[str, Any]):
         start = time.perf_counter()
-        compute = ComputeOptions(
-            recompute=request.get("recompute", False), cuda_graphs=request.get("cuda_graphs", False)
-        )
+        compute = ComputeOptions(recompute=request.get("recompute", False), cuda_graphs=request["cuda_graphs"])
         if request["arrays"] is not None:
             model = potential(*read_arrays(Path(request["arrays"])), compute=compute).float()
         else:
