@@ -133,7 +133,7 @@ class Training:
         """The loss; its gradient is added to that of the weights."""
         objective = self.objective
         if self.steps is not None:
-            step = self.steps(self.batch, self.device)
+            step = self.steps(self.batch.to(self.device))
             parts = step.rows[: len(objective.weights)].tolist()
             value = sum(w * total / n for w, (total, n) in zip(objective.weights, parts, strict=True))
             step.loss(value).backward()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from equicat.data.batch import Batch, PairBatch
@@ -38,26 +38,15 @@ class PaddedBatch(PairBatch):
         shorter = {name: value[:-1] for name, value in systems.items() if value is not None}
         return replace(self, system_idx=self.system_idx.clamp(max=self.n_systems - 2), **shorter)
 
-    def packed(self, pinned: bool = False) -> UInt8[Tensor, "n_bytes"]:
-        """The bytes of all tensors one after the other, in page-locked memory for a copy to a GPU if ``pinned``."""
-        parts: list[Tensor] = []
-        self.map(lambda x: parts.append(_bytes(x)) or x)  # type: ignore[func-returns-value]
-        buffer = torch.empty(sum(map(len, parts)), dtype=torch.uint8, pin_memory=pinned)
-        return torch.cat(parts, out=buffer)
+    @property
+    def tensors(self) -> list[Shaped[Tensor, "..."]]:
+        """All tensors, in the order of the fields."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return [value for value in values if isinstance(value, Tensor)]
 
-    def unpacked(self, buffer: UInt8[Tensor, "n_bytes"]) -> "PaddedBatch":
-        """A batch of these shapes whose tensors are views of the bytes of :meth:`packed`."""
-        rest = buffer
-
-        def view(like: Tensor) -> Tensor:
-            nonlocal rest
-            n = like.numel() * like.element_size()
-            own, rest = rest[:n], rest[_aligned(n) :]
-            return own.view(like.dtype).view(like.shape)
-
-        batch = self.map(view)
-        assert isinstance(batch, PaddedBatch)
-        return batch
+    def overwrite(self, batch: "PaddedBatch") -> None:
+        """Take over the content of a batch of the same shapes, in few launches."""
+        torch._foreach_copy_(self.tensors, batch.tensors)
 
 
 PER_SYSTEM = ("cell", "pbc", "energy", "stress", "relaxed_energy", "sizes")
@@ -65,7 +54,7 @@ PER_SYSTEM = ("cell", "pbc", "energy", "stress", "relaxed_energy", "sizes")
 
 
 def padded(batch: Batch, n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
-    """A batch with more atoms and edges, which belong to one more system.
+    """A batch with more atoms and edges, which belong to one more system; on the device of the batch.
 
     Args:
         batch: with at least one atom, of known elements.
@@ -74,7 +63,8 @@ def padded(batch: Batch, n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
         far: Å, longer than any cutoff: the length of the edges that are added, a few to each added atom.
     """
     here, more_edges = len(batch.numbers), n_edges - batch.n_edges
-    added = here + torch.arange(more_edges) * (n_atoms - here) // max(more_edges, 1)
+    numbers = torch.arange(more_edges, device=batch.edge_index.device)
+    added = here + numbers * (n_atoms - here) // max(more_edges, 1)
     vectors = _filled(batch.edge_vec(), n_edges)
     vectors[batch.n_edges :, 0] = far
     n_systems = batch.n_systems + 1
@@ -83,12 +73,12 @@ def padded(batch: Batch, n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
     labels: dict[str, Any] = {name: None if x is None else _filled(x, n_atoms) for name, x in per_atom.items()}
     labels |= {name: None if x is None else _filled(x, n_systems) for name, x in per_system.items()}
     return PaddedBatch(
-        positions=batch.positions.new_zeros(1, 3).expand(n_atoms, 3),
-        cell=torch.cat([batch.cell, torch.eye(3).to(batch.cell)[None]]),
-        numbers=_filled(batch.numbers, n_atoms, int(batch.numbers[0])),
+        positions=batch.positions.new_zeros(n_atoms, 3),
+        cell=torch.cat([batch.cell, torch.eye(3, device=batch.cell.device, dtype=batch.cell.dtype)[None]]),
+        numbers=torch.cat([batch.numbers, batch.numbers[:1].expand(n_atoms - here)]),
         system_idx=_filled(batch.system_idx, n_atoms, batch.n_systems),
         edge_index=torch.cat([batch.edge_index, added.expand(2, -1)], dim=1),
-        edge_shift=torch.zeros(1, 3, dtype=torch.int8).expand(n_edges, 3),
+        edge_shift=batch.edge_shift.new_zeros(n_edges, 3),
         fixed=_filled(batch.fixed, n_atoms, True),
         tags=_filled(batch.tags, n_atoms),
         ids=batch.ids,
@@ -103,13 +93,3 @@ def padded(batch: Batch, n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
 def _filled(x: Shaped[Tensor, "n *rest"], n: int, value: int = 0) -> Shaped[Tensor, "n_more *rest"]:
     """More rows of one value."""
     return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
-
-
-def _aligned(n: int) -> int:
-    return -(-n // ALIGNMENT) * ALIGNMENT
-
-
-def _bytes(x: Shaped[Tensor, "..."]) -> UInt8[Tensor, "n_bytes"]:
-    """The bytes of a tensor, and zeros up to where the next one may begin."""
-    own = x.contiguous().view(-1).view(torch.uint8)
-    return _filled(own, _aligned(len(own)))

@@ -5,9 +5,10 @@ network's kernel differentiates it, on the whole batch or some centres at a time
 training needs, and whether a CUDA graph repeats it. The numbers are the same, to rounding (tests hold them together).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -42,14 +43,17 @@ class ComputeOptions:
 DEFAULTS = ComputeOptions()
 
 
-@runtime_checkable
-class Energies(Protocol):
-    """A sum of energies of atoms, which depend on pair vectors: what :class:`PairGradients` differentiates."""
+class Energies(ABC):
+    """A sum of energies of atoms, which depend on pair vectors: what :class:`PairGradients` differentiates.
+
+    Not a protocol: from Python 3.12 on these do not see the submodules of a module.
+    """
 
     config: NetworkConfig
     elements: tuple[int, ...]
     network: Any
 
+    @abstractmethod
     def atom_energies(
         self,
         edge_vec: Float[Tensor, "n_edges 3"],
@@ -58,6 +62,7 @@ class Energies(Protocol):
     ) -> Float[Tensor, "n_atoms"]:
         """E_i of every centre in eV, without reference energies, by PyTorch's operators."""
 
+    @abstractmethod
     def kernel_energies(
         self,
         kernel: Kernel,

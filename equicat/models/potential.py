@@ -11,7 +11,7 @@ from torch import Tensor
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.kernels.cpu.call import Kernel
-from equicat.models.gradient import DEFAULTS, ComputeOptions, PairGradients
+from equicat.models.gradient import DEFAULTS, ComputeOptions, Energies, PairGradients
 from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
 from equicat.models.model import AtomisticModel, Prediction, float64_bits
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
@@ -19,7 +19,7 @@ from equicat.networks.catalogue import NetworkConfig
 from equicat.networks.features import Features
 
 
-class Potential(AtomisticModel):
+class Potential(AtomisticModel, Energies):
     """E = Σ_i (s f_{Z_i} Σ_j E_ij / sqrt(avg_num_neighbors) + E_i,ZBL + ε_{Z_i}), F = −dE/dr.
 
     Args:

@@ -61,14 +61,10 @@ class TrainingModule(pl.LightningModule):
         """Time of training until now by the clock of this process, earlier sessions included."""
         return time.monotonic() - self._started
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch, unless a recorded step will fill it up on the host and move it then."""
-        return batch if self.trainer.training and self._is_recorded(batch) else batch.to(device)
-
     def _is_recorded(self, batch: Batch) -> bool:
         options = self.config.run
         alone = self.trainer.world_size == 1 and not options.recompute
-        return options.cuda_graphs and alone and self.recorded.takes(batch, self.device)
+        return options.cuda_graphs and alone and self.recorded.takes(batch)
 
     def _count(self, rows: Float64[Tensor, "n_rows 2"], stage: str) -> None:
         """Add a batch to the sums of an epoch."""
@@ -101,7 +97,7 @@ class TrainingModule(pl.LightningModule):
 
     def _recorded_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """:meth:`training_step` of a single process as a CUDA graph."""
-        step = self.recorded(batch, self.device)
+        step = self.recorded(batch)
         self._count(step.rows, "train")
         parts = step.rows[: len(self.objective.weights)].tolist()
         self.elapsed = self.seconds()

@@ -1,7 +1,7 @@
 """Training steps recorded as CUDA graphs: predictions, loss, metrics and the gradient of the weights in one launch.
 
-A batch is filled up with atoms and edges that count nowhere (:mod:`equicat.data.padded`), so that few shapes occur, and
-goes to the GPU as one piece of memory. The graph leaves the sums of losses and metrics, and all gradients as one array.
+A batch is filled up with atoms and edges that count nowhere (:mod:`equicat.data.padded`), on the GPU, so that few
+shapes occur. The graph leaves the sums of losses and metrics, and all gradients as one array.
 What follows (clipping, the optimiser, the average of the weights) is a few launches each, and stays as it is.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
@@ -49,14 +49,6 @@ class Objective:
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
-    """A padded batch on a GPU, in one piece of memory."""
-
-    buffer: UInt8[Tensor, "n_bytes"]
-    batch: PaddedBatch
-
-
-@dataclass(frozen=True, eq=False)
 class Step:
     """A training step up to the gradient."""
 
@@ -83,34 +75,27 @@ class RecordedSteps:
         self.objective = objective
         self.weights: list[nn.Parameter] = []
         """Those that the loss depends on."""
-        self.recorder: Recorder[Packed, tuple[Tensor, Tensor]] = Recorder(self._compute, "a training step")
+        self.recorder: Recorder[PaddedBatch, tuple[Tensor, Tensor]] = Recorder(self._compute, "a training step")
 
-    def takes(self, batch: Batch, device: torch.device) -> bool:
+    def takes(self, batch: Batch) -> bool:
         """Whether a step on that batch can be recorded, and is small enough to gain by it."""
         network = self.objective.model.network
         recordable = isinstance(self.objective.model, Potential) and isinstance(network, Allegro) and network.recordable
-        return recordable and self.recorder.works and 0 < batch.n_edges <= MAX_EDGES and backend.has_triton(device)
+        on_gpu = backend.has_triton(batch.positions.device)
+        return recordable and self.recorder.works and 0 < batch.n_edges <= MAX_EDGES and on_gpu
 
-    def __call__(self, batch: Batch, device: torch.device) -> Step:
-        """The step on a batch that is still on the host."""
+    def __call__(self, batch: Batch) -> Step:
+        """The step on a batch."""
         n_atoms, n_edges = padded_sizes(len(batch.numbers) + 1, batch.n_edges)
         filled = padded(batch, n_atoms, n_edges, far=2 * self.objective.model.cutoff)
-        host = filled.packed(pinned=device.type == "cuda")
-
-        def new() -> Packed:
-            buffer = torch.empty(len(host), dtype=torch.uint8, device=device)
-            return Packed(buffer, filled.unpacked(buffer))
-
-        def write(packed: Packed) -> None:
-            packed.buffer.copy_(host, non_blocking=True)
-
-        rows, gradient = self.recorder((n_atoms, n_edges, batch.n_systems), new, write)
+        shape = n_atoms, n_edges, batch.n_systems
+        rows, gradient = self.recorder(shape, lambda: filled, lambda inputs: inputs.overwrite(filled))
         return Step(rows, gradient, self.weights)
 
-    def _compute(self, packed: Packed) -> tuple[Float64[Tensor, "n_rows 2"], Float[Tensor, "n_weights"]]:
+    def _compute(self, filled: PaddedBatch) -> tuple[Float64[Tensor, "n_rows 2"], Float[Tensor, "n_weights"]]:
         """Sums of losses and metrics, and the gradient: a function of the batch's memory that can be recorded."""
-        model, batch = self.objective.model, packed.batch.without_last_system()
-        prediction = _of_systems(self.objective.task.predict(model, packed.batch), batch.n_systems)
+        model, batch = self.objective.model, filled.without_last_system()
+        prediction = _of_systems(self.objective.task.predict(model, filled), batch.n_systems)
         terms, rows = self.objective.judged(prediction, batch)
         known = [p for p in model.parameters() if p.requires_grad]
         found = torch.autograd.grad(weighted_sum(terms), known, allow_unused=True)

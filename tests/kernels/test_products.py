@@ -16,8 +16,6 @@ def split(monkeypatch):
     from equicat.kernels.gpu import products as kernels
 
     monkeypatch.setattr(kernels, "ROWS", kernels.Tiles(32, 16, 16, 4, 1))
-    monkeypatch.setattr(kernels, "COLUMNS", kernels.Tiles(16, 32, 16, 4, 1))
-    monkeypatch.setattr(kernels, "PARTS_OF", 48)
     monkeypatch.setattr(products, "MIN_ROWS", 1)
     monkeypatch.setattr(products, "MIN_WIDTH", 1)
     monkeypatch.setattr(backend, "has_triton", lambda device: True)

@@ -9,7 +9,7 @@ import torch
 from conftest import SMALL, SMALL_NEQUIP, configuration, labelled
 
 from equicat.data.batch import Batch
-from equicat.data.padded import padded
+from equicat.data.padded import PaddedBatch, padded
 from equicat.kernels import backend
 from equicat.kernels.gpu import graphs
 from equicat.models.gradient import ComputeOptions
@@ -17,7 +17,7 @@ from equicat.models.potential import Potential
 from equicat.tasks.tables import MetricSums
 from equicat.tasks.tasks import LossConfig, resolved, task_of, total_loss
 from equicat.training.config import from_mapping
-from equicat.training.recorded import Objective, Packed, RecordedSteps
+from equicat.training.recorded import Objective, RecordedSteps
 from equicat.training.train import train
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,8 +43,8 @@ def recorded(monkeypatch) -> list[tuple[int, int]]:
         monkeypatch.setattr(backend, "forms", lambda like, l_max: backend.CPU_FORMS)
 
     def counting(function, inputs, room):
-        if isinstance(inputs, Packed):  # else it is an inference of a validation
-            found.append((len(inputs.batch.numbers), inputs.batch.n_edges))
+        if isinstance(inputs, PaddedBatch):  # else it is an inference of a validation
+            found.append((len(inputs.numbers), inputs.n_edges))
         return record(function, inputs, room)
 
     monkeypatch.setattr(graphs, "record", counting)
@@ -85,7 +85,7 @@ LOSSES = [
 def check_same(objective: Objective, steps: RecordedSteps, batch: Batch) -> None:
     rows, loss, gradients = plain(objective, batch)
     objective.model.zero_grad()
-    step = steps(batch, DEVICE)
+    step = steps(batch.to(DEVICE))
     torch.testing.assert_close(step.rows, rows, rtol=1e-9, atol=1e-11)
     (3 * step.loss(loss.item())).backward()
     assert any(g is not None and g.abs().max() > 1e-3 for g in gradients)
@@ -115,11 +115,13 @@ def test_steps_of_several_sizes(recorded, config, head):
     assert len(recorded) in (2, 3)
 
 
-def test_a_padded_batch_keeps_its_tensors_in_one_piece_of_memory():
+def test_a_padded_batch_has_one_system_more_and_takes_over_another():
     batch = batch_of(1, 2)
     n_atoms, n_edges = len(batch.numbers) + 5, batch.n_edges + 200
-    filled = padded(batch, n_atoms, n_edges, 8.0)
-    again = filled.unpacked(filled.packed().clone())
+    filled, again = padded(batch, n_atoms, n_edges, 8.0), padded(batch_of(1, 2), n_atoms, n_edges, 8.0)
+    for tensor in again.tensors:
+        tensor.zero_()
+    again.overwrite(filled)
     for field in dataclasses.fields(filled):
         value, other = getattr(filled, field.name), getattr(again, field.name)
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equicat.kernels.products import SPLIT
+
 Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
 
@@ -108,10 +110,11 @@ class Recorder(Generic[Inputs, Outputs]):
         """The results of the function, in memory that the next call overwrites.
 
         Args:
-            shape: of the inputs.
+            shape: of the inputs. The precision of products of matrices is seen to here.
             new: makes inputs of this shape.
             write: writes what the function is called with into inputs of this shape.
         """
+        shape = shape, torch.get_float32_matmul_precision(), SPLIT.on  # what products were when they were recorded
         if shape not in self.recorded:
             inputs = new()
             write(inputs)
