@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Batch": "equicat.data.batch",
+    "BatchCalculator": "equicat.interfaces.ase",
     "Calculator": "equicat.interfaces.ase",
     "InputError": "equicat.errors",
     "LammpsForces": "equicat.interfaces.lammps",

@@ -34,7 +34,8 @@ ROWS = """
     data kernels
     sources networks run_directory
     models
-    tasks interfaces testing relaxation
+    tasks testing relaxation
+    interfaces
     training apply report bench vibrations
     studies adsorption barriers
     cli
