@@ -17,6 +17,7 @@ _PUBLIC = {
     "LammpsForces": "equicat.interfaces.lammps",
     "OutsideTraining": "equicat.errors",
     "Structure": "equicat.data.structure",
+    "TorchSimModel": "equicat.interfaces.torchsim",
     "adsorption_energies": "equicat.adsorption.energies",
     "free_energies": "equicat.vibrations.free_energies",
     "lammps": "equicat.interfaces.lammps_script",
@@ -25,6 +26,7 @@ _PUBLIC = {
     "open_dataset": "equicat.data.datasets",
     "read": "equicat.data.readers",
     "relax": "equicat.relaxation.relax",
+    "torch_sim_state": "equicat.interfaces.torchsim",
     "vibrations_of": "equicat.vibrations.modes",
 }
 

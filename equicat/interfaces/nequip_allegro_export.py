@@ -56,14 +56,21 @@ def export(potential: Potential, out: Path, peer_python: str | None = None) -> N
         source, checks = Path(folder) / "model.npz", Path(folder) / "checks.npz"
         texts = {"about": np.array(json.dumps(about)), "arguments": np.array(json.dumps(arguments))}
         np.savez(source, allow_pickle=False, **arrays, **texts, **_stacked(structures))
-        command = [peer_python or sys.executable, "-I", peer.__file__, str(source), str(temporary.resolve()), str(checks)]
+        command = [
+            peer_python or sys.executable,
+            "-I",
+            peer.__file__,
+            str(source),
+            str(temporary.resolve()),
+            str(checks),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
             raise InputError(f"--peer_python {peer_python}: {error.strerror}; give a Python interpreter") from error
         if done.returncode:
             reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            print(done.stderr[-3000:]); raise InputError(f"{command[0]} could not make the package ({reason}); it needs nequip-allegro, see --help")
+            raise InputError(f"{command[0]} could not make the package ({reason}); it needs nequip-allegro, see --help")
         with np.load(checks) as found:
             compare(potential, structures, found["energy"], found["forces"])
 
