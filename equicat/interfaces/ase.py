@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
@@ -44,6 +45,7 @@ class Calculator(AseCalculator):
         cuda_graphs: bool = True,
         outside_training: Action = "warn",
         skin: float = SKIN,
+        dtype: Literal["float32", "float64"] | None = None,
         **kwargs: Any,
     ):
         """Load the model of a run.
@@ -56,6 +58,7 @@ class Calculator(AseCalculator):
                 each kind (:class:`~equicat.errors.OutsideTraining`), raise an ``error``, or ``ignore`` it.
             skin: Å beyond the cutoff that neighbour lists reach, so that they hold for several steps; changes no
                 result.
+            dtype: precision of the model; as it was trained if not given.
             kwargs: see ASE's ``Calculator``.
 
         Raises:
@@ -65,6 +68,8 @@ class Calculator(AseCalculator):
         """
         super().__init__(**kwargs)
         self.potential = saved.load_potential(run, device, ComputeOptions(cuda_graphs=cuda_graphs))
+        if dtype is not None:
+            self.potential = self.potential.to(getattr(torch, dtype))
         self.energy_reference = self.potential.info.energy_reference
         self.evaluator = Evaluator(self.potential, skin, outside_training, numbered=False)
         self.with_stress = False

@@ -1,16 +1,17 @@
 """A model as a program of PyTorch's own format, which runs where PyTorch does, without this package.
 
-The energy and its derivative are traced into one graph of PyTorch's operators, with any number of atoms and pairs, and
-compiled (AOTInductor) or kept as a graph that ``torch.export.load`` reads. What is traced is the network as its
-equations say (:mod:`equicat.testing.plain_allegro`): its steps depend on no data, those of the fast version do.
+The energy and its derivative are traced into one graph of PyTorch's operators, for any number of atoms and pairs. It is
+read by ``torch.export.load``. Edges find their centres by index there (:class:`equicat.kernels.forms.Indexed`), because
+no step of a trace may depend on data.
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
@@ -18,9 +19,9 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
 from equicat.interfaces.nequip_allegro_export import compare
+from equicat.kernels.forms import Indexed
 from equicat.models.potential import Potential
-from equicat.networks.allegro import Allegro
-from equicat.testing.plain_allegro import plain_forward
+from equicat.networks.allegro import Allegro, Piece
 from equicat.testing.structures import example_structures
 
 SUFFIX = ".pt2"
@@ -59,18 +60,32 @@ class Program(nn.Module):
         """
         potential = self.potential
         species = potential.species_of_number[numbers]
+        known = species.clamp(min=0)
         center, neighbor = edge_index[0], edge_index[1]
         vectors = positions[neighbor] - positions[center] + edge_shift.to(positions.dtype) @ cell
         with torch.enable_grad():
             edge_vec = vectors.to(potential.dtype).detach().requires_grad_()
-            features = plain_forward(potential.network, edge_vec, edge_index, species.clamp(min=0))
-            energies = potential.energies_of(features, edge_vec, edge_index, species.clamp(min=0))
+            energies = _energies(potential, edge_vec, edge_index, known)
             (gradient,) = torch.autograd.grad(energies.sum(), edge_vec)
         gradient, edge_vec = gradient.double(), edge_vec.detach().double()
         forces = torch.zeros_like(positions).index_add(0, center, gradient).index_add(0, neighbor, -gradient)
-        atom_energies = energies.detach().double() + potential.reference_energies[species.clamp(min=0)]
+        atom_energies = energies.detach().double() + potential.reference_energies[known]
         atom_energies = torch.where(species < 0, torch.nan, atom_energies)
         return atom_energies.sum(), atom_energies, forces, edge_vec.t() @ gradient
+
+
+def _energies(potential: Potential, edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> Float[Tensor, "n_atoms"]:
+    """E_i − ε_{Z_i} of every centre in eV."""
+    network = potential.network
+    geometry = network.geometry(edge_vec, edge_index, species)
+    piece = Piece(geometry, Indexed(edge_index[0], species), network.prepared())
+    features, _ = network.pair_features(piece, species)
+    of_edges = potential.head.mlp(features)[:, 0]
+    sums = torch.zeros_like(species, dtype=of_edges.dtype).index_add(0, edge_index[0], of_edges)
+    energies = sums * potential.head.sum.norm * potential.factor(species)
+    if potential.repulsion is not None:
+        energies = energies + potential.repulsion(edge_vec, edge_index, species, len(potential.elements))
+    return energies
 
 
 def export(potential: Potential, out: Path) -> None:
@@ -87,12 +102,16 @@ def export(potential: Potential, out: Path) -> None:
         raise InputError(f"{out}: a compiled model is called …{SUFFIX}; give such a name")
     if not isinstance(potential.network, Allegro) or potential.direct_forces is not None:
         raise InputError(
-            f"this model is {potential.config.name} with {potential.info.force_head} forces; Allegro models of energies "
-            "and their gradient can be compiled"
+            f"this model is {potential.config.name} with {potential.info.force_head} forces; Allegro models of "
+            "energies and their gradient can be compiled"
         )
+    if potential.config.name == "nequip-allegro" and potential.config.radial == "spline":
+        raise InputError("this model has model.radial spline, whose steps depend on data; it cannot be compiled")
     structures = [example for seed in range(2) for example in example_structures(potential.elements, seed)]
     program = traced(potential, structures[1])
-    with replacing_file(out) as temporary:
+    with replacing_file(out) as temporary, warnings.catch_warnings():
+        # Constants that are parts of one tensor, and are saved as they are.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         torch.export.save(program, temporary, extra_files={ABOUT: json.dumps(about(potential))})
         loaded = torch.export.load(temporary).module()
         found = [loaded(*inputs(structure, potential)) for structure in structures]
@@ -110,6 +129,7 @@ def traced(potential: Potential, structure: Structure) -> torch.export.ExportedP
     from torch.fx.experimental.proxy_tensor import make_fx
 
     example = inputs(structure, potential)
+    Program(potential)(*example)  # makes the constants, which must not be part of the trace
     trace = make_fx(
         Program(potential), tracing_mode="symbolic", _allow_non_fake_inputs=True, _error_on_data_dependent_ops=True
     )

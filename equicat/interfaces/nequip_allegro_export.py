@@ -118,7 +118,7 @@ def describe(potential: Potential) -> tuple[dict[str, Any], Arrays, dict[str, An
     config = potential.config
     if not isinstance(config, NequipAllegroConfig):
         raise InputError(
-            f"this model is {config.name}; the package has another architecture, which is model.name nequip-allegro here"
+            f"this model is {config.name}; the package has another architecture, here model.name nequip-allegro"
         )
     if potential.direct_forces is not None:
         raise InputError("this model has direct forces; nequip-allegro has forces that are derivatives")
@@ -256,8 +256,8 @@ def _arguments(about: dict[str, Any], config: NequipAllegroConfig, mlps: dict[st
         widths = [matrix.shape[1] for matrix in mlps[ours][:-1]]
         if len(set(widths)) > 1:
             raise InputError(
-                f"the hidden layers of its {ours.removesuffix('.0')} MLP have the widths {widths}; nequip-allegro knows "
-                "one width for all of an MLP"
+                f"the hidden layers of its {ours.removesuffix('.0')} MLP have the widths {widths}; nequip-allegro "
+                "knows one width for all of an MLP"
             )
         arguments[f"{name}_mlp_hidden_layers_depth"] = len(widths)
         arguments[f"{name}_mlp_hidden_layers_width"] = widths[0] if widths else None

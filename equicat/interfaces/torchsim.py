@@ -123,8 +123,8 @@ def torch_sim_state(systems: Sequence[Atoms], model: TorchSimModel) -> Any:
         where = f"system {k}"
         if not np.array_equal(atoms.pbc, systems[0].pbc):
             raise InputError(
-                f"{where}: periodic along {atoms.pbc.tolist()}, system 0 along {systems[0].pbc.tolist()}; TorchSim takes "
-                "such systems in separate states"
+                f"{where}: periodic along {atoms.pbc.tolist()}, system 0 along {systems[0].pbc.tolist()}; TorchSim "
+                "takes such systems in separate states"
             )
         structure = Structure.from_ase(atoms, source=where, labels=())
         if structure.free_directions is not None or structure.other_constraints:

@@ -104,7 +104,7 @@ class Potential(AtomisticModel):
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
         """E_i − ε_{Z_i} of every centre in eV: a pure function of tensors, for autograd, compilers and exports."""
-        return self.energies_of(self.network(edge_vec, edge_index, species), edge_vec, edge_index, species)
+        return self._energies(self.network(edge_vec, edge_index, species), edge_vec, edge_index, species)
 
     def with_direct_forces(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool) -> Prediction:
         """Energies, and forces from a head of their own, which are not the derivative of the energy."""
@@ -112,7 +112,7 @@ class Potential(AtomisticModel):
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             edge_vec, index = batch.edge_vec(), batch.edge_index
             features = self.network(edge_vec, index, species)
-            atom_energies = self.energies_of(features, edge_vec, index, species)
+            atom_energies = self._energies(features, edge_vec, index, species)
             force = None
             if forces:
                 unit = torch.nn.functional.normalize(edge_vec, dim=1)
@@ -157,14 +157,13 @@ class Potential(AtomisticModel):
             return self.scale
         return self.scale * self.factor_bits.view(torch.float64)[species].to(self.dtype)
 
-    def energies_of(
+    def _energies(
         self,
         features: Features,
         edge_vec: Float[Tensor, "n_edges 3"],
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
-        """E_i − ε_{Z_i} of every centre in eV, from the network's features of its edges."""
         energies = self.head(features, edge_index[0], len(species)) * self.factor(species)
         if self.repulsion is not None:
             energies = energies + self.repulsion(edge_vec, edge_index, species, len(self.elements))
