@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor, nn
 
 from equicat.data.structure import Structure
@@ -118,7 +119,7 @@ def torch_sim_state(systems: Sequence[Atoms], model: TorchSimModel) -> Any:
         InputError: for systems that differ in their periodic directions, or a constraint other than ``FixAtoms``.
     """
     io, constraints = extra("torch_sim.io", "torchsim"), extra("torch_sim.constraints", "torchsim")
-    fixed = []
+    fixed = list[ndarray]()
     for k, atoms in enumerate(systems):
         where = f"system {k}"
         if not np.array_equal(atoms.pbc, systems[0].pbc):
@@ -130,6 +131,7 @@ def torch_sim_state(systems: Sequence[Atoms], model: TorchSimModel) -> Any:
         if structure.free_directions is not None or structure.other_constraints:
             names = ", ".join(type(c).__name__ for c in atoms.constraints)
             raise InputError(f"{where}: TorchSim follows FixAtoms, not all of its constraints ({names}); change them")
+        assert structure.fixed is not None
         fixed.append(structure.fixed)
     state = io.atoms_to_state(list(systems), model.device, model.dtype)
     mask = torch.from_numpy(np.concatenate(fixed)).to(model.device)
