@@ -26,7 +26,7 @@ from equicat.models.model import Prediction
 from equicat.models.potential import Potential
 from equicat.relaxation.driver import MAX_EDGES_ON_GPU
 from equicat.relaxation.models import PotentialForces
-from equicat.relaxation.pairs import Pairs, VerletList
+from equicat.relaxation.pairs import Pairs, VerletList, on_device, verlet_lists
 
 SKIN = 1.0
 """Å beyond the cutoff that neighbour lists reach, unless told otherwise."""
@@ -98,17 +98,27 @@ class Evaluator:
         """Make the neighbour lists that no longer hold, and join the systems again if there are any."""
         cutoff, reach = self.potential.cutoff, self.potential.cutoff + self.skin
         systems = [
-            old if old is not None and old.has_all_pairs(now, cutoff, reach) else _System.of(now, reach, old)
+            old if old is not None and old.has_all_pairs(now, cutoff, reach) else None
             for old, now in zip_longest(self.systems[: len(structures)], structures)
         ]
-        if len(systems) == len(self.systems) and all(map(lambda a, b: a is b, systems, self.systems)):
+        new = [k for k, system in enumerate(systems) if system is None]
+        if not new and len(systems) == len(self.systems):
             return
+        checked = [_checked(structures[k]) for k in new]
+        lists = verlet_lists(checked, on_device([s.positions for s in checked], self.device), reach) if new else []
+        for k, structure, pairs in zip(new, checked, lists, strict=True):
+            before = self.systems[k] if k < len(self.systems) else None
+            systems[k] = _System(structure, pairs, before is not None and before.seen and before.is_of(structure))
+        self._join([system for system in systems if system is not None])
+
+    def _join(self, systems: "list[_System]") -> None:
+        """Put systems into as few batches as hold them."""
         groups, first, n_edges = list[_Group](), 0, 0
         for k, system in enumerate(systems):
-            if k > first and n_edges + system.n_edges > self.edges:
+            if k > first and n_edges + system.pairs.n_edges > self.edges:
                 groups.append(_Group.of(first, systems[first:k], self.potential))
                 first, n_edges = k, 0
-            n_edges += system.n_edges
+            n_edges += system.pairs.n_edges
         groups.append(_Group.of(first, systems[first:], self.potential))
         self.systems, self.groups = systems, groups
 
@@ -143,17 +153,6 @@ class _System:
     pairs: VerletList
     seen: bool = False
     """Whether atoms of these elements were compared with the training data."""
-
-    @classmethod
-    def of(cls, structure: Structure, reach: float, before: "_System | None") -> "_System":
-        """The system with a new list, checked as all structures are."""
-        kept = dataclasses.replace(structure, positions=structure.positions.copy(), cell=structure.cell.copy())
-        seen = before is not None and before.seen and before.is_of(structure)
-        return cls(kept, VerletList.of(kept, kept.positions, reach), seen)
-
-    @property
-    def n_edges(self) -> int:
-        return self.pairs.edge_index.shape[1]
 
     def is_of(self, now: Structure) -> bool:
         """Whether it has the same atoms and periodic directions."""
@@ -231,6 +230,11 @@ class _Group:
         parts = (slice(first, last) for first, last in zip([0, *self.ends], self.ends, strict=False))
         each = zip(prediction.energy.tolist(), parts, virials, strict=True)
         return [Evaluation(e, atom_energies[atoms], forces[atoms], virial) for e, atoms, virial in each]
+
+
+def _checked(structure: Structure) -> Structure:
+    """A copy of a structure, checked as all are."""
+    return dataclasses.replace(structure, positions=structure.positions.copy(), cell=structure.cell.copy())
 
 
 def _joined(arrays: list[ndarray]) -> ndarray:

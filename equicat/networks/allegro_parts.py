@@ -334,7 +334,7 @@ class NequipAllegro(Allegro):
         z = _before_silu(torch.addmm(mine, scalars, own), rest)
         widths, maps = self.reader_widths()[k + 1 :], piece.prepared.maps[k + 1]
         if k + 1 == len(self.layers):
-            return Latent(z.new_empty(len(z), 0), list(activated(z, maps, others, widths)))
+            return Latent(z[:, :0], list(activated(z, maps, others, widths)))
         env_weights, *sums = activated(z, maps, [None, *others], [self.n_weights, *widths])
         return Latent(env_weights, sums)
 

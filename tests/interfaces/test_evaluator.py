@@ -60,8 +60,8 @@ def batch_of(model, atoms: Atoms) -> Batch:
 
 def count_lists(monkeypatch) -> list:
     made = []
-    make = evaluator.VerletList.of
-    monkeypatch.setattr(evaluator.VerletList, "of", lambda *given: made.append(given) or make(*given))
+    make = evaluator.verlet_lists
+    monkeypatch.setattr(evaluator, "verlet_lists", lambda *given: made.append(given) or make(*given))
     return made
 
 
