@@ -98,6 +98,14 @@ def test_another_system_is_another_list(run64):
         assert atoms.get_potential_energy() == pytest.approx(float(expected.energy), abs=1e-10)
 
 
+def test_periodic_directions_that_change_in_place_are_seen(run64):
+    atoms, calculator = slab(), equicat.BatchCalculator(run64)
+    atoms.cell[2, 2] = 6.0
+    calculator([atoms])
+    atoms.pbc[2] = True
+    assert calculator([atoms]).energies[0] == pytest.approx(float(fresh(run64, atoms).energy), abs=1e-10)
+
+
 def test_atoms_that_meet_between_two_lists_are_named(run64):
     atoms = Atoms("O2", [[0, 0, 0], [0, 0, 0.3]])
     atoms.calc = equicat.Calculator(run64)
