@@ -122,6 +122,11 @@ def describe(potential: Potential) -> tuple[dict[str, Any], Arrays, dict[str, An
         )
     if potential.direct_forces is not None:
         raise InputError("this model has direct forces; nequip-allegro has forces that are derivatives")
+    if config.radial == "spline" and config.spline_span > config.n_radial:
+        raise InputError(
+            f"model.spline_span is {config.spline_span} and model.n_radial {config.n_radial}; nequip-allegro wants at "
+            "least as many splines as overlap"
+        )
     names = potential.info.element_symbols
     n = len(names)
     about: dict[str, Any] = {

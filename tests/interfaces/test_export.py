@@ -40,7 +40,7 @@ VARIANTS = [
     {"l_max": l_max, "parity": parity, "n_layers": 3} for l_max in (1, 2, 3) for parity in ("full", "restricted")
 ]
 OTHERS = [
-    {"radial": "spline", "pair_cutoffs": (4.0, 3.5, 3.0, 4.0)},
+    {"radial": "spline", "spline_span": 5, "pair_cutoffs": (4.0, 3.5, 3.0, 4.0)},
     {"coupling": "path", "neighbors_of_element": (5.0, 12.0), "bessel_trainable": True},
     {"features_silu": False, "embedding_width": 6},
 ]
@@ -74,6 +74,7 @@ def test_converted_models_go_back_as_they_came(name):
     [
         (SMALL, {}, "this model is allegro; the package has another architecture"),
         (SMALL_NEQUIP, {"force_head": "magnitude-direction"}, "has direct forces"),
+        (dataclasses.replace(SMALL_NEQUIP, radial="spline"), {}, "model.spline_span is 12 and model.n_radial 8"),
         (SMALL_NEQUIP, {"output_mlp": (7, 5)}, r"readout MLP have the widths \[7, 7, 5\]"),
         (
             SMALL_NEQUIP,
