@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Batch": "equicat.data.batch",
+    "BatchCalculator": "equicat.interfaces.ase",
     "Calculator": "equicat.interfaces.ase",
     "InputError": "equicat.errors",
     "LammpsForces": "equicat.interfaces.lammps",
     "OutsideTraining": "equicat.errors",
     "Structure": "equicat.data.structure",
+    "TorchSimModel": "equicat.interfaces.torchsim",
     "adsorption_energies": "equicat.adsorption.energies",
     "free_energies": "equicat.vibrations.free_energies",
     "lammps": "equicat.interfaces.lammps_script",
@@ -24,6 +26,7 @@ _PUBLIC = {
     "open_dataset": "equicat.data.datasets",
     "read": "equicat.data.readers",
     "relax": "equicat.relaxation.relax",
+    "torch_sim_state": "equicat.interfaces.torchsim",
     "vibrations_of": "equicat.vibrations.modes",
 }
 

@@ -34,7 +34,8 @@ ROWS = """
     data kernels
     sources networks run_directory
     models
-    tasks interfaces testing relaxation
+    tasks testing relaxation
+    interfaces
     training apply report bench vibrations
     studies adsorption barriers
     cli
@@ -45,7 +46,11 @@ FLOOR = {room: floor for floor, row in enumerate(ROWS.split("\n")) for room in r
 MAX_FLAT_MODULES = 6
 """Python modules directly in the package."""
 
-OTHER_ENVIRONMENTS = ("bench/peers/", "interfaces/nequip_allegro_extract.py")
+OTHER_ENVIRONMENTS = (
+    "bench/peers/",
+    "interfaces/nequip_allegro_extract.py",
+    "interfaces/nequip_allegro_build.py",
+)
 """Programs that run beside other packages, in environments that need not have jaxtyping."""
 
 BASE_CLASS_METHODS = {"forward", "backward", "error", "validation_step", "configure_optimizers", "calculate"}

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from equicat import __version__
 from equicat.cli import bench, completion, data, neb, relax, runs, search, study, vibrations
+from equicat.cli.export import export
 from equicat.cli.lammps import LammpsParser
 from equicat.cli.train import TrainParser
 from equicat.errors import InputError, Remark
@@ -58,6 +59,7 @@ COMMANDS: Commands = {
         "locality": study.locality,
         "curves": study.curves,
     },
+    "export": export,
     "convert": {"nequip-allegro": runs.convert_nequip_allegro},
     "completion": complete,
 }

@@ -1,28 +1,33 @@
-"""A trained model as an ASE calculator."""
+"""A trained model as an ASE calculator, for one system at a time or for many at once."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
-from ase.calculators.calculator import all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from jaxtyping import Float
+from numpy import ndarray
 
-from equicat.data.batch import Batch
-from equicat.data.structure import Structure
+from equicat.errors import InputError
+from equicat.interfaces.evaluator import SKIN, Evaluator, no_stress, stress_of, unlabelled
 from equicat.models import saved
-from equicat.models.domain import Action, DomainWatch
+from equicat.models.domain import Action
 from equicat.models.gradient import ComputeOptions
 
 
 class Calculator(AseCalculator):
-    """Energies (eV), forces (eV/Å) and, for cells with volume, stress (eV/Å³) of a run's model.
+    """Energies (eV), forces (eV/Å) and, for periodic cells with volume, stress (eV/Å³) of a run's model.
 
-    A model with direct forces has no stress. Which energy it is, adsorption, total or relative, stands in
+    The stress is computed from the first time on that somebody asks for it. That of a slab, periodic along two
+    directions, has components in its plane only, and is over the volume of the cell, vacuum included. A model with
+    direct forces has no stress. Which energy it is, adsorption, total or relative, stands in
     ``calculator.energy_reference``.
-
     """
 
     implemented_properties = [  # noqa: RUF012 (declared by ASE)
@@ -39,6 +44,8 @@ class Calculator(AseCalculator):
         device: str = "auto",
         cuda_graphs: bool = True,
         outside_training: Action = "warn",
+        skin: float = SKIN,
+        dtype: Literal["float32", "float64"] | None = None,
         **kwargs: Any,
     ):
         """Load the model of a run.
@@ -49,6 +56,9 @@ class Calculator(AseCalculator):
             cuda_graphs: record inferences of small systems (:mod:`equicat.kernels.gpu.graphs`) on a GPU with Triton.
             outside_training: what to do about structures unlike those that the model was trained on: ``warn`` once of
                 each kind (:class:`~equicat.errors.OutsideTraining`), raise an ``error``, or ``ignore`` it.
+            skin: Å beyond the cutoff that neighbour lists reach, so that they hold for several steps; changes no
+                result.
+            dtype: precision of the model; as it was trained if not given.
             kwargs: see ASE's ``Calculator``.
 
         Raises:
@@ -58,8 +68,27 @@ class Calculator(AseCalculator):
         """
         super().__init__(**kwargs)
         self.potential = saved.load_potential(run, device, ComputeOptions(cuda_graphs=cuda_graphs))
+        if dtype is not None:
+            self.potential = self.potential.to(getattr(torch, dtype))
         self.energy_reference = self.potential.info.energy_reference
-        self.watch = DomainWatch(self.potential.info.domain, self.energy_reference, outside_training, False)
+        self.evaluator = Evaluator(self.potential, skin, outside_training, numbered=False)
+        self.with_stress = False
+        """Whether somebody has asked for the stress."""
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed of that which the model sees; ASE would look at charges and magnetic moments as well."""
+        if self.atoms is None:
+            return list(all_changes)
+        before, now = self.atoms, atoms
+        if len(before) != len(now):
+            return ["positions", "numbers"]
+        pairs = {
+            "positions": (before.positions, now.positions),
+            "numbers": (before.numbers, now.numbers),
+            "cell": (before.cell.array, now.cell.array),
+            "pbc": (before.pbc, now.pbc),
+        }
+        return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
 
     def calculate(
         self,
@@ -68,31 +97,80 @@ class Calculator(AseCalculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         """Fills ``results``; see ASE."""
-        super().calculate(atoms, properties or ["energy"], system_changes)
+        if atoms is not None:
+            self.atoms = atoms.copy()
         assert self.atoms is not None
-        # Only what the model sees: columns, tags and constraints of the atoms may be as they like.
-        structure = Structure(
-            numbers=self.atoms.numbers.astype(np.int64),
-            positions=self.atoms.positions.astype(np.float64),
-            cell=self.atoms.cell.array.astype(np.float64),
-            pbc=self.atoms.pbc,
-            source="atoms",
-        )
-        batch = Batch.from_structures([structure], self.potential.cutoff, dtype=self.potential.dtype)
-        batch = batch.to(self.potential.scale.device)
-        with_stress = bool(self.atoms.pbc.all()) and self.potential.direct_forces is None
-        with torch.no_grad():
-            prediction = self.potential(batch, virial=with_stress)
-        self.watch.look(batch)
-        self.watch.say()
-        energy = float(prediction.energy)
-        references = self.potential.reference_energies[self.potential.species(batch)]
+        structure = unlabelled(self.atoms, "atoms")
+        self.with_stress |= "stress" in (properties or ())
+        missing = no_stress(self.potential, structure) if self.with_stress else "not asked for"
+        if missing and "stress" in (properties or ()):
+            raise PropertyNotImplementedError(f"no stress: {missing}")
+        (found,) = self.evaluator([structure], virial=not missing)
         self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": (prediction.atom_energies.double() + references).cpu().numpy(),
-            "forces": prediction.forces.double().cpu().numpy(),
+            "energy": found.energy,
+            "free_energy": found.energy,
+            "energies": found.atom_energies,
+            "forces": found.forces,
         }
-        if with_stress:
-            stress = prediction.virial[0].double().cpu().numpy() / self.atoms.get_volume()
-            self.results["stress"] = full_3x3_to_voigt_6_stress(0.5 * (stress + stress.T))
+        if found.virial is not None:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress_of(found.virial, structure))
+
+
+@dataclass(frozen=True, eq=False)
+class BatchResults:
+    """Results for several systems, in the order in which they were given."""
+
+    energies: Float[ndarray, "n_systems"]
+    """eV."""
+    forces: list[Float[ndarray, "_ 3"]]
+    """eV/Å, one array for each system; constraints are not applied."""
+    stresses: list[Float[ndarray, "3 3"]] | None = None
+    """eV/Å³, as :class:`Calculator` defines them; None if they were not asked for."""
+
+
+class BatchCalculator:
+    """Energies, forces and stresses of many systems at once.
+
+    Neighbour lists are kept from one call to the next for the system at the same place in the list, so MD or
+    relaxations of many systems make new ones only when they must. :func:`equicat.relax` relaxes in batches by itself.
+    """
+
+    def __init__(self, run: str | Path, device: str = "auto", outside_training: Action = "warn", skin: float = SKIN):
+        """Load the model of a run.
+
+        Args:
+            run: run directory that `equicat train` wrote.
+            device: where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
+            outside_training: what to do about structures unlike those in training: ``warn`` once of each kind, raise an
+                ``error``, or ``ignore`` it.
+            skin: Å beyond the cutoff that neighbour lists reach, so that they hold for several calls; changes no
+                result.
+
+        Raises:
+            InputError: if the run has no weights or predicts no forces, or the device is not there.
+        """
+        self.potential = saved.load_potential(run, device)
+        self.energy_reference = self.potential.info.energy_reference
+        self.evaluator = Evaluator(self.potential, skin, outside_training)
+
+    def __call__(self, systems: Sequence[Atoms], stress: bool = False) -> BatchResults:
+        """The results of all systems.
+
+        Args:
+            systems: at least one; their calculators, constraints and tags are not looked at.
+            stress: also compute stresses.
+
+        Raises:
+            InputError: for no systems, an invalid one, an element that the model does not know, or a system without a
+                stress if that was asked for; names the system by its number.
+        """
+        if not systems:
+            raise InputError("no systems to compute; give at least one")
+        structures = [unlabelled(atoms, f"system {k}") for k, atoms in enumerate(systems)]
+        for structure in structures if stress else ():
+            if reason := no_stress(self.potential, structure):
+                raise InputError(f"{structure.source}: no stress: {reason}")
+        found = self.evaluator(structures, virial=stress)
+        stresses = [stress_of(f.virial, s) for f, s in zip(found, structures, strict=True) if f.virial is not None]
+        energies, forces = np.array([f.energy for f in found]), [f.forces for f in found]
+        return BatchResults(energies, forces, stresses if stress else None)

@@ -118,13 +118,63 @@ def consecutive(ends: Int[Tensor, "n_atoms"], max_edges: int) -> Iterator[tuple[
         first, edge = stop, end
 
 
+@dataclass(frozen=True, eq=False)
+class Indexed:
+    """All edges, which find their centres by index: no step depends on data, so a trace of it holds for any system.
+
+    It takes the place of :class:`Segments` where a program is traced (:mod:`equicat.interfaces.compiled`), at the price
+    of intermediates of edges that the other versions do without.
+    """
+
+    center: Int[Tensor, "n_edges"]
+    atoms: Int[Tensor, "n_atoms"]
+    """Any one number for each atom."""
+
+    def environment(
+        self, w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"]
+    ) -> Float[Tensor, "n_atoms dim_env channels"]:
+        """:func:`environment`."""
+        products = self._by_component(w, y) * y[:, :, None]
+        return products.new_zeros(self.atoms.shape[0], *products.shape[1:]).index_add(0, self.center, products)
+
+    def read_out(
+        self,
+        w: Float[Tensor, "n_edges n_weights"],
+        y: Float[Tensor, "n_edges dim_env"],
+        g: Float[Tensor, "n_atoms dim_env channels"],
+    ) -> Float[Tensor, "n_edges channels"]:
+        """:func:`read_out`."""
+        return (self._by_component(w, y) * y[:, :, None] * g.index_select(0, self.center)).sum(1)
+
+    def tensor_product(
+        self,
+        v: Sequence[Float[Tensor, "n_edges _ channels"]],
+        m: Float[Tensor, "n_atoms n_rows channels"],
+        contraction: Contraction,
+    ) -> tuple[Float[Tensor, "n_edges _ channels"], ...]:
+        """:func:`tensor_product`, one product for each row of M that is not zero."""
+        n_out, entering = sum(contraction.widths), torch.cat(list(v), dim=1)
+        component, column = contraction.places // n_out, contraction.places % n_out
+        products = entering.index_select(1, component) * m.index_select(0, self.center)
+        out = products.new_zeros(products.shape[0], n_out, products.shape[2]).index_add(1, column, products)
+        return out.split(contraction.widths, dim=1)
+
+    @staticmethod
+    def _by_component(w: Tensor, y: Tensor) -> Float[Tensor, "n_edges dim_env channels"]:
+        """The weight of each component's degree."""
+        degrees = [degree for degree in range(l_max_of(y) + 1) for _ in range(2 * degree + 1)]
+        return w.unflatten(1, (l_max_of(y) + 1, -1)).index_select(1, torch.tensor(degrees, device=w.device))
+
+
 # ---- environment and read-out --------------------------------------------------------------------------------------
 
 
 def environment(
-    w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"], segments: Segments
+    w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"], segments: Segments | Indexed
 ) -> Float[Tensor, "n_atoms dim_env channels"]:
     """A[i, lm, u] = Σ_e w[e, l, u] Y[e, lm] over the edges of centre i; differentiable any number of times."""
+    if isinstance(segments, Indexed):
+        return segments.environment(w, y)
     forms = backend.forms(w, l_max_of(y))
     return environment_plain(w, y, segments) if forms is None else _Environment.apply(forms, w, y, segments.first)
 
@@ -133,9 +183,11 @@ def read_out(
     w: Float[Tensor, "n_edges n_weights"],
     y: Float[Tensor, "n_edges dim_env"],
     g: Float[Tensor, "n_atoms dim_env channels"],
-    segments: Segments,
+    segments: Segments | Indexed,
 ) -> Float[Tensor, "n_edges channels"]:
     """s[e, u] = Σ_l w[e, l, u] Σ_m Y[e, lm] G[i(e), lm, u]; differentiable twice."""
+    if isinstance(segments, Indexed):
+        return segments.read_out(w, y, g)
     forms = backend.forms(w, l_max_of(y))
     return read_out_plain(w, y, g, segments) if forms is None else _ReadOut.apply(forms, w, y, g, segments.first)
 
@@ -266,7 +318,7 @@ def tensor_product(
     v: Sequence[Float[Tensor, "n_edges _ channels"]],
     m: Float[Tensor, "n_atoms n_rows channels"],
     contraction: Contraction,
-    segments: Segments,
+    segments: Segments | Indexed,
 ) -> tuple[Float[Tensor, "n_edges _ channels"], ...]:
     """All columns of all edges, by output; differentiable any number of times.
 
@@ -276,6 +328,8 @@ def tensor_product(
         contraction: which columns there are.
         segments: edges and their centres.
     """
+    if isinstance(segments, Indexed):
+        return segments.tensor_product(v, m, contraction)
     forms = backend.forms(m, max(contraction.dims) // 2)
     if forms is None:
         return tensor_product_plain(v, m, contraction, segments)

@@ -11,13 +11,14 @@ know what it was trained on, and warns of nothing.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from equicat.data.batch import Batch
@@ -99,6 +100,18 @@ class DomainWatch:
             warnings.warn(text, OutsideTraining, stacklevel=2)
         for finding in new:
             finding.said = True
+
+    def news_below(self, elements: Sequence[int]) -> Float[ndarray, "n_elements n_elements"] | None:
+        """Å; shorter pairs of these elements are findings that there were not yet; None if there can be none."""
+        if self.domain is None or self.action == "ignore":
+            return None
+        limits = np.zeros((len(elements), len(elements)))
+        for (a, first), (b, second) in product(enumerate(elements), repeat=2):
+            name = pair_name(first, second)
+            shortest = self.domain.shortest.get(name)
+            limit = np.inf if shortest is None else SHORTER * shortest
+            limits[a, b] = 0.0 if f"{'pair' if shortest is None else 'short'} {name}" in self.findings else limit
+        return limits
 
     def texts(self) -> list[str]:
         """Everything found so far, one line each."""

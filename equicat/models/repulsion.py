@@ -68,7 +68,7 @@ class ZBL(nn.Module):
         screening = torch.stack([c * torch.exp(-k * d) for c, k in SCREENING]).sum(0)
         u = polynomial_envelope(r * self.inverse_cutoff[pair].to(r), self.envelope_p)
         energy = self.prefactor[pair].to(r) / r * screening * u
-        return energy.new_zeros(len(species)).index_add(0, center, energy)
+        return torch.zeros_like(species, dtype=energy.dtype).index_add(0, center, energy)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat.errors import InputError
-from equicat.kernels.forms import Segments, cut, environment
+from equicat.kernels.forms import Indexed, Segments, cut, environment
 from equicat.kernels.harmonics import spherical_harmonics
 from equicat.kernels.irreps import Parity
 from equicat.networks.features import Features
@@ -194,7 +194,7 @@ class Piece:
     """Some centres with all their edges, worked on at a time."""
 
     geometry: Geometry
-    segments: Segments
+    segments: Segments | Indexed
     """Which edges belong to which centre."""
     prepared: Any
     """Functions of the weights alone, computed once for all pieces of a call (:meth:`Allegro.prepared`)."""
@@ -291,7 +291,7 @@ class Allegro(nn.Module, ABC):
             scalars, tensors = self.products(k, tensors, env, piece)  # eqs. 8 and 10
             latent = self.update(k, latent, scalars, piece)  # eqs. 11 and 12
         features = self.features(latent)
-        return features, self.vectors(tensors, segments) if self.n_vectors else features.new_zeros(len(features), 3, 0)
+        return features, self.vectors(tensors, segments) if self.n_vectors else features[:, None, :0].expand(-1, 3, -1)
 
     # ---- what a flavour is -----------------------------------------------------------------------------------------
 
@@ -340,5 +340,5 @@ class Allegro(nn.Module, ABC):
         """The features that heads read."""
 
     @abstractmethod
-    def vectors(self, tensors: Any, segments: Segments) -> Float[Tensor, "n_edges 3 channels"]:
+    def vectors(self, tensors: Any, segments: Segments | Indexed) -> Float[Tensor, "n_edges 3 channels"]:
         """Polar vectors among the last tensor features."""

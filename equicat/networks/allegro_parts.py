@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from equicat.kernels.forms import Segments, read_out, tensor_product
+from equicat.kernels.forms import Indexed, Segments, read_out, tensor_product
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, couplings, dim, layer_irreps
 from equicat.kernels.products import activated, product
 from equicat.networks.allegro import Allegro, AllegroConfig, Latent, NequipAllegroConfig, Piece
@@ -56,7 +56,7 @@ class AllegroLayer(nn.Module):
         self,
         tensor_features: Sequence[Float[Tensor, "n_edges _ channels"]],
         env: Float[Tensor, "n_atoms dim_env channels"],
-        segments: Segments,
+        segments: Segments | Indexed,
     ) -> tuple[Float[Tensor, "n_edges n_scalars"], list[Float[Tensor, "n_edges _ channels"]]]:
         """Scalars of all paths (eq. 8), and all paths mixed into new tensor features by irrep (eq. 10)."""
         contraction = self.contraction.like(env)
@@ -129,13 +129,13 @@ class PublishedAllegro(Allegro):
         """x^ij after layer k, and the weights of the next environment, which are made of it."""
         x = self.layers[k].update(latent.scalar_features, scalars, piece.geometry.envelope)
         last = k + 1 == len(self.layers)
-        return Latent(x.new_empty(len(x), 0) if last else self.layers[k + 1].env_embed(x), x)
+        return Latent(x[:, :0] if last else self.layers[k + 1].env_embed(x), x)
 
     def features(self, latent: Latent) -> Float[Tensor, "n_edges n_features"]:
         return latent.scalar_features
 
     def vectors(
-        self, tensors: list[Float[Tensor, "n_edges _ channels"]], segments: Segments
+        self, tensors: list[Float[Tensor, "n_edges _ channels"]], segments: Segments | Indexed
     ) -> Float[Tensor, "n_edges 3 channels"]:
         return tensors[0]
 
@@ -202,7 +202,7 @@ class CenterTensors:
     matrices: list[Float[Tensor, "channels n_atoms _ _"]]
     """M of each layer so far."""
 
-    def read(self, columns: slice, segments: Segments) -> list[Float[Tensor, "n_edges channels"]]:
+    def read(self, columns: slice, segments: Segments | Indexed) -> list[Float[Tensor, "n_edges channels"]]:
         """Some components of V^ij,L: Σ_l w⁰_l Σ_m Y_lm G[lm] with G = M_1 … M_L[:, columns], made from the right."""
         *earlier, last = self.matrices
         g = last[..., columns]
@@ -334,7 +334,7 @@ class NequipAllegro(Allegro):
         z = _before_silu(torch.addmm(mine, scalars, own), rest)
         widths, maps = self.reader_widths()[k + 1 :], piece.prepared.maps[k + 1]
         if k + 1 == len(self.layers):
-            return Latent(z.new_empty(len(z), 0), list(activated(z, maps, others, widths)))
+            return Latent(z[:, :0], list(activated(z, maps, others, widths)))
         env_weights, *sums = activated(z, maps, [None, *others], [self.n_weights, *widths])
         return Latent(env_weights, sums)
 
@@ -343,7 +343,7 @@ class NequipAllegro(Allegro):
         (total,) = latent.scalar_features
         return silu(total) if self.config.features_silu else total
 
-    def vectors(self, tensors: CenterTensors, segments: Segments) -> Float[Tensor, "n_edges 3 channels"]:
+    def vectors(self, tensors: CenterTensors, segments: Segments | Indexed) -> Float[Tensor, "n_edges 3 channels"]:
         return torch.stack(tensors.read(slice(1, None), segments), dim=1)
 
 

@@ -202,7 +202,7 @@ class Kernel:
         """
         with torch.set_grad_enabled(create_graph):
             launch, weights = self.launch(network, readout, edge_vec.detach(), edge_index, species)
-            return _EnergiesAndGradient.apply(launch, keep, *weights)
+            return _EnergiesAndGradient.apply(launch, keep, *weights) if create_graph else launch.first_pass(weights)
 
     def launch(
         self,
@@ -217,14 +217,34 @@ class Kernel:
         assert library is not None
         center, neighbor = edge_index
         first_edge = torch.nn.functional.pad(torch.bincount(center, minlength=len(species)).cumsum(0), (1, 0))
-        multiple = block(edge_vec.dtype)
-        weights = self.weights(network, readout, multiple)
-        matrices, plain = weights.listed(multiple)
+        operation, matrices, plain = self._listed(network, readout, block(edge_vec.dtype))
         launch = Launch(
-            *(library, self.problem(network, species), weights.embedding.operation, len(matrices)),
+            *(library, self.problem(network, species), operation, len(matrices)),
             *(x.contiguous() for x in (first_edge, neighbor, species, edge_vec)),
         )
         return launch, [*matrices, *plain]
+
+    def _listed(self, network: nn.Module, readout: Sequence[Tensor], multiple: int) -> "_Listed":
+        """The operation of the embedding, and the weights as the kernel numbers them; frozen ones are prepared once."""
+        read = [*network.parameters(), *readout]
+        frozen = all(isinstance(w, nn.Parameter) and not w.requires_grad for w in read)
+        state = [(w.data_ptr(), w._version) for w in read] if frozen else []
+        known = _PREPARED.get(network)
+        if frozen and known is not None and known[0] == state:
+            return known[2]
+        weights = self.weights(network, readout, multiple)
+        matrices, plain = weights.listed(multiple)
+        listed = weights.embedding.operation, [w.contiguous() for w in matrices], [w.contiguous() for w in plain]
+        if frozen:
+            _PREPARED[network] = state, [w.detach() for w in read], listed
+        return listed
+
+
+_Listed = tuple[Literal["times", "plus", "matrices"], list[Tensor], list[Tensor]]
+
+_PREPARED: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], list[Tensor], _Listed]] = WeakKeyDictionary()
+"""Weights of frozen networks as kernels read them. Beside them stand addresses and versions of what they were made of,
+which tell whether they still hold, and these tensors themselves, so that no other one can come to their addresses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +308,15 @@ class Launch:
         )
         build.call(self.library, function, call)
 
+    def first_pass(
+        self, weights: Sequence[Float[Tensor, "_ _"]], tape: "_Tape | None" = None
+    ) -> tuple[Float[Tensor, "n_centers"], Float[Tensor, "n_edges 3"]]:
+        """Energies of centres and their derivative by the pair vectors, which autograd does not see."""
+        energy, gradient = torch.empty_like(self.problem.norm), torch.empty_like(self.edge_vec)
+        out = {"energy": energy, "gradient": gradient}
+        self.run("energies_and_gradient", weights, [None] * len(weights), tape, out)
+        return energy, gradient
+
 
 class _Tape:
     """Results of matrix products, kept between the two passes in memory of the kernel."""
@@ -311,10 +340,7 @@ class _EnergiesAndGradient(torch.autograd.Function):
         weights = tuple(w.contiguous() for w in weights)
         ctx.launch, ctx.tape = launch, _Tape(launch.library) if keep and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(*weights)
-        energy, gradient = torch.empty_like(launch.problem.norm), torch.empty_like(launch.edge_vec)
-        out = {"energy": energy, "gradient": gradient}
-        launch.run("energies_and_gradient", weights, [None] * len(weights), ctx.tape, out)
-        return energy, gradient
+        return launch.first_pass(weights, ctx.tape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
