@@ -32,7 +32,7 @@ class Contestant:
     tf32: bool = False
     """Whether equicat multiplies matrices in TF32, as tensor cores do."""
     cuda_graphs: bool = True
-    """Whether equicat records small inferences as CUDA graphs, on a GPU with Triton."""
+    """Whether equicat records small inferences and training steps as CUDA graphs, on a GPU with Triton."""
     command: tuple[str, ...] = ()
     """Command of a program of its own that answers the same requests; empty for equicat's or the peer's."""
 

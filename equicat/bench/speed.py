@@ -131,8 +131,8 @@ def our_config(size: Mapping[str, int]) -> Results:
         "n_layers": size["layers"],
         "n_scalars": size["scalars"],
         "tensor_channels": size["tensors"],
-        "two_body_hidden": [size["width"]],
-        "latent_hidden": [size["width"]],
+        "two_body_hidden": (size["width"],),
+        "latent_hidden": (size["width"],),
         "n_features": size["width"],
         "avg_num_neighbors": 48.0,
     }

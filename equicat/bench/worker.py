@@ -13,15 +13,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from equicat.bench.peers import worker
 from equicat.data.batch import Batch
+from equicat.data.padded import PaddedBatch, padded
 from equicat.data.structure import Structure
 from equicat.interfaces.nequip_allegro import potential, read_arrays
+from equicat.kernels import backend
+from equicat.kernels.gpu.graphs import MAX_EDGES, Recorder, padded_sizes
 from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
 from equicat.networks.allegro import NequipAllegroConfig
 
+Step = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]
+"""Energies in eV, forces in eV/Å, and the gradient of the loss by each weight."""
+
 
 class Ours:
     """The model and the systems of a request."""
+
+    recorder: Recorder[PaddedBatch, Step] | None
+    """Training steps as CUDA graphs, where they can be recorded."""
 
     def __init__(self, request: dict[str, Any]):
         start = time.perf_counter()
@@ -45,6 +54,10 @@ class Ours:
     def neighbors(self) -> None:
         """Neighbour lists and the batch, from structures that have neither."""
         self.batch = Batch.from_structures(self.structures, self.model.cutoff, device=self.device)
+        options, self.recorder = self.model.pair_gradients.options, None
+        if options.cuda_graphs and not options.recompute and backend.has_triton(self.batch.positions.device):
+            if self.batch.n_edges <= MAX_EDGES:
+                self.recorder = Recorder(self._gradient, "a training step")
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -63,11 +76,26 @@ class Ours:
         self.model.train()
         for p in self.trainable:
             p.requires_grad_(True)
-        self.optimizer.zero_grad()
-        out = self.model(self.batch)
-        worker.loss(out.energy, out.forces).backward()
+        if self.recorder is None:
+            energy, forces, gradients = self._gradient(self.batch)
+        else:
+            energy, forces, gradients = self.recorder("the batch", self._filled, lambda batch: None)
+        for p, gradient in zip(self.trainable, gradients, strict=True):
+            p.grad = gradient
         self.optimizer.step()
-        return out.energy.detach(), out.forces.detach()
+        return energy, forces
+
+    def _filled(self) -> PaddedBatch:
+        """The batch as `equicat train` fills it up before it records a step."""
+        sizes = padded_sizes(len(self.batch.numbers) + 1, self.batch.n_edges)
+        return padded(self.batch, *sizes, far=2 * self.model.cutoff)
+
+    def _gradient(self, batch: Batch) -> Step:
+        """Energies, forces, and the gradient of the loss by all weights."""
+        out = self.model(batch)
+        energy, forces = out.energy[: len(self.structures)], out.forces[: len(self.batch.numbers)]
+        gradients = torch.autograd.grad(worker.loss(energy, forces), self.trainable, allow_unused=True)
+        return energy.detach(), forces.detach(), gradients
 
 
 class _Products(TorchDispatchMode):

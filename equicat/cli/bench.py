@@ -60,6 +60,19 @@ def scaling(
         report.scaling_figure(results, Path(figure))
 
 
+def md(*, json: str | None = None, **options: Any) -> None:
+    """Milliseconds a step of ASE's molecular dynamics with the calculator, and what takes them.
+
+    Args:
+        json: Write the measurements to this file.
+    """
+    from equicat.bench import md as bench
+
+    results = bench.md(bench.MDConfig(**options))
+    print(bench.md_text(results))
+    write_json(json, results)
+
+
 def data(store: str, *, json: str | None = None, **options: Any) -> None:
     """Structures a second and memory of reading a store, against fairchem's LMDB.
 

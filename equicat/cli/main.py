@@ -51,7 +51,7 @@ COMMANDS: Commands = {
         "subset": data.subset,
         "info": data.info,
     },
-    "bench": {"speed": bench.speed, "scaling": bench.scaling, "data": bench.data},
+    "bench": {"speed": bench.speed, "scaling": bench.scaling, "md": bench.md, "data": bench.data},
     "study": {
         "table1": study.table1,
         "l-max": study.l_max,
