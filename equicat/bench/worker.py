@@ -54,10 +54,10 @@ class Ours:
     def neighbors(self) -> None:
         """Neighbour lists and the batch, from structures that have neither."""
         self.batch = Batch.from_structures(self.structures, self.model.cutoff, device=self.device)
-        options, self.recorder = self.model.pair_gradients.options, None
-        if options.cuda_graphs and not options.recompute and backend.has_triton(self.batch.positions.device):
-            if self.batch.n_edges <= MAX_EDGES:
-                self.recorder = Recorder(self._gradient, "a training step")
+        options, is_small = self.model.pair_gradients.options, self.batch.n_edges <= MAX_EDGES
+        is_recorded = is_small and options.cuda_graphs and not options.recompute
+        is_recorded = is_recorded and backend.has_triton(self.batch.positions.device)
+        self.recorder = Recorder(self._gradient, "a training step") if is_recorded else None
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -81,7 +81,7 @@ class Ours:
         else:
             energy, forces, gradients = self.recorder("the batch", self._filled, lambda batch: None)
         for p, gradient in zip(self.trainable, gradients, strict=True):
-            p.grad = gradient
+            p.grad = None if gradient is None else gradient.contiguous()  # as the fused optimiser asks
         self.optimizer.step()
         return energy, forces
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from triton.language import constexpr
 
 SHAPES: dict[str, tuple[int, int]] = {
-    "_environment": (512, 2),
-    "_read_out": (512, 2),
-    "_gradient": (256, 4),
-    "_change": (512, 2),
+    "_environment": (512, 4),
+    "_read_out": (512, 4),
+    "_gradient": (512, 4),
+    "_change": (256, 4),
 }
 """Edges times channels that a program of each kernel works on at a time, and its warps (measured:
 ``benchmarks/gpu_products.py``)."""
