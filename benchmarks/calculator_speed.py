@@ -103,7 +103,7 @@ def worker(run: str, steps: int) -> None:
 
 
 def measured(package: Path, run: Path, steps: int) -> list[list[float]]:
-    """What :func:`worker` prints with the package in that folder."""
+    """The numbers that :func:`worker` prints with the package in that folder."""
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", __file__, "--worker", str(run), "--steps", str(steps)]
     return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -76,7 +76,7 @@ class Calculator(AseCalculator):
         """Whether somebody has asked for the stress."""
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed of that which the model sees; ASE would look at charges and magnetic moments as well."""
+        """Changes in what the model sees; ASE would look at charges and magnetic moments as well."""
         if self.atoms is None:
             return list(all_changes)
         before, now = self.atoms, atoms

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
@@ -138,14 +138,14 @@ def traced(potential: Potential, structure: Structure) -> torch.export.ExportedP
     return torch.export.export(trace(*example), example, dynamic_shapes=sizes, strict=False)
 
 
-def inputs(structure: Structure, potential: Potential) -> tuple[Tensor, ...]:
+def inputs(structure: Structure, potential: Potential) -> tuple[Shaped[Tensor, "..."], ...]:
     """The arguments of a program for a system."""
     batch = Batch.from_structures([structure], potential.cutoff, dtype=potential.dtype)
     return batch.positions, batch.cell[0], batch.numbers, batch.edge_index, batch.edge_shift.long()
 
 
 def about(potential: Potential) -> dict[str, Any]:
-    """What a user of the program has to know, as JSON in the file."""
+    """Facts that a user of the program has to know, as JSON in the file."""
     info = potential.info
     return {
         "made_by": "equicat",

@@ -242,7 +242,7 @@ def _joined(arrays: list[ndarray]) -> ndarray:
 
 
 def unlabelled(atoms: Atoms, source: str) -> Structure:
-    """What a model sees of some atoms, not checked; columns, tags, labels and constraints may be as they like."""
+    """The part of some atoms that a model sees, not checked; columns, tags and constraints may be as they like."""
     numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
     cell, pbc = atoms.cell.array.astype(np.float64), atoms.pbc.copy()
     return Structure.unchecked(numbers=numbers, positions=positions, cell=cell, pbc=pbc, source=source, info={})
