@@ -10,13 +10,12 @@ from torch import Tensor
 
 from equicat.data.batch import Batch
 from equicat.errors import InputError
+from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
 from equicat.models.model import AtomisticModel, minus_gradient
 from equicat.networks.catalogue import NetworkConfig, architecture
 
 EnergyAtoms = Literal["all", "adsorbate"]
-ADSORBATE = 2
-"""Tag of the atoms of an adsorbate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +131,9 @@ class DirectModel(AtomisticModel):
             where = batch.sources[system] if batch.sources else f"system {system}"
             raise InputError(
                 f"{where}: its atoms have no tags, but this model sums the energies of the adsorbate, the atoms with tag "
-                f"{ADSORBATE}; set tags (0 below, 1 surface, 2 adsorbate)"
+                f"{ADSORBATE_TAG}; set tags (0 below, 1 surface, 2 adsorbate)"
             )
-        return batch.tags == ADSORBATE
+        return batch.tags == ADSORBATE_TAG
 
 
 def _with_centers(batch: Batch, centers: Bool[Tensor, "n_atoms"] | None) -> Batch:

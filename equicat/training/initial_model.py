@@ -25,7 +25,8 @@ from equicat.data.fitted import (
 from equicat.data.identity import system_numbers
 from equicat.errors import InputError
 from equicat.models import saved
-from equicat.models.direct import ADSORBATE, DirectModel, RelaxedPrediction
+from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.gradient import ComputeOptions
 from equicat.models.model import AtomisticModel, ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
@@ -69,7 +70,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
     linear, residual = fitted.linear_reference, fitted.energy_residual_rms
     if config.energy_atoms == "adsorbate":
         _check_adsorbates(data, task.energy)
-        linear, residual = reference_energies(data, fitted.elements, task.energy, tag=ADSORBATE)
+        linear, residual = reference_energies(data, fitted.elements, task.energy, tag=ADSORBATE_TAG)
     scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else residual)
     displacement_scale = norm.displacement_scale or fitted.displacements_rms
     references = new_references(norm, fitted.elements, linear)
@@ -91,9 +92,9 @@ def _check_adsorbates(data: AnyDataset, energy: str) -> None:
             f"energy_atoms is adsorbate, which is for adsorption energies, but those of {data.path} are "
             f"{data.info.energy_reference!r}; leave it out"
         )
-    if not (np.asarray(data.array("tags")) == ADSORBATE).any():
+    if not (np.asarray(data.array("tags")) == ADSORBATE_TAG).any():
         raise InputError(
-            f"energy_atoms is adsorbate, but no atom of {data.path} has tag {ADSORBATE}; set tags (0 below, 1 surface, "
+            f"energy_atoms is adsorbate, but no atom of {data.path} has tag {ADSORBATE_TAG}; set tags (0 below, 1 surface, "
             "2 adsorbate), or leave it out"
         )
 
