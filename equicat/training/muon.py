@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = self._muon if group["muon"] else self._adam
+            update = self._muon if group["muon"] else adam_step
             for p in group["params"]:
                 if p.grad is not None:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -86,13 +86,14 @@ class Muon(torch.optim.Optimizer):
         # Tall matrices sum many inputs, whose errors then partly cancel.
         p.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 
-    @staticmethod
-    def _adam(p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
-        beta1, beta2 = group["betas"]
-        state["step"] += 1
-        mean = state["mean"].lerp_(grad, 1 - beta1)
-        square = state["square"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        size = group["lr"] / (1 - beta1 ** state["step"])
-        p.addcdiv_(mean, (square / (1 - beta2 ** state["step"])).sqrt_().add_(1e-8), value=-size)
+
+def adam_step(p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """A step of Adam with ``betas`` and ``lr`` of the group; ``state`` is the parameter's, empty before its first."""
+    if not state:
+        state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
+    beta1, beta2 = group["betas"]
+    state["step"] += 1
+    mean = state["mean"].lerp_(grad, 1 - beta1)
+    square = state["square"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    size = group["lr"] / (1 - beta1 ** state["step"])
+    p.addcdiv_(mean, (square / (1 - beta2 ** state["step"])).sqrt_().add_(1e-8), value=-size)
