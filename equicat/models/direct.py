@@ -34,8 +34,10 @@ class DirectModel(AtomisticModel):
     Both read the same features of the network. See :mod:`equicat.models.heads` for the displacement heads.
 
     With ``energy_atoms`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean slab
-    has exactly 0, and no layer or cell that the adsorbate does not see adds anything. A strictly local network then has
-    nothing to compute for other centres, and does not, unless displacements are wanted as well.
+    has exactly 0, and no layer or cell that the adsorbate does not see adds anything.
+
+    A strictly local network computes the centres that are read: of displacements those of free atoms, but for the
+    gradient head, and of energies those whose energies are summed.
 
     Args:
         config: of the network, ``avg_num_neighbors`` set.
@@ -90,8 +92,8 @@ class DirectModel(AtomisticModel):
                 system whose atoms have no tags.
         """
         counted = self.counted(batch)
-        if self.displacement_head is None and architecture(self.config.name).strictly_local:
-            batch = _with_centers(batch, counted)
+        if architecture(self.config.name).strictly_local:
+            batch = _with_centers(batch, self._needed(batch, counted))
         species, center, n_atoms = self.species(batch), batch.edge_index[0], len(batch.positions)
         training = self.training and torch.is_grad_enabled()
         energy = displacements = None
@@ -134,6 +136,14 @@ class DirectModel(AtomisticModel):
                 f"{ADSORBATE_TAG}; set tags (0 below, 1 surface, 2 adsorbate)"
             )
         return batch.tags == ADSORBATE_TAG
+
+
+    def _needed(self, batch: Batch, counted: Bool[Tensor, "n_atoms"] | None) -> Bool[Tensor, "n_atoms"] | None:
+        """The centres whose features are read, in a strictly local network; None for all."""
+        if self.potential is not None or (self.energy is not None and counted is None):
+            return None
+        needed = torch.zeros_like(batch.fixed) if self.energy is None or counted is None else counted
+        return needed if self.displacement is None else needed | ~batch.fixed
 
 
 def _with_centers(batch: Batch, centers: Bool[Tensor, "n_atoms"] | None) -> Batch:
