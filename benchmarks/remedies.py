@@ -1,11 +1,11 @@
 """Relaxed energies straight from initial structures: presets with remedies beside every network, in equal time.
 
-    python benchmarks/remedies.py EMT XU OUT.jsonl --minutes 1 --seeds 0 1 --json benchmarks/results/remedies.json
+    python benchmarks/remedies.py EMT XU OUT.jsonl --json benchmarks/results/remedies.json
 
 Rows are the preset of each data set (``emt_is2re``, ``xu_kitchin``); every small preset (``small/…``) trained for the
-relaxed energy and nothing else; and, with ``--remedied``, some of these with the preset's remedies but their own network:
-energies of the adsorbate's atoms alone, and its noise. One thread, one process a run; the last weights count, so nothing
-is chosen on the validation data. Runs already in OUT are not repeated.
+relaxed energy and nothing else; and some of these, with a ``+``, with the preset's remedies but their own network:
+energies of the adsorbate's atoms alone, and its noise. One thread, one process a run; the last weights count, so
+nothing is chosen on the validation data. Runs already in OUT are not repeated.
 """
 
 import argparse
@@ -40,6 +40,7 @@ COMMAND = (
     "# xu_kitchin is imported as docs/remedies.md says",
     "python benchmarks/remedies.py EMT XU remedies.jsonl --json benchmarks/results/remedies.json",
 )
+ROWS = ("preset", *NETWORKS, *(f"{name}+" for name in ("nequip", "gemnet-t", "schnet")))
 REMEDIES = ("energy_atoms", "noise")
 """Options of a preset that any network can take."""
 
@@ -132,10 +133,9 @@ def main() -> None:
     parser.add_argument("emt", help="data set directory of `equicat data emt`")
     parser.add_argument("xu", help="data set directory of xu_kitchin (docs/remedies.md says how to import it)")
     parser.add_argument("out", type=Path, help="JSON lines")
-    parser.add_argument("--minutes", type=float, default=1.0, help="budget of each training")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--remedied", nargs="*", choices=NETWORKS, default=["nequip", "gemnet-t", "schnet"])
+    parser.add_argument("--minutes", type=float, default=0.75, help="budget of each training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="+: with the preset's remedies")
     parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -143,7 +143,7 @@ def main() -> None:
         name, data_set, seed = options.one
         print(json.dumps(run_one(name, data_set, int(seed), options)))
         return
-    names = ["preset", *options.networks, *(f"{name}+" for name in options.remedied)]
+    names = options.rows
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = [r for r in done if r["minutes"] == options.minutes]
     for seed in options.seeds:
@@ -160,8 +160,8 @@ def main() -> None:
     print(markdown(tables[""]))
     if options.json:
         notes = [
-            f"Each training had {options.minutes:g} minutes of one thread. Mean ± standard deviation over seeds; the last "
-            "weights count. EMT by `equicat data emt EMT --n_systems 120`; xu_kitchin per system, and per adsorbate.",
+            f"Each training had {options.minutes:g} minutes of one thread, on cores that other work shared;",
+            "the last weights count. EMT as `equicat data emt` makes it; xu_kitchin per system, and per adsorbate.",
         ]
         write(options.json, TITLE, tables, command=COMMAND, notes=notes)
 

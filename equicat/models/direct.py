@@ -33,8 +33,8 @@ class DirectModel(AtomisticModel):
 
     Both read the same features of the network. See :mod:`equicat.models.heads` for the displacement heads.
 
-    With ``energy_atoms`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean slab
-    has exactly 0, and no layer or cell that the adsorbate does not see adds anything.
+    With ``energy_atoms`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean
+    slab has exactly 0, and no layer or cell that the adsorbate does not see adds anything.
 
     A strictly local network computes the centres that are read: of displacements those of free atoms, but for the
     gradient head, and of energies those whose energies are summed.
@@ -132,11 +132,10 @@ class DirectModel(AtomisticModel):
             system = int((~tagged).nonzero()[0])
             where = batch.sources[system] if batch.sources else f"system {system}"
             raise InputError(
-                f"{where}: its atoms have no tags, but this model sums the energies of the adsorbate, the atoms with tag "
-                f"{ADSORBATE_TAG}; set tags (0 below, 1 surface, 2 adsorbate)"
+                f"{where}: its atoms have no tags, but this model sums the energies of the adsorbate, the atoms with "
+                f"tag {ADSORBATE_TAG}; set tags (0 below, 1 surface, 2 adsorbate)"
             )
         return batch.tags == ADSORBATE_TAG
-
 
     def _needed(self, batch: Batch, counted: Bool[Tensor, "n_atoms"] | None) -> Bool[Tensor, "n_atoms"] | None:
         """The centres whose features are read, in a strictly local network; None for all."""

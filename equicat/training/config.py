@@ -102,8 +102,8 @@ class TrainConfig(Checked):
     displacement_head: DisplacementHead = "vector"
     """How displacements are predicted: gradient, magnitude-direction, vector or pair (see equicat.models.heads)."""
     energy_atoms: EnergyAtoms = "all"
-    """Relaxed energies (is2re, is2rs) are a sum over all atoms, or over the adsorbate's (tag 2), which is for adsorption
-    energies: a clean slab then has exactly 0."""
+    """Relaxed energies (is2re, is2rs) are a sum over all atoms, or over the adsorbate's (tag 2), which is for
+    adsorption energies: a clean slab then has exactly 0."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
     loss: LossConfig = field(default_factory=LossConfig)

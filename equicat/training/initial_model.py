@@ -94,8 +94,8 @@ def _check_adsorbates(data: AnyDataset, energy: str) -> None:
         )
     if not (np.asarray(data.array("tags")) == ADSORBATE_TAG).any():
         raise InputError(
-            f"energy_atoms is adsorbate, but no atom of {data.path} has tag {ADSORBATE_TAG}; set tags (0 below, 1 surface, "
-            "2 adsorbate), or leave it out"
+            f"energy_atoms is adsorbate, but no atom of {data.path} has tag {ADSORBATE_TAG}; set tags (0 below, "
+            "1 surface, 2 adsorbate), or leave it out"
         )
 
 

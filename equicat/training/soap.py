@@ -33,7 +33,9 @@ class Soap(torch.optim.Optimizer):
         refresh: steps between two corrections of the eigenvectors.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, refresh: int = REFRESH):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, refresh: int = REFRESH
+    ):
         defaults = {"lr": lr, "weight_decay": weight_decay, "betas": BETAS, "refresh": refresh}
         super().__init__([p for p in parameters if p.requires_grad], defaults)
 

@@ -158,9 +158,9 @@ def test_a_run_has_references_of_the_adsorbate_and_can_be_tuned(tmp_path):
 
 
 def test_energies_of_another_kind_and_other_tasks_are_refused(tmp_path):
-    with pytest.raises(InputError, match="which is for adsorption energies, but those of .* are 'total'"):
+    with pytest.raises(InputError, match=r"which is for adsorption energies, but those of .* are 'total'"):
         train(options(tagged(tmp_path / "total", "total"), tmp_path / "run"))
-    with pytest.raises(InputError, match="energy_atoms is adsorbate, but no atom of .* has tag 2"):
+    with pytest.raises(InputError, match=r"energy_atoms is adsorbate, but no atom of .* has tag 2"):
         train(options(tagged(tmp_path / "untagged", "adsorption", (0, 1)), tmp_path / "run"))
     with pytest.raises(InputError, match="energy_atoms is for the tasks is2re and is2rs; leave it out for s2ef"):
         from_mapping({"task": "s2ef", "energy_atoms": "adsorbate"})
