@@ -2,7 +2,7 @@
 
     python benchmarks/remedies.py EMT XU OUT.jsonl --json benchmarks/results/remedies.json
 
-Rows are the preset of each data set (``emt_is2re``, ``xu_kitchin``); every small preset (``small/…``) trained for the
+Rows are the preset of each data set (``emt_is2re``, ``xu_kitchin``), for energies alone; every small preset (``small/…``) trained for the
 relaxed energy and nothing else; and some of these, with a ``+``, with the preset's remedies but their own network:
 energies of the adsorbate's atoms alone, and its noise. One thread, one process a run; the last weights count, so
 nothing is chosen on the validation data. Runs already in OUT are not repeated.
@@ -49,7 +49,7 @@ def configuration(name: str, data_set: str, data: str, seed: int, out: str, minu
     """The configuration of a row: ``preset``, a network, or a network with ``+`` and the remedies of the preset."""
     preset = read_yaml(find_configuration(PRESET_OF[data_set]))
     if name == "preset":
-        values = preset
+        values = preset | {"task": "is2re"}
     else:
         small = read_yaml(find_configuration(NETWORKS[name.removesuffix("+")]))
         values = {
