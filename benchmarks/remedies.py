@@ -2,10 +2,10 @@
 
     python benchmarks/remedies.py EMT XU OUT.jsonl --json benchmarks/results/remedies.json
 
-Rows are the preset of each data set (``emt_is2re``, ``xu_kitchin``), for energies alone; every small preset (``small/…``) trained for the
-relaxed energy and nothing else; and some of these, with a ``+``, with the preset's remedies but their own network:
-energies of the adsorbate's atoms alone, and its noise. One thread, one process a run; the last weights count, so
-nothing is chosen on the validation data. Runs already in OUT are not repeated.
+Rows are the preset of each data set (``emt_is2re``, ``xu_kitchin``) for energies alone; every small preset
+(``small/…``) trained for the relaxed energy and nothing else; and some of these, with a ``+``, with the preset's
+remedies but their own network: energies of the adsorbate's atoms alone, and its noise. One thread, one process a run;
+the last weights count, so nothing is chosen on the validation data. Runs already in OUT are not repeated.
 """
 
 import argparse
