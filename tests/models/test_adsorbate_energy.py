@@ -17,7 +17,9 @@ from equicat.data.store import write_store
 from equicat.models.direct import DirectModel
 from equicat.models.model import Prediction
 from equicat.networks.baselines.schnet import SchNetConfig
+from equicat.options.text import read_yaml
 from equicat.training.config import TrainConfig, from_mapping
+from equicat.training.presets import find_configuration
 from equicat.training.train import train
 
 ELEMENTS = (1, 8, 29)
@@ -164,3 +166,14 @@ def test_energies_of_another_kind_and_other_tasks_are_refused(tmp_path):
         train(options(tagged(tmp_path / "untagged", "adsorption", (0, 1)), tmp_path / "run"))
     with pytest.raises(InputError, match="energy_atoms is for the tasks is2re and is2rs; leave it out for s2ef"):
         from_mapping({"task": "s2ef", "energy_atoms": "adsorbate"})
+
+
+@pytest.mark.parametrize("name", ["xu_kitchin", "emt_is2re"])
+def test_the_presets_train(name, tmp_path):
+    values = read_yaml(find_configuration(name))
+    data = str(tagged(tmp_path / "data", "adsorption"))
+    run = {"out": str(tmp_path / "run"), "max_epochs": 1, "val_every": 1, "progress": False, "accelerator": "cpu"}
+    values |= {"data": {"train": [data], "val": [data]}, "run": values["run"] | run}
+    direct = equicat.load(train(from_mapping(values)).run)
+    assert direct.info.energy_atoms == "adsorbate"
+    assert ("displacements" in direct.info.outputs) == (name == "xu_kitchin")
