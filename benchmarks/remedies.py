@@ -3,7 +3,7 @@
     python benchmarks/remedies.py EMT XU OUT.jsonl --json benchmarks/results/remedies.json
 
 Rows are the preset of each data set (``emt_is2re``, ``xu_kitchin``) for energies alone; every small preset
-(``small/…``) trained for the relaxed energy and nothing else; and some of these, with a ``+``, with the preset's
+(``small/…``) trained for the relaxed energy and nothing else; and some of these, ``remedied-…``, with the preset's
 remedies but their own network: energies of the adsorbate's atoms alone, and its noise. One thread, one process a run;
 the last weights count, so nothing is chosen on the validation data. Runs already in OUT are not repeated.
 """
@@ -40,18 +40,20 @@ COMMAND = (
     "# xu_kitchin is imported as docs/remedies.md says",
     "python benchmarks/remedies.py EMT XU remedies.jsonl --json benchmarks/results/remedies.json",
 )
-ROWS = ("preset", *NETWORKS, *(f"{name}+" for name in ("nequip", "gemnet-t", "schnet")))
+REMEDIED = "remedied-"
+"""Rows of networks that have the remedies of the preset begin with this."""
+ROWS = ("preset", *NETWORKS, *(f"{REMEDIED}{name}" for name in ("nequip", "gemnet-t", "schnet")))
 REMEDIES = ("energy_atoms", "noise")
 """Options of a preset that any network can take."""
 
 
 def configuration(name: str, data_set: str, data: str, seed: int, out: str, minutes: float) -> dict[str, Any]:
-    """The configuration of a row: ``preset``, a network, or a network with ``+`` and the remedies of the preset."""
+    """The configuration of a row: ``preset``, a network, or a network, also with the remedies of the preset."""
     preset = read_yaml(find_configuration(PRESET_OF[data_set]))
     if name == "preset":
         values = preset | {"task": "is2re"}
     else:
-        small = read_yaml(find_configuration(NETWORKS[name.removesuffix("+")]))
+        small = read_yaml(find_configuration(NETWORKS[name.removeprefix(REMEDIED)]))
         values = {
             "task": "is2re",
             "model": small["model"],
@@ -59,7 +61,7 @@ def configuration(name: str, data_set: str, data: str, seed: int, out: str, minu
             "optimizer": OPTIMIZER,
             "run": {"batch_size": preset["run"]["batch_size"]},
         }
-        if name.endswith("+"):
+        if name.startswith(REMEDIED):
             values |= {option: preset[option] for option in REMEDIES if option in preset}
     run = {"out": out, "seed": seed, "max_minutes": minutes, "max_epochs": 100_000, "val_every": 100_000}
     return values | {
@@ -96,7 +98,8 @@ def run_one(name: str, data_set: str, seed: int, options: argparse.Namespace) ->
 def title(name: str) -> str:
     if name == "preset":
         return "**the preset**"
-    return f"{name[:-1]}, with the remedies" if name.endswith("+") else name
+    network = name.removeprefix(REMEDIED)
+    return name if network == name else f"{network}, with the remedies"
 
 
 def cell(values: list[float], lowest: bool) -> str:
@@ -135,7 +138,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="JSON lines")
     parser.add_argument("--minutes", type=float, default=0.75, help="budget of each training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="+: with the preset's remedies")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
