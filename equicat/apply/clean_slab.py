@@ -29,6 +29,8 @@ def minus_clean_slab(
     Raises:
         InputError: if a system has no tags, or no atom besides the adsorbate.
     """
+    if isinstance(model, DirectModel) and model.energy_atoms == "adsorbate":
+        return prediction  # a clean slab has exactly 0
     slab = without_adsorbates(batch)
     if isinstance(prediction, RelaxedPrediction):
         assert isinstance(model, DirectModel)

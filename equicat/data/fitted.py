@@ -114,11 +114,8 @@ def fit_statistics(dataset: AnyDataset, cutoff: float, energy: str = "energy") -
         energy: the energies that are trained on (eV): ``energy`` or ``relaxed_energy``.
     """
     elements = tuple(int(z) for z in dataset.elements)
-    counts = element_counts(dataset, elements)
-    energies = np.zeros(len(dataset))
-    if energy in dataset.fields:
-        energies = np.asarray(dataset.array(energy), dtype=np.float64)
-    references = linear_reference(counts, energies)
+    energies = _energies(dataset, energy)
+    references, residual = reference_energies(dataset, elements, energy)
     free = ~np.asarray(dataset.array("fixed"))
     forces = displacements = np.ones((1, 3))
     if "forces" in dataset.fields:
@@ -131,10 +128,10 @@ def fit_statistics(dataset: AnyDataset, cutoff: float, energy: str = "energy") -
     return Statistics(
         elements=elements,
         mean_energy=float(energies.mean()),
-        linear_reference=tuple(references.tolist()),
+        linear_reference=references,
         forces_rms=_rms(forces),
         avg_num_neighbors=max(edges / atoms, 1.0),
-        energy_residual_rms=_rms(energies - counts @ references),
+        energy_residual_rms=residual,
         displacements_rms=_rms(displacements),
     )
 
@@ -250,10 +247,39 @@ def _rms(values: ndarray) -> float:
     return rms if rms > 1e-8 else 1.0
 
 
-def element_counts(dataset: AnyDataset, elements: tuple[int, ...]) -> Float[ndarray, "n_structures n_elements"]:
-    """Atoms of each element in each structure."""
+def element_counts(
+    dataset: AnyDataset, elements: tuple[int, ...], tag: int | None = None
+) -> Float[ndarray, "n_structures n_elements"]:
+    """Atoms of each element in each structure, or those with one tag."""
     numbers = np.asarray(dataset.array("numbers"))
-    return _counts(numbers, np.ones(len(numbers), bool), np.asarray(dataset.n_atoms), elements).astype(np.float64)
+    chosen = np.ones(len(numbers), bool) if tag is None else np.asarray(dataset.array("tags")) == tag
+    return _counts(numbers, chosen, np.asarray(dataset.n_atoms), elements).astype(np.float64)
+
+
+def reference_energies(
+    dataset: AnyDataset, elements: tuple[int, ...], energy: str, tag: int | None = None
+) -> tuple[tuple[float, ...], float]:
+    """Least squares of the energies on the numbers of atoms of each element: eV per atom, and what it leaves.
+
+    Args:
+        dataset: has the energies named; without them all are taken to be 0.
+        elements: atomic numbers.
+        energy: the name of the energies, eV.
+        tag: count atoms with this tag only.
+
+    Returns:
+        The energy of each element, and the root mean square per system of the rest in eV (1 if there is none).
+    """
+    counts, energies = element_counts(dataset, elements, tag), _energies(dataset, energy)
+    references = linear_reference(counts, energies)
+    return tuple(references.tolist()), _rms(energies - counts @ references)
+
+
+def _energies(dataset: AnyDataset, name: str) -> Float[ndarray, "n_structures"]:
+    """The energies of that name, zeros where a data set has none."""
+    if name not in dataset.fields:
+        return np.zeros(len(dataset))
+    return np.asarray(dataset.array(name), dtype=np.float64)
 
 
 def linear_reference(

@@ -1,16 +1,21 @@
 """IS2RE and IS2RS without a relaxation: relaxed energy and displacements straight from the initial structure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from equicat.data.batch import Batch
+from equicat.errors import InputError
+from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
 from equicat.models.model import AtomisticModel, minus_gradient
-from equicat.networks.catalogue import NetworkConfig
+from equicat.networks.catalogue import NetworkConfig, architecture
+
+EnergyAtoms = Literal["all", "adsorbate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +33,12 @@ class DirectModel(AtomisticModel):
 
     Both read the same features of the network. See :mod:`equicat.models.heads` for the displacement heads.
 
+    With ``energy_atoms`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean
+    slab has exactly 0, and no layer or cell that the adsorbate does not see adds anything.
+
+    A strictly local network computes the centres that are read: of displacements those of free atoms, but for the
+    gradient head, and of energies those whose energies are summed.
+
     Args:
         config: of the network, ``avg_num_neighbors`` set.
         elements: atomic numbers that the model knows, ascending.
@@ -37,6 +48,7 @@ class DirectModel(AtomisticModel):
         scale: s, eV; the root mean square of what a linear fit to the composition leaves is a good choice.
         displacement_scale: Å; the root mean square component in the training data is a good choice.
         reference_energies: ε by element, eV, in the order of ``elements``.
+        energy_atoms: whose energies are summed: of all atoms, or of those with tag 2.
 
     Raises:
         InputError: if the network cannot feed the head.
@@ -55,11 +67,12 @@ class DirectModel(AtomisticModel):
         scale: float = 1.0,
         displacement_scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
+        energy_atoms: EnergyAtoms = "all",
     ):
         vectors = displacement_head in NEEDS_VECTORS
         super().__init__(config, elements, scale, reference_energies, vectors=vectors)
         self.register_buffer("displacement_scale", torch.tensor(displacement_scale, dtype=torch.float64))
-        self.displacement_head = displacement_head
+        self.displacement_head, self.energy_atoms = displacement_head, energy_atoms
         n_features, output = self.network.n_features, OutputMLP.of(output_mlp)
         scalar = partial(ScalarHead, n_features, output.hidden, self.avg_num_neighbors, output.linear)
         self.energy = scalar() if energy else None
@@ -75,8 +88,12 @@ class DirectModel(AtomisticModel):
         """Relaxed energies and displacements, differentiable while training.
 
         Raises:
-            InputError: for an element that the model was not trained on.
+            InputError: for an element that the model was not trained on, or, if the energy is that of the adsorbate, a
+                system whose atoms have no tags.
         """
+        counted = self.counted(batch)
+        if architecture(self.config.name).strictly_local:
+            batch = _with_centers(batch, self._needed(batch, counted))
         species, center, n_atoms = self.species(batch), batch.edge_index[0], len(batch.positions)
         training = self.training and torch.is_grad_enabled()
         energy = displacements = None
@@ -87,7 +104,7 @@ class DirectModel(AtomisticModel):
             features = self.network(edge_vec, batch.edge_index, species)
             if self.energy is not None:
                 atom_energies = self.energy(features, center, n_atoms) * self.scale
-                energy = self.system_energies(atom_energies, species, batch)
+                energy = self.system_energies(atom_energies, species, batch, counted)
             if self.potential is not None:
                 total = self.potential(features, center, n_atoms).sum()
                 (gradient,) = torch.autograd.grad(total, edge_vec, create_graph=training)
@@ -100,3 +117,37 @@ class DirectModel(AtomisticModel):
         if energy is not None and not training:
             energy = energy.detach()
         return RelaxedPrediction(energy, displacements)
+
+    def counted(self, batch: Batch) -> Bool[Tensor, "n_atoms"] | None:
+        """The atoms whose energies are summed; None for all.
+
+        Raises:
+            InputError: if those with tag 2 are meant and a system has no tags; names it.
+        """
+        if self.energy_atoms == "all":
+            return None
+        tagged = torch.zeros(batch.n_systems, dtype=torch.bool, device=batch.tags.device)
+        tagged[batch.system_idx[batch.tags > 0]] = True
+        if not tagged.all():
+            system = int((~tagged).nonzero()[0])
+            where = batch.sources[system] if batch.sources else f"system {system}"
+            raise InputError(
+                f"{where}: its atoms have no tags, but this model sums the energies of the adsorbate, the atoms with "
+                f"tag {ADSORBATE_TAG}; set tags (0 below, 1 surface, 2 adsorbate)"
+            )
+        return batch.tags == ADSORBATE_TAG
+
+    def _needed(self, batch: Batch, counted: Bool[Tensor, "n_atoms"] | None) -> Bool[Tensor, "n_atoms"] | None:
+        """The centres whose features are read, in a strictly local network; None for all."""
+        if self.potential is not None or (self.energy is not None and counted is None):
+            return None
+        needed = torch.zeros_like(batch.fixed) if self.energy is None or counted is None else counted
+        return needed if self.displacement is None else needed | ~batch.fixed
+
+
+def _with_centers(batch: Batch, centers: Bool[Tensor, "n_atoms"] | None) -> Batch:
+    """The batch with the edges of some centres only."""
+    if centers is None:
+        return batch
+    kept = centers[batch.edge_index[0]]
+    return replace(batch, edge_index=batch.edge_index[:, kept], edge_shift=batch.edge_shift[kept])

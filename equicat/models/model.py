@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from ase.data import chemical_symbols
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
@@ -41,6 +41,8 @@ class ModelInfo:
     dataset_references: dict[str, float] = field(default_factory=dict)
     """Energies (eV) that the data set had subtracted, by what they belong to."""
     terms: EnergyTerms = field(default_factory=EnergyTerms)
+    energy_atoms: Literal["all", "adsorbate"] = "all"
+    """Whose energies a relaxed energy is the sum of: all atoms, or those with tag 2."""
     domain: Domain | None = None
     """Chemistry and distances of the training data; None for runs of earlier versions, which did not keep it."""
 
@@ -182,10 +184,17 @@ class AtomisticModel(nn.Module):
         return species
 
     def system_energies(
-        self, atom_energies: Float[Tensor, "n_atoms"], species: Int[Tensor, "n_atoms"], batch: Batch
+        self,
+        atom_energies: Float[Tensor, "n_atoms"],
+        species: Int[Tensor, "n_atoms"],
+        batch: Batch,
+        counted: Bool[Tensor, "n_atoms"] | None = None,
     ) -> Float[Tensor, "n_systems"]:
-        """Σ_i (E_i + ε_{Z_i}), eV; accumulated in float64, so that a large system's sum keeps its digits."""
+        """Σ_i (E_i + ε_{Z_i}) over all atoms or those counted, eV; accumulated in float64, so that a large system's sum
+        keeps its digits."""
         per_atom = atom_energies.double() + self.reference_energies[species]
+        if counted is not None:
+            per_atom = per_atom.masked_fill(~counted, 0.0)
         return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system_idx, per_atom)
 
 

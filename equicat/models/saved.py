@@ -56,6 +56,7 @@ def build(
             scale=scale,
             displacement_scale=displacement_scale,
             reference_energies=references,
+            energy_atoms=info.energy_atoms,
         )
     model.info = dataclasses.replace(info, network=config)
     return model.to(getattr(torch, info.dtype))

@@ -9,6 +9,7 @@ import yaml
 from equicat.data.noise import NoiseConfig
 from equicat.data.training_data import DataConfig, data_options
 from equicat.errors import InputError
+from equicat.models.direct import EnergyAtoms
 from equicat.models.heads import DisplacementHead
 from equicat.networks.allegro import AllegroConfig
 from equicat.networks.catalogue import NetworkConfig
@@ -103,6 +104,9 @@ class TrainConfig(Checked):
     sum (GemNet-dT), magnitude-direction."""
     displacement_head: DisplacementHead = "vector"
     """How displacements are predicted: gradient, magnitude-direction, vector or pair (see equicat.models.heads)."""
+    energy_atoms: EnergyAtoms = "all"
+    """Relaxed energies (is2re, is2rs) are a sum over all atoms, or over the adsorbate's (tag 2), which is for
+    adsorption energies: a clean slab then has exactly 0."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -121,6 +125,8 @@ class TrainConfig(Checked):
                     "leave it out"
                 )
         if self.task == "s2ef":
+            if self.energy_atoms != "all":
+                raise InputError("energy_atoms is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.noise.share:
                 raise InputError("noise.share is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.loss.displacement_weight:

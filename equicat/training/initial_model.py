@@ -14,11 +14,19 @@ from numpy import ndarray
 
 from equicat.data.batches import batches
 from equicat.data.datasets import AnyDataset, Subset
-from equicat.data.fitted import Statistics, evenly_spread, fit_domain, fit_statistics, linear_reference
+from equicat.data.fitted import (
+    Statistics,
+    evenly_spread,
+    fit_domain,
+    fit_statistics,
+    linear_reference,
+    reference_energies,
+)
 from equicat.data.identity import system_numbers
 from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.gradient import ComputeOptions
 from equicat.models.model import AtomisticModel, ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
@@ -54,17 +62,41 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
         outputs=outputs,
         displacement_head=config.displacement_head if "displacements" in outputs else None,
         force_head=config.force_head,
+        energy_atoms=config.energy_atoms,
         dataset_references=data.info.reference_energies,
         domain=fit_domain(data, config.model.cutoff, system_numbers(data)),
     )
     norm = replace(config.normalization, references=config.normalization.references or "linear")
-    scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else fitted.energy_residual_rms)
+    linear, residual = fitted.linear_reference, fitted.energy_residual_rms
+    if config.energy_atoms == "adsorbate":
+        _check_adsorbates(data, task.energy)
+        linear, residual = reference_energies(data, fitted.elements, task.energy, tag=ADSORBATE_TAG)
+    scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else residual)
     displacement_scale = norm.displacement_scale or fitted.displacements_rms
-    model = saved.build(info, scale, displacement_scale, new_references(norm, fitted), compute_options(config.run))
+    references = new_references(norm, fitted.elements, linear)
+    model = saved.build(info, scale, displacement_scale, references, compute_options(config.run))
     if config.initialization == "published":
         draw_as_published(model)
     _prepare_network(model, data, config.run)
     return model, replace(config, model=model.config, normalization=norm)
+
+
+def _check_adsorbates(data: AnyDataset, energy: str) -> None:
+    """Make sure that energies of data can be sums over their adsorbates.
+
+    Raises:
+        InputError: if they are no adsorption energies, or no atom has the tag of an adsorbate.
+    """
+    if energy in data.fields and data.info.energy_reference != "adsorption":
+        raise InputError(
+            f"energy_atoms is adsorbate, which is for adsorption energies, but those of {data.path} are "
+            f"{data.info.energy_reference!r}; leave it out"
+        )
+    if not (np.asarray(data.array("tags")) == ADSORBATE_TAG).any():
+        raise InputError(
+            f"energy_atoms is adsorbate, but no atom of {data.path} has tag {ADSORBATE_TAG}; set tags (0 below, "
+            "1 surface, 2 adsorbate), or leave it out"
+        )
 
 
 def compute_options(options: RunConfig) -> ComputeOptions:
@@ -147,6 +179,7 @@ def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> N
         "output_nonlinearity": config.output_nonlinearity,
         "outputs": outputs,
         "force_head": config.force_head,
+        "energy_atoms": config.energy_atoms,
     }
     if "displacements" in outputs:
         ours["displacement_head"] = config.displacement_head
@@ -230,6 +263,7 @@ def _energy_errors(
         assert energy is not None
         errors.append(getattr(batch, label) - energy)
         table = energy.new_zeros(batch.n_systems, len(model.elements))
-        ones = table.new_ones(len(batch.numbers))
+        counted = model.counted(batch) if isinstance(model, DirectModel) else None
+        ones = table.new_ones(len(batch.numbers)) if counted is None else counted.to(table)
         counts.append(table.index_put((batch.system_idx, model.species(batch)), ones, accumulate=True))
     return torch.cat(counts).numpy(), torch.cat(errors).numpy()

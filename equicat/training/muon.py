@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
             if parameters:
                 if group["weight_decay"]:
                     torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                update = self._muon if group["muon"] else self._adam
+                update = self._muon if group["muon"] else adam_steps
                 update(parameters, [p.grad for p in parameters], [self.state[p] for p in parameters], group)
         return loss
 
@@ -97,20 +97,29 @@ class Muon(torch.optim.Optimizer):
             size = group["lr"] * math.sqrt(max(1.0, n_in / n_out))
             torch._foreach_add_([parameters[k] for k in members], directions, alpha=-size)
 
-    @staticmethod
-    def _adam(parameters: list[Tensor], gradients: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
-        """Move all other parameters, in seven launches on a GPU."""
-        for state, p in zip(states, parameters, strict=True):
-            if not state:
-                state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
-            state["step"] += 1
-        beta1, beta2 = group["betas"]
-        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        roots = torch._foreach_div(squares, [1 - beta2 ** state["step"] for state in states])
-        torch._foreach_sqrt_(roots)
-        torch._foreach_add_(roots, 1e-8)
-        sizes = [-group["lr"] / (1 - beta1 ** state["step"]) for state in states]
-        torch._foreach_addcdiv_(parameters, means, roots, sizes)
+
+def adam_steps(
+    parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+) -> None:
+    """Steps of Adam with ``betas`` and ``lr`` of the group, in seven launches on a GPU.
+
+    Args:
+        parameters: to be moved.
+        gradients: theirs.
+        states: of each parameter, empty before its first step.
+        group: options.
+    """
+    for state, p in zip(states, parameters, strict=True):
+        if not state:
+            state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+    beta1, beta2 = group["betas"]
+    means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+    torch._foreach_lerp_(means, gradients, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+    roots = torch._foreach_div(squares, [1 - beta2 ** state["step"] for state in states])
+    torch._foreach_sqrt_(roots)
+    torch._foreach_add_(roots, 1e-8)
+    sizes = [-group["lr"] / (1 - beta1 ** state["step"]) for state in states]
+    torch._foreach_addcdiv_(parameters, means, roots, sizes)

@@ -6,7 +6,6 @@ from typing import Literal
 
 from ase.data import atomic_numbers
 
-from equicat.data.fitted import Statistics
 from equicat.errors import InputError, nearest
 from equicat.options.values import Checked, Number, PositiveNumber
 
@@ -26,18 +25,25 @@ class NormalizationConfig(Checked, section="normalization"):
     fine-tuning it is the run's."""
 
 
-def new_references(config: NormalizationConfig, fitted: Statistics) -> tuple[float, ...]:
+def new_references(
+    config: NormalizationConfig, elements: tuple[int, ...], linear: tuple[float, ...]
+) -> tuple[float, ...]:
     """Reference energies (eV) of a new model's elements.
+
+    Args:
+        config: says which.
+        elements: atomic numbers.
+        linear: the fit to the training energies.
 
     Raises:
         InputError: if they are given for an unknown element, or not for all elements.
     """
     if config.references == "none":
-        return (0.0,) * len(fitted.elements)
+        return (0.0,) * len(elements)
     if isinstance(config.references, dict):
-        given = given_references(config.references, fitted.elements)
-        return tuple(given[z] for z in fitted.elements)
-    return fitted.linear_reference
+        given = given_references(config.references, elements)
+        return tuple(given[z] for z in elements)
+    return linear
 
 
 def given_references(references: Mapping[str, float], elements: Iterable[int]) -> dict[int, float]:

@@ -12,6 +12,7 @@ from equicat.errors import InputError
 from equicat.networks.published import published_scales
 from equicat.options.values import Checked, Natural, NonNegativeNumber, Positive, PositiveNumber, Range, Share
 from equicat.training.muon import Muon
+from equicat.training.soap import Soap
 
 Factor = Annotated[float, Range(above=0, below=1)]
 """Factor that lowers a rate."""
@@ -35,12 +36,13 @@ BETTER = 1e-4
 
 @dataclass(frozen=True)
 class OptimizerConfig(Checked, section="optimizer"):
-    """Adam or Muon, a schedule, an average of the weights."""
+    """Adam, Muon or SOAP, a schedule, an average of the weights."""
 
-    name: Literal["adam", "muon"] = "adam"
-    """adam; or muon, which orthogonalises the steps of weight matrices and leaves the rest to Adam."""
+    name: Literal["adam", "muon", "soap"] = "adam"
+    """adam; muon, which orthogonalises the steps of weight matrices and leaves the rest to Adam; or soap, Adam in the
+    eigenbasis of each matrix's gradients."""
     lr: PositiveNumber = 2e-3
-    """Learning rate (of Adam)."""
+    """Learning rate (of Adam and SOAP)."""
     matrix_lr: PositiveNumber = 0.01
     """Learning rate of Muon, of the weight matrices."""
     schedule: Literal["plateau", "cosine", "milestones", "constant"] = "plateau"
@@ -104,6 +106,8 @@ def make_optimizer(options: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     """
     if options.name == "muon":
         return Muon(model.parameters(), options.lr, options.matrix_lr, weight_decay=options.weight_decay)
+    if options.name == "soap":
+        return Soap(model.parameters(), options.lr, weight_decay=options.weight_decay)
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if options.parametrization == "published":
         parameters, scales = dict(model.named_parameters()), published_scales(model)

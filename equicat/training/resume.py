@@ -35,6 +35,7 @@ FIXED = (
     "initialization",
     "force_head",
     "displacement_head",
+    "energy_atoms",
     "normalization",
     "loss",
     "optimizer.name",
