@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that has to be seen on a GPU: first that the kernels are right, then what each part gains, then speed and size.
-#   benchmarks/gpu.sh OUT [PART ...]      parts: tests graphs lists products speed scaling; all of them: 15 minutes at most
+#   benchmarks/gpu.sh OUT [PART ...]      parts: tests graphs lists products md speed scaling; all of them: 15 minutes at most
 # Needs PyTorch for CUDA, Triton 3.5 or newer, and pytest with xdist. Every part is tried, whatever became of the others.
 # PEER_PYTHON may name an interpreter that has nequip-allegro, for the part speed.
 set -uo pipefail
@@ -21,9 +21,10 @@ part() {
   echo "== $1: $((SECONDS - started)) s"
 }
 part tests 180 python3 -m pytest -q -n 6 tests/kernels/gpu tests/training/test_recorded.py tests/data/test_device_neighbors.py
-part graphs 120 python3 benchmarks/gpu_graphs.py "$out/graphs.json"
+part graphs 120 python3 benchmarks/gpu_graphs.py --json "$out/graphs.json"
 part lists 90 python3 benchmarks/gpu_lists.py --json "$out/lists.json"
 part products 150 python3 benchmarks/gpu_products.py --json "$out/products.json"
+part md 60 python3 -m equicat bench md --device cuda --json "$out/md.json"
 part speed 300 python3 -m equicat bench speed --device cuda --modes '[eager,compile]' "${peer[@]}" --json "$out/speed.json"
 part scaling 150 python3 -m equicat bench scaling --device cuda --peer false \
   --atoms '[1000,10000,100000,1000000]' --systems '[bulk]' --repeats 3 --json "$out/scaling.json"

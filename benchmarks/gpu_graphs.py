@@ -1,34 +1,33 @@
 #!/usr/bin/env python
 """Inferences and training steps with and without CUDA graphs, on a GPU: times, and how far results differ.
 
-    python benchmarks/gpu_graphs.py OUT.json [--device cuda] [--repeats 30] [--slabs 1 8 64]
+    python benchmarks/gpu_graphs.py --json OUT.json [--device cuda] [--repeats 30] [--slabs 1 8 64]
 
 A table goes to standard output. On a processor nothing is recorded, and both columns are the same thing.
 """
 
 import argparse
 import copy
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from envelope import table, write
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equicat.bench.speed import SIZES, our_config, slabs
 from equicat.data.batch import Batch
-from equicat.data.readers import write
+from equicat.data.readers import write as write_frames
 from equicat.data.structure import Structure
 from equicat.models.gradient import ComputeOptions, PairGradients
 from equicat.models.potential import Potential
 from equicat.networks.allegro import NequipAllegroConfig
-from equicat.run_directory import environment
 from equicat.tasks.tables import MetricSums
 from equicat.tasks.tasks import LossConfig, resolved, task_of, total_loss
 from equicat.training.config import from_mapping
@@ -183,7 +182,7 @@ def whole_run(cuda_graphs: bool, device: str, n: int = 150) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for split, seeds in (("train", range(n)), ("val", range(n, n + 5))):
-            write(folder / f"{split}.extxyz", [molecule(seed) for seed in seeds])
+            write_frames(folder / f"{split}.extxyz", [molecule(seed) for seed in seeds])
         values = {
             "data": {split: [str(folder / f"{split}.extxyz")] for split in ("train", "val")}
             | {"energy_reference": "total"},
@@ -216,10 +215,31 @@ def shown(row: dict[str, Any]) -> str:
     return f"{row['what']}, {row.get('n_atoms', '')} atoms: {', '.join(texts)}"
 
 
+def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A table of inferences and one of training steps, of the rows that did not fail."""
+    done = [row for row in rows if "failed" not in row]
+    found = {}
+    for title, difference in (("inference", "forces_difference"), ("training", "weights_difference")):
+        mine = [
+            row for row in done if row["what"].startswith(title) or (title == "training" and "train" in row["what"])
+        ]
+        lines = [
+            [
+                *(row["what"], row.get("n_atoms", "135"), row.get("n_edges", "")),
+                *(f"{row[k]:.2f}" for k in ("plain_ms", "graph_ms")),
+                f"{row[difference]:.0e}" if difference in row else "",
+            ]
+            for row in mine
+        ]
+        words = difference.replace("_", " ")
+        found[title] = table(("", "atoms", "edges", "plain [ms]", "recorded [ms]", f"relative {words}"), lines)
+    return found
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--slabs", type=int, nargs="+", default=[1, 8, 64], help="slabs of 38 atoms in a batch")
@@ -237,10 +257,8 @@ def main() -> None:
         "train": lambda: {"what": "equicat train"} | {k: whole_run(v, device) for k, v in runs.items()},
     }
     rows = [attempt(what, function) for what, function in measurements.items()]
-    out = {"environment": environment(), "device": device, "rows": rows}
-    if device != "cpu":
-        out |= {"gpu": torch.cuda.get_device_name(), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-    given.out.write_text(json.dumps(out, indent=1), encoding="utf-8")
+    if given.json:
+        write(given.json, "Inferences and training steps as CUDA graphs", tables(rows))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from equicat.files import write_json
 
 BENCHMARKS = ROOT / "benchmarks"
 MEASURING = {
-    "baselines_speed", "baselines_trained", "calculator_nve", "calculator_speed", "direct_tasks", "gpu_lists",
+    "baselines_speed", "baselines_trained", "calculator_nve", "calculator_speed", "direct_tasks", "gpu_graphs",
+    "gpu_lists", "gpu_products",
     "kill_and_resume", "lammps_md", "neb", "relaxation_speed", "relaxed_or_direct", "remedies", "rounded_products",
     "vibrations_speed",
 }  # fmt: skip
