@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
         p.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 
 
-def adam_step(p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def adam_step(p: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: dict[str, Any], group: dict[str, Any]) -> None:
     """A step of Adam with ``betas`` and ``lr`` of the group; ``state`` is the parameter's, empty before its first."""
     if not state:
         state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
