@@ -33,7 +33,7 @@ class DirectModel(AtomisticModel):
 
     Both read the same features of the network. See :mod:`equicat.models.heads` for the displacement heads.
 
-    With ``energy_atoms`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean
+    With ``energy`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean
     slab has exactly 0, and no layer or cell that the adsorbate does not see adds anything.
 
     A strictly local network computes the centres that are read: of displacements those of free atoms, but for the
@@ -43,12 +43,11 @@ class DirectModel(AtomisticModel):
         config: of the network, ``avg_num_neighbors`` set.
         elements: atomic numbers that the model knows, ascending.
         output_mlp: the maps from features to outputs: hidden widths, or their form.
-        energy: predict relaxed energies.
+        energy: predict relaxed energies, of all atoms (True) or of those with tag 2 (adsorbate).
         displacement_head: predict displacements, and how; None does not.
         scale: s, eV; the root mean square of what a linear fit to the composition leaves is a good choice.
         displacement_scale: Å; the root mean square component in the training data is a good choice.
         reference_energies: ε by element, eV, in the order of ``elements``.
-        energy_atoms: whose energies are summed: of all atoms, or of those with tag 2.
 
     Raises:
         InputError: if the network cannot feed the head.
@@ -62,17 +61,17 @@ class DirectModel(AtomisticModel):
         elements: tuple[int, ...],
         output_mlp: OutputMLP | tuple[int, ...] = (128,),
         *,
-        energy: bool = True,
+        energy: bool | Literal["adsorbate"] = True,
         displacement_head: DisplacementHead | None = None,
         scale: float = 1.0,
         displacement_scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
-        energy_atoms: EnergyAtoms = "all",
     ):
         vectors = displacement_head in NEEDS_VECTORS
         super().__init__(config, elements, scale, reference_energies, vectors=vectors)
         self.register_buffer("displacement_scale", torch.tensor(displacement_scale, dtype=torch.float64))
-        self.displacement_head, self.energy_atoms = displacement_head, energy_atoms
+        self.displacement_head = displacement_head
+        self.energy_atoms: EnergyAtoms = "adsorbate" if energy == "adsorbate" else "all"
         n_features, output = self.network.n_features, OutputMLP.of(output_mlp)
         scalar = partial(ScalarHead, n_features, output.hidden, self.avg_num_neighbors, output.linear)
         self.energy = scalar() if energy else None

@@ -51,12 +51,11 @@ def build(
             config,
             elements,
             output,
-            energy="relaxed_energy" in info.outputs,
+            energy="relaxed_energy" in info.outputs and (info.energy_atoms == "all" or "adsorbate"),
             displacement_head=info.displacement_head,
             scale=scale,
             displacement_scale=displacement_scale,
             reference_energies=references,
-            energy_atoms=info.energy_atoms,
         )
     model.info = dataclasses.replace(info, network=config)
     return model.to(getattr(torch, info.dtype))

@@ -99,7 +99,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def adam_steps(
-    parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+    parameters: list[Float[Tensor, "..."]],
+    gradients: list[Float[Tensor, "..."]],
+    states: list[dict[str, Any]],
+    group: dict[str, Any],
 ) -> None:
     """Steps of Adam with ``betas`` and ``lr`` of the group, in seven launches on a GPU.
 

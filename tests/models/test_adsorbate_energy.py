@@ -37,10 +37,16 @@ PHYSICS = [
 ]
 
 
-def model(config=SMALL, **options) -> DirectModel:
+def model(config=SMALL, energy=True, **options) -> DirectModel:
     torch.manual_seed(0)
     return DirectModel(
-        config, ELEMENTS, (8,), scale=0.7, reference_energies=(-1.0, 2.0, 5.0), energy_atoms="adsorbate", **options
+        config,
+        ELEMENTS,
+        (8,),
+        energy=energy and "adsorbate",
+        scale=0.7,
+        reference_energies=(-1.0, 2.0, 5.0),
+        **options,
     ).double()
 
 
