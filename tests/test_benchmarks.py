@@ -13,7 +13,7 @@ from equicat.files import write_json
 
 BENCHMARKS = ROOT / "benchmarks"
 MEASURING = {
-    "baselines_speed", "baselines_trained", "direct_tasks", "gpu_lists", "kill_and_resume", "lammps_md", "neb",
+    "baselines_speed", "baselines_trained", "direct_tasks", "gpu_lists", "grade", "kill_and_resume", "lammps_md", "neb",
     "relaxation_speed", "relaxed_or_direct", "rounded_products", "vibrations_speed",
 }  # fmt: skip
 OTHERS = {"tables", "envelope", "baselines_speed_worker", "fairchem_reference", "plot_curve", "synthetic_oc20"}
