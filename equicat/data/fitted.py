@@ -106,7 +106,7 @@ def catalyst_name(numbers: Int[ndarray, "n_atoms"]) -> str:
 
 
 def fit_statistics(dataset: AnyDataset, cutoff: float, energy: str = "energy") -> Statistics:
-    """Statistics of a data set.
+    """Statistics of a data set. Labels that are not finite are left out; training skips them and says so.
 
     Args:
         dataset: has the energies named, or no energies at all; may have forces (eV/Å) and relaxed positions (Å).
@@ -118,6 +118,8 @@ def fit_statistics(dataset: AnyDataset, cutoff: float, energy: str = "energy") -
     energies = np.zeros(len(dataset))
     if energy in dataset.fields:
         energies = np.asarray(dataset.array(energy), dtype=np.float64)
+    known = np.isfinite(energies)
+    counts, energies = counts[known], energies[known]
     references = linear_reference(counts, energies)
     free = ~np.asarray(dataset.array("fixed"))
     forces = displacements = np.ones((1, 3))
@@ -246,6 +248,7 @@ def _shortest_distances(
 
 def _rms(values: ndarray) -> float:
     """Root mean square, a scale to divide by: 1 where there is nothing or nothing but zeros."""
+    values = values[np.isfinite(values)]
     rms = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
     return rms if rms > 1e-8 else 1.0
 
