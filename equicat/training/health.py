@@ -48,6 +48,8 @@ class Health:
         """How often each structure was in a skipped step of this process."""
         self._reason: str | None = None
         """Reason to skip the step that is under way."""
+        self._broken: list[str] = []
+        """Structures that are a reason."""
 
     def see_loss(self, loss: float, where: str, structures: list[str]) -> bool:
         """Look at the loss of a batch, all processes together, before it is differentiated.
@@ -63,7 +65,7 @@ class Health:
         if math.isfinite(loss):
             return True
         self._reason = f"the training loss is {loss} at {where}"
-        self.structures.update(structures)
+        self._broken += structures
         return False
 
     def see_gradient(self, optimizer: torch.optim.Optimizer, where: str, structures: list[str]) -> None:
@@ -77,20 +79,22 @@ class Health:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         reason, self._reason = self._reason, None
         if reason is None and not _is_finite([p.grad for p in parameters]):
-            reason = f"the gradient is not finite at {where}"
-            self.structures.update(structures)
+            reason, self._broken = f"the gradient is not finite at {where}", structures
+        broken, self._broken = self._broken, []
         if reason is None:
             return
         for parameter in parameters:
             parameter.grad = None
         self.n_skipped += 1
+        self.structures.update(broken)
         often = ", ".join(name for name, _ in self.structures.most_common(NAMED)) or "those of other processes"
         if self.n_skipped > self.limit:
             raise InputError(
                 f"{reason}; {self.n_skipped} steps were not finite, more than run.max_skipped_steps, most often with "
                 f"the structures {often}; look at their labels, or lower optimizer.lr"
             )
-        print(f"warning: a step is skipped: {reason} (structures {often})", file=sys.stderr, flush=True)
+        named = f"; broken: {', '.join(broken[:NAMED])}" if broken else ""
+        print(f"warning: a step is skipped: {reason}{named}", file=sys.stderr, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
