@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from equicat.data.batches import batches
 from equicat.data.datasets import open_structures, require_elements
@@ -55,6 +56,7 @@ def select(
         features += list(zip(found.split(sizes), species.split(sizes), strict=True))
     chosen = most_informative(model.grade, features, n)
     graded = [with_grades(dataset[k], model.grade.of(*features[k]).numpy()) for k, _ in chosen]
-    bare = [dataclasses.replace(s, **dict.fromkeys(LABELS)) for s in graded]
+    nothing: dict[str, Any] = dict.fromkeys(LABELS)
+    bare = [dataclasses.replace(s, **nothing) for s in graded]
     write(out, bare)
     return [(s.id or s.where, grade) for s, (_, grade) in zip(bare, chosen, strict=True)]

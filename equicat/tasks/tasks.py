@@ -221,7 +221,7 @@ def loss_at(loss: LossConfig, progress: float) -> LossConfig:
     """
     if progress < loss.late_from:
         return loss
-    late = {"energy_weight": loss.late_energy_weight, "forces_weight": loss.late_forces_weight}
+    late: dict[str, Any] = {"energy_weight": loss.late_energy_weight, "forces_weight": loss.late_forces_weight}
     return replace(loss, **{name: weight for name, weight in late.items() if weight is not None})
 
 

@@ -99,7 +99,9 @@ def _info_for(info: ModelInfo, like: list[int], pairs: list[int]) -> ModelInfo:
     """The description with numbers for new elements where it has one for each element, or ordered pair of them."""
     options: dict[str, Any] = {field.name: getattr(info.network, field.name) for field in fields(info.network)}
     by_element = {"pair_cutoffs": pairs, "neighbors_of_element": like}
-    grown = {name: _taken(options[name], rows) for name, rows in by_element.items() if options.get(name)}
+    grown: dict[str, Any] = {
+        name: _taken(options[name], rows) for name, rows in by_element.items() if options.get(name)
+    }
     terms, repulsion = info.terms, info.terms.repulsion
     if repulsion is not None and len(repulsion.cutoffs) > 1:
         repulsion = replace(repulsion, cutoffs=_taken(repulsion.cutoffs, pairs))
