@@ -4,6 +4,7 @@
 """
 
 import csv
+import hashlib
 import math
 import pickle
 import platform
@@ -30,11 +31,17 @@ DESCRIPTION = "model.json"
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
-"""One row an epoch, in the order of training; a cell is empty where an epoch was not validated."""
+"""One row an epoch, validation or ``run.log_every``; a cell is empty where nothing was validated."""
 BEST = "checkpoints/best.ckpt"
-"""The state of training at the end of the epoch whose weights are in ``model.safetensors``."""
+"""The state of training after the validation whose weights are in ``model.safetensors``."""
 LAST = "checkpoints/last.ckpt"
-"""The state of training at the end of the last finished epoch: what `--run.resume true` goes on from."""
+"""The last state of training that was saved: what `--run.resume true` goes on from."""
+PREVIOUS = "checkpoints/previous.ckpt"
+"""The state of training that was saved before :data:`LAST`, for the case that this is damaged."""
+CHECKSUM = "checksum"
+"""Entry of a checkpoint: :func:`digest` of everything else in it."""
+GRADE = "grade.safetensors"
+"""The training data in the model's own features (:class:`equicat.models.uncertainty.Grade`)."""
 DATA = "data.json"
 """Where training and validation data come from, and how much of each there is."""
 TRAINED_ON = "trained_on.npz"
@@ -208,27 +215,66 @@ def saved_epoch(columns: Mapping[str, Float[ndarray, "n_epochs"]]) -> int | None
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
+class DamagedError(InputError):
+    """A checkpoint that is missing, cut off or not what was written."""
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is a checkpoint to resume a run from, damaged or not."""
+    return any((run / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of tensors and plain values in mappings and lists, in hexadecimal."""
+    found = hashlib.sha256()
+    _add_to(found, value)
+    return found.hexdigest()
+
+
+def _add_to(found: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        found.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        found.update(f"{len(value)} keys".encode())
+        for key, entry in value.items():
+            found.update(f"{key!r}:".encode())
+            _add_to(found, entry)
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)} entries".encode())
+        for entry in value:
+            _add_to(found, entry)
+    else:
+        found.update(f"{value!r};".encode())
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of training: tensors and plain values. Nothing that a file names is imported or run.
 
+    Checkpoints of earlier versions have no checksum and are taken as they are.
+
     Raises:
-        InputError: if the file is missing, damaged, or asks for anything else than tensors and plain values.
+        DamagedError: if the file is missing or damaged.
+        InputError: if it asks for anything else than tensors and plain values.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
+        raise DamagedError(f"{path}: no such checkpoint")
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if foreign:
-            raise InputError(
-                f"{path}: asks for {', '.join(sorted(foreign))}; a checkpoint of equicat holds nothing but tensors and "
-                "plain values, so it was not loaded"
-            )
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = {} if foreign else torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).split(". ")[0].splitlines()
-        raise InputError(f"{path}: damaged ({reason[0] if reason else type(error).__name__})") from error
+        raise DamagedError(f"{path}: damaged ({reason[0] if reason else type(error).__name__})") from error
+    if foreign:
+        raise InputError(
+            f"{path}: asks for {', '.join(sorted(foreign))}; a checkpoint of equicat holds nothing but tensors and "
+            "plain values, so it was not loaded"
+        )
     if not isinstance(checkpoint, dict):
-        raise InputError(f"{path}: no checkpoint of equicat, but {type(checkpoint).__name__}")
+        raise DamagedError(f"{path}: no checkpoint of equicat, but {type(checkpoint).__name__}")
+    checksum = checkpoint.pop(CHECKSUM, None)
+    if checksum is not None and checksum != digest(checkpoint):
+        raise DamagedError(f"{path}: damaged (its content has not the checksum that was written with it)")
     return checkpoint
 
 

@@ -11,6 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from equicat.apply.clean_slab import minus_clean_slab
+from equicat.apply.ensemble import mean_of, members_of
 from equicat.apply.options import ApplyOptions
 from equicat.data.batch import Batch
 from equicat.data.batches import batches
@@ -25,6 +26,7 @@ from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.domain import DomainWatch
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
+from equicat.models.uncertainty import Grade, with_grades
 from equicat.tasks.leaderboard import (
     LEADERBOARD_SPLITS,
     Arrays,
@@ -89,7 +91,7 @@ def predict(
     themselves are not looked at.
 
     Args:
-        run: Run directory that `equicat train` wrote.
+        run: Run directory that `equicat train` wrote, or the folder of an ensemble, whose mean is written.
         structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
             store; for a submission, the directory of a data set.
         out: File to write: extxyz (also .gz, .xz), or .npz for OC20's leaderboard.
@@ -104,14 +106,19 @@ def predict(
         InputError: for a missing file or split, an element that the model does not know (before anything is computed),
             or, for the leaderboard, missing or repeated ids.
     """
-    options = ApplyOptions(**how)
-    model, out = saved.load(run, options.device), Path(out)
+    options, runs = ApplyOptions(**how), members_of(run)
+    models, out = [saved.load(member, options.device) for member in runs], Path(out)
+    model = models[0]
     options.check(model.info)
     paths = [structures] if isinstance(structures, str | Path) else structures
     if out.suffix != ".npz":
         if submission is not None:
             raise InputError(f"{out}: a submission is an .npz file")
-        return write(out, map(_relaxed, _predicted(model, _opened(model, paths), options)))
+        dataset = _opened(model, paths)
+        found = [_predicted(member, dataset, options, member.grade) for member in models]
+        return write(out, (_relaxed(mean_of(predicted)) for predicted in zip(*found, strict=True)))
+    if len(models) > 1:
+        raise InputError(f"{out}: the leaderboard's file is of one model, but {run} holds {len(models)}; name one")
     datasets = datasets_of(model, paths, model.info.task, submission)
     arrays = {
         name: leaderboard_arrays(list(_predicted(model, dataset, options)), model.info.outputs, forces_of=forces_of)
@@ -184,6 +191,11 @@ def as_text(out: str | Path, n_structures: int, limit: int = 20) -> str:
         columns = {"relaxed energy [eV]": [s.relaxed_energy for s in structures]}
     if first.forces is not None:
         columns["largest force [eV/Å]"] = [_largest(s.forces, s) for s in structures]
+    for name, title in (("energy_std", "± [eV]"), ("forces_std", "± [eV/Å]"), ("positions_std", "± [Å]")):
+        if name in first.info:
+            columns[title] = [float(s.info[name]) for s in structures]
+    if "grade" in first.info:
+        columns["largest grade"] = [float(s.info["grade"]) for s in structures]
     if first.initial_positions is not None:
         columns["largest move [Å]"] = [_largest(s.positions - s.initial_positions, s) for s in structures]
     columns = {title: values for title, values in columns.items() if values[0] is not None}
@@ -191,7 +203,8 @@ def as_text(out: str | Path, n_structures: int, limit: int = 20) -> str:
     lines = aligned([["", *columns], *rows])
     if n_structures > limit:
         lines.append(f"and {n_structures - limit:,} more")
-    return "\n".join([*lines, f"Energies: {first.info['energy_reference']}. Largest of the free atoms."])
+    grade = " A grade above 1: unlike the training data." if "grade" in first.info else ""
+    return "\n".join([*lines, f"Energies: {first.info['energy_reference']}. Largest of the free atoms.{grade}"])
 
 
 def _name(k: int, structure: Structure) -> str:
@@ -206,13 +219,16 @@ def _largest(vectors: ndarray | None, structure: Structure) -> float | None:
     return float(np.linalg.norm(vectors[~structure.fixed], axis=1).max(initial=0.0))
 
 
-def _predicted(model: Potential | DirectModel, dataset: Dataset, options: ApplyOptions) -> Iterator[Structure]:
-    """The structures with the predictions as their labels, and no others."""
+def _predicted(
+    model: Potential | DirectModel, dataset: Dataset, options: ApplyOptions, grade: Grade | None = None
+) -> Iterator[Structure]:
+    """The structures with the predictions as their labels, and no others; with a grade of each atom if it is there."""
     at = 0
     for batch, prediction in predictions(model, dataset, options, "predict"):
         ends = np.cumsum(batch.n_atoms.cpu().numpy())[:-1]
-        for labels in _labels(prediction, batch, ends):
-            s = dataset[at]
+        grades = None if grade is None else np.split(grade(model, batch).numpy(), ends)
+        for k, labels in enumerate(_labels(prediction, batch, ends)):
+            s = dataset[at] if grades is None else with_grades(dataset[at], grades[k])
             if labels.get("relaxed_positions") is not None:
                 labels["relaxed_positions"] = s.positions + labels["relaxed_positions"]
             info = {**s.info, "energy_reference": model.info.energy_reference}

@@ -38,6 +38,8 @@ COMMANDS: Commands = {
     "search": search.search,
     "evaluate": runs.evaluate,
     "predict": runs.predict,
+    "select": runs.select,
+    "info": runs.info,
     "relax": relax.relax,
     "adsorb": relax.adsorb,
     "vibrations": vibrations.vibrations,

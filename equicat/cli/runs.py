@@ -1,4 +1,4 @@
-"""`equicat demo`, `evaluate`, `predict`, `report` and `convert`.
+"""`equicat demo`, `evaluate`, `predict`, `select`, `info`, `report` and `convert`.
 
 A command is a function: its signature gives the options, and what it hands ``**options`` to gives further ones. What is
 costly to import is imported inside, once the command is known.
@@ -102,6 +102,35 @@ def predict(
     if Path(out).suffix != ".npz":
         print(apply.as_text(out, n_structures))
     print(f"{n_structures} structures: {out}")
+
+
+def select(
+    run: str,
+    structures: Annotated[tuple[str, ...], Words(positional=True)],
+    **options: Any,
+) -> None:
+    """The structures to label next: unlike the training data of a run, and unlike each other.
+
+    Args:
+        run: Run directory that `equicat train` wrote.
+        structures: Structure files, globs of them and folders with them, or one store; labels are not looked at.
+    """
+    from equicat.apply import select as apply
+
+    chosen = apply.select(run=run, structures=structures, **options)
+    print("\n".join(f"{grade:8.2f}  {name}" for name, grade in chosen))
+    print(f"{len(chosen)} structures, a grade above 1 is unlike the training data: {options['out']}")
+
+
+def info(run: str) -> None:
+    """A run in a few lines: task, elements, energies, data, size, errors, versions.
+
+    Args:
+        run: Run directory that `equicat train` wrote.
+    """
+    from equicat.apply import info as apply
+
+    print(apply.as_text(apply.describe(run)))
 
 
 def report(**options: Any) -> None:

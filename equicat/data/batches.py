@@ -183,11 +183,14 @@ class ResumableLoader(DataLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # One of its own, so that beginning an epoch leaves alone what a checkpoint keeps of PyTorch's.
+            generator=torch.Generator(),
         )
         self._n_given = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._n_given = self.sampler.start
+        self.generator.manual_seed(self.sampler.seed + 2**32 * self.sampler.epoch)
         for batch in super().__iter__():
             self._n_given += 1
             yield batch

@@ -106,7 +106,7 @@ def catalyst_name(numbers: Int[ndarray, "n_atoms"]) -> str:
 
 
 def fit_statistics(dataset: AnyDataset, cutoff: float, energy: str = "energy") -> Statistics:
-    """Statistics of a data set.
+    """Statistics of a data set. Labels that are not finite are left out; training skips them and says so.
 
     Args:
         dataset: has the energies named, or no energies at all; may have forces (eV/Å) and relaxed positions (Å).
@@ -127,7 +127,7 @@ def fit_statistics(dataset: AnyDataset, cutoff: float, energy: str = "energy") -
     atoms = int(np.sum(np.asarray(dataset.n_atoms)[sample]))
     return Statistics(
         elements=elements,
-        mean_energy=float(energies.mean()),
+        mean_energy=float(energies[np.isfinite(energies)].mean()),
         linear_reference=references,
         forces_rms=_rms(forces),
         avg_num_neighbors=max(edges / atoms, 1.0),
@@ -243,6 +243,7 @@ def _shortest_distances(
 
 def _rms(values: ndarray) -> float:
     """Root mean square, a scale to divide by: 1 where there is nothing or nothing but zeros."""
+    values = values[np.isfinite(values)]
     rms = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
     return rms if rms > 1e-8 else 1.0
 
@@ -271,6 +272,8 @@ def reference_energies(
         The energy of each element, and the root mean square per system of the rest in eV (1 if there is none).
     """
     counts, energies = element_counts(dataset, elements, tag), _energies(dataset, energy)
+    known = np.isfinite(energies)
+    counts, energies = counts[known], energies[known]
     references = linear_reference(counts, energies)
     return tuple(references.tolist()), _rms(energies - counts @ references)
 

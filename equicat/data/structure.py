@@ -78,6 +78,9 @@ class Structure:
     """(dE/dε) / volume in eV/Å³, symmetric: positive where the cell wants to shrink (ASE)."""
     initial_positions: Float[ndarray, "n_atoms 3"] | None = None
     """Where a relaxation began, if ``positions`` is where it ended."""
+    grades: Float[ndarray, "n_atoms"] | None = None
+    """Extrapolation grade of each atom, where a model predicted (:mod:`equicat.models.uncertainty`); files have it as
+    the column ``grade``, which is not read again."""
     columns: tuple[str, ...] = ()
     """Names of further columns of atoms in the source, whose values are not read."""
 
@@ -220,6 +223,8 @@ class Structure:
         for name in ("relaxed_positions", "initial_positions"):
             if getattr(self, name) is not None:
                 atoms.arrays[name] = getattr(self, name).copy()
+        if self.grades is not None:
+            atoms.arrays["grade"] = self.grades.copy()
         if self.energy is not None or self.forces is not None or self.stress is not None:
             stress = None if self.stress is None else full_3x3_to_voigt_6_stress(self.stress)
             atoms.calc = SinglePointCalculator(atoms, energy=self.energy, forces=self.forces, stress=stress)

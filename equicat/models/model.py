@@ -17,6 +17,7 @@ from equicat.data.padded import PaddedBatch
 from equicat.errors import InputError
 from equicat.models.heads import DisplacementHead
 from equicat.models.repulsion import EnergyTerms
+from equicat.models.uncertainty import Grade
 from equicat.networks.catalogue import NetworkConfig, architecture, avg_num_neighbors
 
 
@@ -121,6 +122,8 @@ class AtomisticModel(nn.Module):
     scale: Tensor
     reference_bits: Tensor
     species_of_number: Tensor
+    grade: Grade | None = None
+    """Tells how unlike the training data an atom is; None for an untrained model, and for runs of earlier versions."""
     info: ModelInfo
     """Description of the model, set by :func:`equicat.models.saved.build`."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from jaxtyping import Shaped
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from equicat.data.fitted import Domain, Statistics
@@ -21,8 +22,9 @@ from equicat.models.heads import OutputMLP
 from equicat.models.model import AtomisticModel, ModelInfo
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
+from equicat.models.uncertainty import Grade
 from equicat.networks.catalogue import architecture, with_neighbors
-from equicat.run_directory import DESCRIPTION, FORMAT_VERSION, WEIGHTS, read_description
+from equicat.run_directory import DESCRIPTION, FORMAT_VERSION, GRADE, WEIGHTS, read_description
 
 
 def build(
@@ -72,7 +74,8 @@ def save(run: str | Path, model: AtomisticModel, state: dict[str, Shaped[Tensor,
     # Copies, because safetensors refuses weights under two names (SchNet's filters).
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in (state or model.state_dict()).items()}
     with replacing_file(Path(run) / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "equicat"})
+        # Written by Python, so that a full disk is an OSError, which callers know how to report.
+        temporary.write_bytes(as_bytes(tensors, metadata={"format": "equicat"}))
     save_info(run, model.info)
 
 
@@ -148,6 +151,8 @@ def load(
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{Path(run) / WEIGHTS}: does not fit {DESCRIPTION} ({reason})") from error
+    if (Path(run) / GRADE).is_file():
+        model.grade = Grade.load(Path(run) / GRADE)
     return model.to(torch_device(device)).eval().requires_grad_(False)
 
 

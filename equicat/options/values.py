@@ -117,6 +117,10 @@ WidthOfSeveral = Annotated[int, Range(at_least=2, at_most=16384)]
 EnvelopeExponent = Annotated[int, Range(at_least=2, at_most=100)]
 Workers = Annotated[int, Range(at_least=1, at_most=1024)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
+Interval = Annotated[
+    str, Form("text such as 500 steps or 10 minutes", r"[1-9]\d* steps?|(?=.*[1-9])\d+(\.\d+)? minutes?")
+]
+"""Distance between two events of a training, in steps or minutes."""
 Device = Annotated[str, Form("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d+)?")]
 
 

@@ -15,7 +15,7 @@ from equicat.data.structure import Structure
 from equicat.relaxation.driver import Frame, Outcome
 from equicat.relaxation.judge import flags_of
 
-INFO_KEYS = ("energy_reference", "converged", "n_steps", "seconds", "flags", "fmax")
+INFO_KEYS = ("energy_reference", "converged", "n_steps", "seconds", "flags", "fmax", "grade")
 """Keys of ``info`` that describe a relaxation; those of an initial structure that was relaxed before are dropped."""
 
 

@@ -18,6 +18,7 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models.domain import DomainWatch
 from equicat.models.potential import Potential
+from equicat.models.uncertainty import graded
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver
 from equicat.relaxation.held import check_constraints, free_directions
@@ -97,6 +98,8 @@ def relax(
             return None
     records = [done[number] for number in range(len(systems))]
     relaxed = [r.structure(s, forces.energy_reference) for r, s in zip(records, systems, strict=True)]
+    if isinstance(forces, PotentialForces):
+        relaxed = list(graded(forces.potential, relaxed))
     if parts is not None:
         write(parts.out, relaxed)
         parts.remove()

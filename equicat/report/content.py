@@ -303,11 +303,14 @@ def _figure(title: str, svg: str, *details: str) -> Figure:
 
 
 def learning_curves(run: RunFiles) -> list[Panel] | Missing:
-    """Training and validation against epochs and against time."""
+    """Training and validation against epochs, or steps if rows stand within epochs, and against time."""
     epoch, seconds = run.metrics.get("epoch"), run.metrics.get("time_s")
     panels = []
     if epoch is not None:
-        panels.append(Panel("epoch", "epoch", _curves(run, epoch, "epoch")))
+        steps = run.metrics.get("step")
+        # Rows within epochs, which run.val_every and run.log_every can ask for, stand at their steps.
+        x, title = (epoch, "epoch") if steps is None or len(np.unique(epoch)) == len(epoch) else (steps, "step")
+        panels.append(Panel("epoch", title, _curves(run, x, title)))
     if seconds is not None:
         panels.append(Panel("time", "time", _curves(run, seconds / 60, "training time [min]")))
     panels = [panel for panel in panels if panel.figures]

@@ -13,7 +13,7 @@ from equicat.data.training_data import data_options
 from equicat.errors import OutsideTraining
 from equicat.models import saved
 from equicat.relaxation.config import RelaxConfig
-from equicat.run_directory import LAST, METRICS, environment, metric_columns, read_checkpoint
+from equicat.run_directory import LAST, METRICS, environment, has_checkpoint, metric_columns, read_checkpoint
 from equicat.studies.cells import Cell, Result
 from equicat.training.config import TrainConfig, from_mapping
 from equicat.training.train import train
@@ -58,7 +58,7 @@ def run_cell(cell: Cell, data: Path, folder: Path) -> Result:
         InputError: if the model cannot be trained on, or applied to the data.
     """
     run = folder / RUN
-    resume = (run / LAST).is_file()
+    resume = has_checkpoint(run)
     if not resume and run.is_dir():
         shutil.rmtree(run)  # killed within the first epoch, so there is nothing to go on from
     train(configuration(cell, data, run, resume))

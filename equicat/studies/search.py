@@ -27,7 +27,7 @@ from equicat.extras import extra
 from equicat.files import replace_json, writing_to
 from equicat.options.text import read_yaml
 from equicat.options.values import Positive, Seed
-from equicat.run_directory import LAST, METRICS, metric_columns, saved_epoch
+from equicat.run_directory import METRICS, has_checkpoint, metric_columns, saved_epoch
 from equicat.studies.space import Range, Space, read_space
 from equicat.training.config import TrainConfig, from_mapping, with_data
 from equicat.training.presets import find_configuration
@@ -183,7 +183,7 @@ class _Search:
             InputError: if it is none.
         """
         values = deepcopy(dict(self.base))
-        resume = (run / LAST).is_file()
+        resume = has_checkpoint(run)
         own = {"run.out": str(run), "run.resume": resume, "run.overwrite": not resume}
         for name, value in (dict(options) | own).items():
             part, _, option = name.partition(".")

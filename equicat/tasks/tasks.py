@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from equicat.errors import InputError
 from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
-from equicat.options.values import Checked, NonNegativeNumber
+from equicat.options.values import Checked, NonNegativeNumber, Share
 from equicat.tasks.metrics import Values
 
 AnyPrediction = Prediction | RelaxedPrediction
@@ -32,6 +32,10 @@ LABEL_OF = {
     "displacements": "relaxed_positions",
 }
 """The label that a structure must have for each output of a model."""
+
+
+LATE = 0.75
+"""Share of a run after which late weights count unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,17 @@ class LossConfig(Checked, section="loss"):
     """Coefficient of the displacement loss; null is 1 for is2rs and 0 (no displacements) for is2re."""
     stress_weight: NonNegativeNumber = 0.0
     """Coefficient of the stress loss (s2ef); 0 trains without stresses, and data need none."""
+    late_energy_weight: NonNegativeNumber | None = None
+    """Coefficient of the energy loss towards the end of the run (s2ef), and in val_loss; null keeps energy_weight."""
+    late_forces_weight: NonNegativeNumber | None = None
+    """Coefficient of the force loss towards the end of the run (s2ef), and in val_loss; null keeps forces_weight."""
+    late_from: Share = LATE
+    """Share of the run after which the late coefficients count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.late_from != LATE and self.late_energy_weight is None and self.late_forces_weight is None:
+            raise InputError("loss.late_from says when the late weights count, but none is given; leave it out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +203,26 @@ def resolved(task: str, loss: LossConfig) -> LossConfig:
     energy, displacements = {"s2ef": (1.0, 0.0), "is2re": (1.0, 0.0), "is2rs": (0.0, 1.0)}[task]
     energy = energy if loss.energy_weight is None else loss.energy_weight
     displacements = displacements if loss.displacement_weight is None else loss.displacement_weight
+    late = {name: value for name, value in asdict(loss).items() if name.startswith("late_") and value is not None}
+    if task != "s2ef" and late != {"late_from": LATE}:
+        raise InputError(f"loss.{next(iter(late))} is for s2ef, whose energies and forces have weights; leave it out")
     if task == "s2ef" and energy == loss.forces_weight == 0:
         raise InputError("loss.energy_weight and loss.forces_weight are both 0, which leaves nothing to train on")
     if (task == "is2re" and energy <= 0) or (task == "is2rs" and displacements <= 0):
         name = "energy_weight" if task == "is2re" else "displacement_weight"
         raise InputError(f"loss.{name} is 0, but it is what {task} trains on; give it a weight")
     return replace(loss, energy_weight=energy, displacement_weight=displacements)
+
+
+def loss_at(loss: LossConfig, progress: float) -> LossConfig:
+    """The loss when a share of the run is over: with the late weights from ``late_from`` on.
+
+    Validations take that of the end, so that they are comparable, and the best is best by what counts at last.
+    """
+    if progress < loss.late_from:
+        return loss
+    late: dict[str, Any] = {"energy_weight": loss.late_energy_weight, "forces_weight": loss.late_forces_weight}
+    return replace(loss, **{name: weight for name, weight in late.items() if weight is not None})
 
 
 def outputs_of(task: str, loss: LossConfig) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Callbacks of the training loop: one writes the run directory, others end the training early."""
+"""Callbacks of the training loop: one writes the run directory, another ends the training early."""
 
 import sys
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +11,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from equicat.files import writing_to
 from equicat.models import saved
 from equicat.run_directory import (
     BEST,
+    GRADE,
     LAST,
     NewRun,
     Row,
@@ -55,6 +58,8 @@ class RunWriter(Callback):
         """Lowest validation loss so far, earlier sessions included."""
         self._validated: dict[str, torch.Tensor] = {}
         """The weights that were validated last."""
+        self._loops: dict[str, Any] | None = None
+        """State of Lightning's loop after the last step, while the epoch is not over."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """From here on a run is under way: what it was before is replaced."""
@@ -62,6 +67,7 @@ class RunWriter(Callback):
         module.start_clock()
         if trainer.is_global_zero:
             path = self.directory.path
+            (path / GRADE).unlink(missing_ok=True)  # of the weights of before
             saved.save_info(path, module.model.info)
             write_config(path, asdict(module.config))
             write_environment(path)
@@ -77,36 +83,66 @@ class RunWriter(Callback):
             state = trained(module).model.state_dict()
             self._validated = {name: tensor.detach().clone() for name, tensor in state.items()}
 
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_last_batch:
+            self.write(trainer, module)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write the epoch, the model if it is the best yet, and the checkpoints; in that order a kill harms nothing."""
+        if trainer.is_last_batch:  # else it was cut short, which the validation before has written
+            self._loops = None
+            trained(module).n_epochs = trainer.current_epoch + 1
+            self.write(trainer, module)
+
+    def hold(self, trainer: pl.Trainer) -> None:
+        """Take the state of the loop after a step that does not end an epoch; what is saved next goes on from there."""
+        self._loops = deepcopy(trainer.fit_loop.state_dict())
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches"] = 0
+        if self._loops is not None:
+            checkpoint["loops"]["fit_loop"] = self._loops
+            checkpoint["batches"] = trainer.fit_loop.batch_idx + 1
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write the last checkpoint."""
+        trainer.save_checkpoint(self.directory.path / LAST)
+        if trainer.is_global_zero:
+            self.directory.keep()
+
+    def write(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write a row, the model if it is the best yet, and the checkpoints; in that order a kill harms nothing.
+
+        Raises:
+            InputError: if the disk is full or the place cannot be written to.
+        """
         module = trained(module)
-        results = module.finish_epoch()
+        results = module.finish_row()
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["time_s"] = round(module.seconds(), 2)
         row["lr"] = rate_of(trainer.optimizers[0])
-        row |= results
+        row |= results | {"skipped": module.health.n_skipped}
         path = self.directory.path
         if trainer.is_global_zero:
             # In full, for a resumed run compares its losses with those that it reads here.
             text = {k: f"{v:.6g}" if isinstance(v, float) and k != "val_loss" else str(v) for k, v in row.items()}
-            append_metrics(path, text)
+            with writing_to(path):
+                append_metrics(path, text)
         if results.get("val_loss", float("inf")) < self.best:
             self.best = results["val_loss"]
             if trainer.is_global_zero:
-                saved.save(path, module.model, self._validated)
+                with writing_to(path):
+                    saved.save(path, module.model, self._validated)
             trainer.save_checkpoint(path / BEST)
-        trainer.save_checkpoint(path / LAST)
-        if trainer.is_global_zero:
-            self.directory.keep()
-            if self.best < float("inf"):
-                self.directory.publish()
+        self.save(trainer)
+        if trainer.is_global_zero and self.best < float("inf"):
+            self.directory.publish()
 
 
 def header(task: Task) -> list[str]:
     """Columns of metrics.csv."""
     names = [metric.name for metric in metrics_of(task.quantities) if metric.is_shown("log")]
     metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *names)]
-    return ["epoch", "step", "time_s", "lr", *metrics]
+    return ["epoch", "step", "time_s", "lr", *metrics, "skipped"]
 
 
 class Lines(Callback):
@@ -128,18 +164,6 @@ class Lines(Callback):
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
         where = f"epoch {trainer.current_epoch}, step {trainer.global_step}, {module.seconds():.0f} s"
         print(f"{where}: {values}" if values else where, file=sys.stderr, flush=True)
-
-
-class MinuteLimit(Callback):
-    """Stops training after ``minutes``, on all processes at the same step; a validation closes the last epoch."""
-
-    def __init__(self, minutes: float):
-        self.minutes = minutes
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        if trained(module).elapsed > 60 * self.minutes:
-            trainer.should_stop = True
-            trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whichever it is
 
 
 class Patience(Callback):

@@ -14,7 +14,7 @@ from equicat.models.heads import DisplacementHead
 from equicat.networks.allegro import AllegroConfig
 from equicat.networks.catalogue import NetworkConfig
 from equicat.options.parser import Parser
-from equicat.options.values import Checked, Positive, PositiveNumber, Range, Seed, Width
+from equicat.options.values import Checked, Interval, Natural, Positive, PositiveNumber, Range, Seed, Width
 from equicat.run_directory import plain
 from equicat.tasks.tasks import LossConfig
 from equicat.training.normalization import NormalizationConfig
@@ -30,24 +30,37 @@ class RunConfig(Checked, section="run"):
     overwrite: bool = False
     """Replace a run that is there, once the new one has a model; resume goes on with it instead."""
     resume: bool = False
-    """Go on after the run's last finished epoch, with the same data, model and loss; docs/training.md says what may
+    """Go on after the run's last checkpoint, with the same data, model and loss; docs/training.md says what may
     change."""
     init_from: str | None = None
     """Start from the weights of another run (fine-tuning)."""
     seed: Seed = 0
     """Seed of the first weights and the order of batches."""
+    members: Positive = 1
+    """Train so many models, one after the other, that differ by their seed: an ensemble, in folders seed_0, seed_1, …
+    of out, whose mean and spread `equicat predict` shows."""
     batch_size: Positive = 16
-    """Structures per step and device (process)."""
+    """Structures per batch and device (process)."""
+    accumulate: Positive = 1
+    """Batches whose gradients are averaged for one step of the optimiser."""
     edge_budget: Positive | None = None
     """Fill batches up to so many edges within the cutoff instead of batch_size structures; null counts structures."""
     val_batch_size: Positive | None = None
     """Structures per validation batch; null takes batch_size."""
     max_epochs: Positive = 30
     """Passes over the training data."""
+    max_steps: Positive | None = None
+    """Stop after so many steps of the optimiser."""
     max_minutes: PositiveNumber | None = None
     """Stop after so many minutes of training."""
-    val_every: Positive = 1
-    """Validate after every so many epochs."""
+    val_every: Positive | Interval = 1
+    """Validate after every so many epochs; or every "500 steps" or "30 minutes", and at the end of the run."""
+    log_every: Interval | None = None
+    """Write a row of metrics.csv after so many steps or minutes, too; each epoch and each validation writes one."""
+    checkpoint_every: Interval = "15 minutes"
+    """Save what a run is resumed from after so many steps or minutes, too; each row of metrics.csv does."""
+    max_skipped_steps: Natural = 100
+    """Skip so many steps whose loss or gradient is not finite, then stop and name their structures."""
     early_stopping: Positive | None = None
     """Stop after so many validations without a better val_loss; null never does."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -76,7 +89,7 @@ class RunConfig(Checked, section="run"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.val_every > self.max_epochs:
+        if isinstance(self.val_every, int) and self.val_every > self.max_epochs:
             raise InputError(
                 f"run.val_every is {self.val_every} and run.max_epochs {self.max_epochs}; the model that is saved is "
                 "the best one validated, so there must be at least one validation"
@@ -131,8 +144,19 @@ class TrainConfig(Checked):
                 raise InputError("noise.share is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.loss.displacement_weight:
                 raise InputError("loss.displacement_weight is for the tasks is2re and is2rs; leave it out for s2ef")
+            if self.normalization.displacement_scale is not None:
+                raise InputError("normalization.displacement_scale is for is2re and is2rs; leave it out for s2ef")
         elif self.run.recompute:
             raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {self.task}")
+        elif self.loss.stress_weight:
+            raise InputError(f"loss.stress_weight is for the task s2ef; leave it out for {self.task}")
+        if self.loss.stress != "mae" and not self.loss.stress_weight:
+            raise InputError("loss.stress is the form of the stress loss, but loss.stress_weight is 0; leave one out")
+        if self.run.members > 1 and self.run.init_from is not None:
+            raise InputError(
+                "run.members differ by their first weights, which run.init_from takes from one run; train that many "
+                "runs first, and tune each"
+            )
 
 
 def from_mapping(values: Mapping[str, Any], source: str = "") -> TrainConfig:

@@ -1,6 +1,7 @@
 """The model that training starts from: a new one, or that of another run, made to fit the configuration."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from equicat.data.batches import batches
 from equicat.data.datasets import AnyDataset, Subset
 from equicat.data.fitted import (
     Statistics,
+    element_counts,
     evenly_spread,
     fit_domain,
     fit_statistics,
@@ -34,12 +36,15 @@ from equicat.networks.catalogue import architecture
 from equicat.networks.published import draw_as_published
 from equicat.tasks.tasks import Task, outputs_of, resolved
 from equicat.training.config import RunConfig, TrainConfig
+from equicat.training.new_elements import with_new_elements
 from equicat.training.normalization import NormalizationConfig, given_references, new_references
 
 PREPARING_BATCHES = 16
 """Batches of training data to which the constants of an architecture are fitted (GemNet: scale factors)."""
 REFERENCE_SAMPLE = 200
 """Training structures at which a model to fine-tune is compared with the new energies."""
+REFERENCES_PER_ELEMENT = 10
+"""Structures with each new element that are looked at beside these."""
 OFFSET = 1.0
 """eV, root mean square per system: errors of a model to fine-tune that are worth a warning, if ..."""
 OFFSET_SHARE = 0.1
@@ -124,15 +129,20 @@ def fine_tuned_model(
     """The model of another run in the configured precision, and the configuration with what was used.
 
     Weights, scales and the normalisation of sums over neighbours belong together and stay; reference energies change
-    if ``normalization.references`` asks for it; statistics, of which trivial baselines are made, are those of the data.
+    if ``normalization.references`` asks for it, and those of new elements are fitted; statistics, of which trivial
+    baselines are made, are those of the data.
 
     Raises:
         InputError: if the run holds another model than the configuration describes, or does not fit the data.
     """
     model = saved.load(run, compute=compute_options(config.run))
+    check_same_model(config, model.info, run)
+    check_energy_reference(model.info, data.info, data.path)
+    new = [int(z) for z in data.elements if z not in model.elements]
+    if new:
+        model, said = with_new_elements(model, new, compute_options(config.run))
+        print(f"{run}: {said}", file=sys.stderr, flush=True)
     info = model.info
-    check_same_model(config, info, run)
-    check_knows(model, data, run)
     model = model.to(getattr(torch, config.run.dtype))
     fitted = fit_statistics(data, model.cutoff, task.energy)
     model.info = replace(
@@ -145,7 +155,7 @@ def fine_tuned_model(
     )
     norm = _own_scales(config.normalization, model, run)
     if set(info.outputs) & {"energy", "relaxed_energy"}:
-        _set_references(norm, model, data, task.energy, run)
+        _set_references(norm, model, data, task.energy, run, new)
     if norm.references is None:
         energies = model.reference_energies.tolist()
         norm = replace(norm, references=dict(zip(info.element_symbols, energies, strict=True)))
@@ -222,9 +232,17 @@ def _own_scales(norm: NormalizationConfig, model: Potential | DirectModel, run: 
 
 
 def _set_references(
-    norm: NormalizationConfig, model: Potential | DirectModel, data: AnyDataset, label: str, run: str
+    norm: NormalizationConfig,
+    model: Potential | DirectModel,
+    data: AnyDataset,
+    label: str,
+    run: str,
+    new: Sequence[int],
 ) -> None:
-    """Give the model the reference energies that are asked for; warn if they do not fit the data."""
+    """Give the model the reference energies that are asked for; warn if they do not fit the data.
+
+    Those of new elements are fitted to what the model leaves of the energies, unless all are given or none is wanted.
+    """
     references = model.reference_energies  # a view: what is written into it, the model has
     if norm.references == "none":
         references.zero_()
@@ -232,11 +250,17 @@ def _set_references(
         for z, energy in given_references(norm.references, data.elements).items():
             if z in model.elements:
                 references[model.elements.index(z)] = energy
-    counts, errors = _energy_errors(model, data, label)
+    counts, errors = _energy_errors(model, data, label, new)
     shift = linear_reference(counts, errors)
     if norm.references == "linear":
         references += torch.from_numpy(shift)
         return
+    if new and norm.references is None:
+        columns = [model.elements.index(z) for z in new]
+        fitted = linear_reference(counts[:, columns], errors)
+        references[columns] = torch.from_numpy(fitted)
+        errors = errors - counts[:, columns] @ fitted
+        shift = linear_reference(counts, errors)
     now, then = (float(np.sqrt(np.mean(np.square(e)))) for e in (errors, errors - counts @ shift))
     if now > OFFSET and then < OFFSET_SHARE * now:
         per_atom = float(np.mean(np.abs(errors) / counts.sum(1)))
@@ -250,11 +274,17 @@ def _set_references(
 
 
 def _energy_errors(
-    model: Potential | DirectModel, data: AnyDataset, label: str
+    model: Potential | DirectModel, data: AnyDataset, label: str, new: Sequence[int]
 ) -> tuple[Float[ndarray, "n n_elements"], Float[ndarray, "n"]]:
-    """Atoms of each element that the model knows, and label minus prediction (eV), of a sample of the data."""
+    """Atoms of each element that the model knows, and label minus prediction (eV), of a sample of the data.
+
+    The sample holds some structures with each ``new`` element.
+    """
     dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
-    sample = Subset(dataset, indices[evenly_spread(len(data), REFERENCE_SAMPLE)])
+    holds = element_counts(data, tuple(int(z) for z in data.elements))[:, np.isin(data.elements, list(new))] > 0
+    rare = [np.flatnonzero(column)[:REFERENCES_PER_ELEMENT] for column in holds.T]
+    chosen = np.unique(np.concatenate([evenly_spread(len(data), REFERENCE_SAMPLE), *rare]))
+    sample = Subset(dataset, indices[chosen])
     counts, errors = [], []
     for batch in batches(sample, model.cutoff, batch_size=4, dtype=model.dtype, labels=(label,)):
         with torch.no_grad():

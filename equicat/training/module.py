@@ -1,8 +1,8 @@
 """Steps of training and validation, and the sums over an epoch."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,12 +11,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from equicat.data.batch import Batch
-from equicat.errors import InputError
 from equicat.models.direct import DirectModel
 from equicat.models.potential import Potential
+from equicat.tasks.metrics import Values
 from equicat.tasks.tables import MetricSums, metrics_shown
-from equicat.tasks.tasks import LossTerm, Task, total_loss
+from equicat.tasks.tasks import LossTerm, Task, loss_at, total_loss, values_of
+from equicat.training.checkpoints import random_state, set_random_state
 from equicat.training.config import TrainConfig
+from equicat.training.health import Health, broken_structures
 from equicat.training.optimizers import clip_gradient, make_optimizer, rate_factor, set_rates
 from equicat.training.recorded import Objective, RecordedSteps
 
@@ -46,12 +48,28 @@ class TrainingModule(pl.LightningModule):
         """Loss of each validation so far, earlier sessions included."""
         self.elapsed = 0.0
         """Seconds of training up to the last step, earlier sessions included; all processes agree on it."""
+        self.health = Health(config.run.max_skipped_steps)
+        self._place = ("", list[str]())
+        """The last batch in words, and its structures."""
+        self.n_epochs = 0
+        """Finished epochs, earlier sessions included."""
         self._started = time.monotonic()
-        self.objective = Objective(model, task, config.loss, MetricSums(task.quantities, "log"))
+        early, late = (
+            Objective(model, task, loss_at(config.loss, share), MetricSums(task.quantities, "log"))
+            for share in (0.0, 1.0)
+        )
+        self.objective = early
+        self.late_objective = early if early.loss == late.loss else late
+        """The objective towards the end of the run, and of every validation."""
         self.recorded = RecordedSteps(self.objective)
+        self.late_recorded = self.recorded if self.late_objective is early else RecordedSteps(late)
         self._sums: dict[str, Float64[Tensor, "n_rows 2"]] = {}
         """Sum and count of each term of the loss and of each metric, of the batches so far in ``train`` and ``val``."""
+        self._weights: dict[str, list[float]] = {}
+        """Weight of each term of the loss in the last of these batches."""
         self._row: dict[str, float] = {}
+        self._random_state: dict[str, Any] | None = None
+        """State of the random generators that a checkpoint had, until training goes on with it."""
 
     def start_clock(self) -> None:
         """Count the time from now on, in addition to that of earlier sessions."""
@@ -66,67 +84,76 @@ class TrainingModule(pl.LightningModule):
         alone = self.trainer.world_size == 1 and not options.recompute
         return options.cuda_graphs and alone and self.recorded.takes(batch)
 
-    def _count(self, rows: Float64[Tensor, "n_rows 2"], stage: str) -> None:
-        """Add a batch to the sums of an epoch."""
-        self._sums[stage] = rows + self._sums[stage] if stage in self._sums else rows.clone()
-
-    def _terms(self, batch: Batch, stage: str) -> tuple[tuple[LossTerm, ...], Float64[Tensor, "n_terms 2"]]:
-        """The parts of the loss of this process's batch, which also count for the epoch."""
-        terms, rows = self.objective.judged(self.task.predict(self.model, batch), batch)
-        self._count(rows, stage)
-        return terms, rows[: len(terms)]
+    def _count(self, stage: str, rows: Float64[Tensor, "n_rows 2"], objective: Objective) -> None:
+        """Add a batch to the sums of the next row."""
+        self._sums[stage] = rows + self._sums[stage].to(rows) if stage in self._sums else rows.clone()
+        self._weights[stage] = list(objective.weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """This process's share of the loss of all processes' batches together.
 
         Sums are divided by the mean of all processes' counts; the mean over processes, which DDP takes of gradients, is
-        then the sum of all sums over the sum of all counts.
-
-        Raises:
-            InputError: on all processes if the loss is not finite, before it can spoil the weights.
+        then the sum of all sums over the sum of all counts. A batch whose loss is not finite counts nowhere.
         """
+        is_late = self.progress() >= self.config.loss.late_from
+        objective = self.late_objective if is_late else self.objective
         if self._is_recorded(batch):
-            return self._recorded_step(batch, batch_idx)
-        terms, losses = self._terms(batch, "train")
+            return self._recorded_step(batch, batch_idx, objective, self.late_recorded if is_late else self.recorded)
+        prediction = self.task.predict(self.model, batch)
+        terms, rows = objective.judged(prediction, batch)
+        losses = rows[: len(terms)]
         clock = losses.new_tensor([[self.seconds(), 1.0]])
         *parts, (self.elapsed, _) = self._reduced(torch.cat([losses, clock]), "mean")
         counts = [count for _, count in parts]
         shared = [LossTerm(term.weight, term.sum, count) for term, count in zip(terms, counts, strict=True)]
-        self._checked_loss(parts, batch, batch_idx)
+        found = values_of(prediction, batch)
+        if isfinite(self._checked_loss(parts, batch, batch_idx, objective, found)):
+            self._count("train", rows, objective)
         return total_loss(shared, batch.named())
 
-    def _recorded_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+    def _recorded_step(
+        self, batch: Batch, batch_idx: int, objective: Objective, recorded: RecordedSteps
+    ) -> Float[Tensor, ""]:
         """:meth:`training_step` of a single process as a CUDA graph."""
-        step = self.recorded(batch)
-        self._count(step.rows, "train")
-        parts = step.rows[: len(self.objective.weights)].tolist()
+        step = recorded(batch)
+        parts = step.rows[: len(objective.weights)].tolist()
         self.elapsed = self.seconds()
-        return step.loss(self._checked_loss(parts, batch, batch_idx))
+        loss = self._checked_loss(parts, batch, batch_idx, objective)
+        if isfinite(loss):
+            self._count("train", step.rows, objective)
+        return step.loss(loss)
 
-    def _checked_loss(self, parts: Sequence[Sequence[float]], batch: Batch, batch_idx: int) -> float:
-        """The loss from sum and count of its terms.
+    def _checked_loss(
+        self, parts: Sequence[Sequence[float]], batch: Batch, batch_idx: int, objective: Objective, *found: Values
+    ) -> float:
+        """The loss from sum and count of its terms; one that is not finite makes the step one to skip.
 
-        Raises:
-            InputError: if it is not finite.
+        Args:
+            parts: sum and count of each term.
+            batch: of this process.
+            batch_idx: its number in the epoch.
+            objective: gives the weights.
+            found: the predictions, if they are at hand, to tell which structures are broken.
         """
         where = batch.named()
-        loss = total_loss([LossTerm(w, *part) for w, part in zip(self.objective.weights, parts, strict=True)], where)
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the training loss is {loss} at epoch {self.current_epoch}, batch {batch_idx} ({where}); lower "
-                "optimizer.lr, or look for broken labels with `equicat data info`"
-            )
+        loss = total_loss([LossTerm(w, *part) for w, part in zip(objective.weights, parts, strict=True)], where)
+        self._place = f"epoch {self.current_epoch}, batch {batch_idx} ({where})", list(batch.sources)
+        broken = [] if isfinite(loss) else broken_structures(batch, self.task.target(batch), *found)
+        self.health.see_loss(loss, self._place[0], broken)
         return float(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._terms(batch, "val")
+        _, rows = self.late_objective.judged(self.task.predict(self.model, batch), batch)
+        self._count("val", rows, self.late_objective)
 
     def _results(self, stage: str) -> dict[str, float]:
-        """Loss and metrics of an epoch, pooled over batches and processes."""
-        state, n = self._reduced(self._sums.pop(stage), "sum"), len(self.objective.weights)
+        """Loss and metrics since the last row, pooled over batches and processes; nothing if there was no batch."""
+        if stage not in self._sums:
+            return {}
+        state, n = self._reduced(self._sums.pop(stage), "sum"), len(self._weights[stage])
         sums = MetricSums(self.task.quantities, "log")
         sums.state = sums.state.new_tensor(state[n:])
-        terms = [LossTerm(w, *part) for w, part in zip(self.objective.weights, state[:n], strict=True)]
+        terms = [LossTerm(w, *part) for w, part in zip(self._weights[stage], state[:n], strict=True)]
         loss = total_loss(terms, f"the {stage} data")
         return {f"{stage}_loss": loss} | {f"{stage}_{k}": v for k, v in sums.compute().items()}
 
@@ -143,16 +170,42 @@ class TrainingModule(pl.LightningModule):
             shown = name.removeprefix("val_") in ("loss", *HEADLINES)
             self.log(name, value, prog_bar=shown)
 
-    def finish_epoch(self) -> dict[str, float]:
-        """Metrics of the epoch: training, and validation if there was one."""
+    def finish_row(self) -> dict[str, float]:
+        """Metrics since the last row: training, and validation if there was one."""
         row, self._row = self._results("train") | self._row, {}
-        for name, value in row.items():
-            if name.startswith("train_"):
-                self.log(name, value, prog_bar=name.removeprefix("train_") in HEADLINES)
+        for logger in self.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k.startswith("train_")}, self.trainer.global_step)
         return row
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: the clock, sums since the last row over all processes, random numbers."""
         checkpoint["data"] = dict(self.data)
+        rows = self._sums.get("train")
+        checkpoint["progress"] = {
+            "epochs": self.n_epochs,
+            "seconds": self.seconds(),
+            "sums": None if rows is None else self._reduced(rows, "sum"),
+            "weights": self._weights.get("train", []),
+            "health": self.health.state_dict(),
+            "random": random_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint.get("progress")
+        if progress is None:  # of an earlier version, which saved finished epochs only
+            self.n_epochs = int(checkpoint["epoch"]) + 1
+            return
+        self.n_epochs, self.elapsed = progress["epochs"], progress["seconds"]
+        self._weights["train"], self._random_state = progress["weights"], progress["random"]
+        self.health.load_state_dict(progress["health"])
+        if progress["sums"] is not None:
+            rows = torch.tensor(progress["sums"], dtype=torch.float64)
+            self._sums["train"] = rows if self.trainer.is_global_zero else torch.zeros_like(rows)
+
+    def on_train_start(self) -> None:
+        if self._random_state is not None:
+            set_random_state(self._random_state)
+            self._random_state = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.config.optimizer, self.model)
@@ -163,7 +216,12 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the gradient; the published parametrisation has another norm."""
+        """Clip the norm of the gradient; the published parametrisation has another norm.
+
+        Raises:
+            InputError: if too many steps had a loss or gradient that was not finite.
+        """
+        self.health.see_gradient(optimizer, *self._place)
         if gradient_clip_val is not None and self.config.optimizer.parametrization == "published":
             clip_gradient(optimizer, gradient_clip_val)
         else:
@@ -172,10 +230,13 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         set_rates(self.trainer.optimizers[0], self.config.optimizer, self.rate_factor())
 
+    def progress(self) -> float:
+        """Share of the run that is over, while training: of its steps or of its minutes, whichever is further."""
+        minutes = self.config.run.max_minutes
+        timed = self.elapsed / 60 / minutes if minutes else 0.0
+        n_steps = min(self.trainer.estimated_stepping_batches, self.config.run.max_steps or inf)
+        return min(1.0, max(self.trainer.global_step / n_steps, timed))
+
     def rate_factor(self) -> float:
         """Factor of the schedule on the learning rates of the next step, while training."""
-        step, minutes = self.trainer.global_step, self.config.run.max_minutes
-        timed = self.elapsed / 60 / minutes if minutes else 0.0
-        # The share of the run that is over: of its epochs or of its minutes, whichever is further.
-        progress = min(1.0, max(step / self.trainer.estimated_stepping_batches, timed))
-        return rate_factor(self.config.optimizer, step, progress, self.val_losses)
+        return rate_factor(self.config.optimizer, self.trainer.global_step, self.progress(), self.val_losses)

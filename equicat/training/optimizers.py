@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from equicat.errors import InputError
 from equicat.networks.published import published_scales
 from equicat.options.values import Checked, Natural, NonNegativeNumber, Positive, PositiveNumber, Range, Share
 from equicat.training.muon import Muon
+from equicat.training.rates import split_by_rate
 from equicat.training.soap import Soap
 
 Factor = Annotated[float, Range(above=0, below=1)]
@@ -45,9 +46,11 @@ class OptimizerConfig(Checked, section="optimizer"):
     """Learning rate (of Adam and SOAP)."""
     matrix_lr: PositiveNumber = 0.01
     """Learning rate of Muon, of the weight matrices."""
+    rates: dict[str, NonNegativeNumber] = field(default_factory=dict)
+    """Factors on the learning rate of parts of the model, such as {network.two_body: 0.1}; 0 freezes a part."""
     schedule: Literal["plateau", "cosine", "milestones", "constant"] = "plateau"
-    """plateau lowers the rate when val_loss stalls; cosine takes it to 1% over max_epochs or max_minutes; milestones
-    lowers it at given steps."""
+    """plateau lowers the rate when val_loss stalls; cosine takes it to 1% over max_epochs, max_steps or
+    max_minutes; milestones lowers it at given steps."""
     warmup_steps: Natural = 0
     """Linear warm-up of the rate (all but plateau)."""
     warmup_from: Share = 0.0
@@ -74,7 +77,7 @@ class OptimizerConfig(Checked, section="optimizer"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {option.name: option.default for option in fields(self)}
         given = {name for name, default in defaults.items() if getattr(self, name) != default}
         for name, (choice, value) in ONLY_WITH.items():
             if name in given and getattr(self, choice) != value:
@@ -105,15 +108,20 @@ def make_optimizer(options: OptimizerConfig, model: nn.Module) -> torch.optim.Op
         InputError: if the parametrisation is published and the model holds no published Allegro.
     """
     if options.name == "muon":
-        return Muon(model.parameters(), options.lr, options.matrix_lr, weight_decay=options.weight_decay)
+        muon = Muon(model.parameters(), options.lr, options.matrix_lr, weight_decay=options.weight_decay)
+        split_by_rate(muon, model, options.rates)
+        return muon
     if options.name == "soap":
-        return Soap(model.parameters(), options.lr, weight_decay=options.weight_decay)
+        soap = Soap(model.parameters(), options.lr, weight_decay=options.weight_decay)
+        split_by_rate(soap, model, options.rates)
+        return soap
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if options.parametrization == "published":
         parameters, scales = dict(model.named_parameters()), published_scales(model)
         by_scale = {s: [parameters[name] for name, own in scales.items() if own == s] for s in set(scales.values())}
         groups = [{"params": by_scale[s], "scale": s, "eps": EPS / s} for s in sorted(by_scale, reverse=True)]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, eps=EPS, amsgrad=options.amsgrad, fused=True)
+    split_by_rate(optimizer, model, options.rates)
     set_rates(optimizer, options, 1.0)
     return optimizer
 
@@ -125,14 +133,14 @@ def set_rates(optimizer: torch.optim.Optimizer, options: OptimizerConfig, factor
     """
     for group in optimizer.param_groups:
         scale = group.get("scale", 1.0)
-        group["lr"] = factor * scale * (options.matrix_lr if group.get("muon") else options.lr)
+        group["lr"] = factor * group.get("rate", 1.0) * scale * (options.matrix_lr if group.get("muon") else options.lr)
         group["weight_decay"] = options.weight_decay / scale
 
 
 def rate_of(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate as the options count it: that of the first parameters, without the factor of their scale."""
+    """The learning rate as the options count it: that of the first parameters, without their factors."""
     group = optimizer.param_groups[0]
-    return group["lr"] / group.get("scale", 1.0)
+    return group["lr"] / group.get("scale", 1.0) / group.get("rate", 1.0)
 
 
 def clip_gradient(optimizer: torch.optim.Optimizer, largest: float) -> None:

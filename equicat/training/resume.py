@@ -1,5 +1,6 @@
 """Resuming a run: reading its checkpoint, refusing changes that would make another run, finding nothing left to do."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from equicat.run_directory import (
     BEST,
     DESCRIPTION,
     LAST,
+    PREVIOUS,
+    DamagedError,
     Row,
     column,
     plain,
@@ -41,42 +44,48 @@ FIXED = (
     "optimizer.name",
     "optimizer.amsgrad",
     "optimizer.parametrization",
+    "optimizer.rates",
     "run.dtype",
     "run.init_from",
 )
 """Options, or parts with all their options, that a resumed run cannot change; those of ``model`` are in model.json."""
 SETTLED = ("normalization.", "run.init_from")
 """Beginnings of options whose null stands for the value that the run has."""
-UNSAID = ("run.out", "run.overwrite", "run.resume", "run.progress")
+UNSAID = ("run.out", "run.members", "run.overwrite", "run.resume", "run.progress")
 """Options that may differ without being mentioned."""
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """State of a run at the end of its last finished epoch."""
+    """State of a run at its last checkpoint."""
 
     run: Path
+    path: Path
+    """The checkpoint's file."""
     checkpoint: dict[str, Any]
-    """Content of ``last.ckpt``."""
+    """Content of that file."""
     config: dict[str, Any]
     """Content of ``config.yaml``: the options of the run so far."""
     rows: list[Row]
-    """The epochs of ``metrics.csv`` that the checkpoint knows of."""
-
-    @property
-    def path(self) -> Path:
-        """The checkpoint's file."""
-        return self.run / LAST
+    """The rows of ``metrics.csv`` that the checkpoint knows of."""
 
     @property
     def n_epochs(self) -> int:
         """Number of finished epochs."""
-        return int(self.checkpoint["epoch"]) + 1
+        progress = self.checkpoint.get("progress")  # earlier versions saved finished epochs only
+        return int(self.checkpoint["epoch"]) + 1 if progress is None else int(progress["epochs"])
 
     @property
     def seconds(self) -> float:
         """Training time so far."""
-        return max(column(self.rows, "time_s"), default=0.0)
+        progress = self.checkpoint.get("progress")
+        return max(column(self.rows, "time_s"), default=0.0) if progress is None else float(progress["seconds"])
+
+    @property
+    def done(self) -> str:
+        """The finished part of the run in words: ``2 epochs and 37 batches``."""
+        batches = int(self.checkpoint.get("batches", 0))
+        return f"{self.n_epochs} epochs" + (f" and {batches} batches" if batches else "")
 
     @property
     def val_losses(self) -> list[float]:
@@ -85,35 +94,34 @@ class Resumption:
 
 
 def read_resumption(run: Path) -> Resumption:
-    """The state of a run at the end of its last finished epoch.
+    """The state of a run at its last checkpoint; if that is damaged, a warning names it and the one before is used.
 
     Raises:
-        InputError: if there is no checkpoint, or a damaged one; the message tells whether the best one is whole.
+        InputError: if there is no whole checkpoint, or one that asks for more than tensors and plain values.
     """
-    if not (run / LAST).is_file():
-        raise InputError(f"{run}: nothing to resume, {run / LAST} is missing")
-    try:
-        checkpoint = _complete(run / LAST)
-    except InputError as error:
-        raise InputError(f"{error}; {_advice(run)}") from error
-    return Resumption(run, checkpoint, read_config(run), read_metrics(run, int(checkpoint["global_step"])))
+    damaged: list[str] = []
+    for path in (run / name for name in (LAST, PREVIOUS, BEST) if (run / name).is_file()):
+        try:
+            checkpoint = _complete(path)
+        except DamagedError as error:
+            damaged.append(str(error))
+            continue
+        found = Resumption(run, path, checkpoint, read_config(run), read_metrics(run, int(checkpoint["global_step"])))
+        if damaged:
+            said = f"warning: {'; '.join(damaged)}; going on from {path}, after {found.done}"
+            print(said, file=sys.stderr, flush=True)
+        return found
+    if damaged:
+        raise InputError(f"{'; '.join(damaged)}; there is no other whole checkpoint, so train anew")
+    raise InputError(f"{run}: nothing to resume, {run / LAST} is missing")
 
 
 def _complete(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     missing = [key for key in ("epoch", "global_step", "state_dict", "optimizer_states") if key not in checkpoint]
     if missing:
-        raise InputError(f"{path}: damaged (no {missing[0]} in it)")
+        raise DamagedError(f"{path}: damaged (no {missing[0]} in it)")
     return checkpoint
-
-
-def _advice(run: Path) -> str:
-    """Advice, for a message, on a damaged last checkpoint."""
-    try:
-        n_epochs = int(_complete(run / BEST)["epoch"]) + 1
-    except InputError:
-        return "there is no other whole checkpoint, so train anew"
-    return f"{run / BEST} is whole: copy it to {Path(LAST).name} to go on after epoch {n_epochs}"
 
 
 def resumed_model(
@@ -139,7 +147,7 @@ def resumed_model(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{earlier.path}: does not fit {DESCRIPTION} ({' '.join(str(error).split())})") from error
-    said = f"{run} goes on after {earlier.n_epochs} epochs"
+    said = f"{run} goes on after {earlier.done}"
     return model, replace(config, model=model.config), said + (f" (new: {', '.join(changes)})" if changes else "")
 
 
@@ -208,7 +216,7 @@ def check_same_data(earlier: Resumption, summaries: Mapping[str, Mapping[str, An
     """
     for name, known in earlier.checkpoint.get("data", {}).items():
         for key, value in summaries[name].items():
-            same = np.isclose(value, known[key], rtol=1e-9) if key == "energy" else value == known[key]
+            same = np.isclose(value, known[key], rtol=1e-9, equal_nan=True) if key == "energy" else value == known[key]
             if not same:
                 raise InputError(
                     f"{earlier.run}: these {name} data are not those of the run ({key}: {value} instead of "
@@ -222,6 +230,9 @@ def nothing_left(earlier: Resumption, config: TrainConfig) -> str | None:
     options, n, minutes = config.run, earlier.n_epochs, earlier.seconds / 60
     if n >= options.max_epochs:
         return f"all {n} epochs are done; raise run.max_epochs to go on"
+    step = int(earlier.checkpoint["global_step"])
+    if options.max_steps is not None and step >= options.max_steps:
+        return f"all {step} steps are done; raise run.max_steps to go on"
     if options.max_minutes is not None and minutes >= options.max_minutes:
         return f"its {minutes:.3g} minutes are used up; raise run.max_minutes to go on"
     stale = n_without_better(earlier.val_losses)

@@ -8,23 +8,28 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
-from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, edge_costs
-from equicat.data.datasets import AnyDataset, require_elements
+from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, batches, edge_costs
+from equicat.data.datasets import AnyDataset, Subset, require_elements
+from equicat.data.fitted import evenly_spread
 from equicat.data.noise import Corrupted
 from equicat.data.structure import Structure
 from equicat.data.training_data import training_data
 from equicat.errors import InputError
+from equicat.models import saved
 from equicat.models.devices import require_devices
-from equicat.run_directory import NewRun, check_free, new_run
+from equicat.models.uncertainty import Grade
+from equicat.run_directory import GRADE, NewRun, check_free, has_checkpoint, new_run
 from equicat.tasks.tasks import outputs_of, resolved, task_of
 from equicat.training.callbacks import RunWriter
 from equicat.training.config import RunConfig, TrainConfig
 from equicat.training.initial_model import fine_tuned_model, new_model
 from equicat.training.module import TrainingModule
 from equicat.training.origin import Origin
+from equicat.training.rates import freeze
 from equicat.training.resume import (
     Resumption,
     check_same_data,
@@ -34,6 +39,9 @@ from equicat.training.resume import (
     resumed_model,
 )
 from equicat.training.trainer import finish_loggers, is_main_process, make_trainer, matmul_precision, quiet_lightning
+
+GRADE_SAMPLE = 2000
+"""Training structures to whose atoms those of a prediction are compared."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,19 @@ class TrainResult:
     """Validation loss of the model that is saved."""
     seconds: float
     """Length of this session; 0 if nothing was left to do."""
+
+
+def members(config: TrainConfig) -> list[TrainConfig]:
+    """The configurations of the models of an ensemble, or the one configuration if it asks for one model.
+
+    When an ensemble is resumed, members that were not begun begin.
+    """
+    run, out = config.run, Path(config.run.out)
+    if run.members == 1:
+        return [config]
+    seeds = range(run.seed, run.seed + run.members)
+    found = [replace(run, out=str(out / f"seed_{seed}"), seed=seed, members=1) for seed in seeds]
+    return [replace(config, run=replace(r, resume=r.resume and has_checkpoint(Path(r.out)))) for r in found]
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -83,11 +104,31 @@ def train(config: TrainConfig) -> TrainResult:
     else:
         model, config = new_model(config, task, train_set)
     require_elements(val_set, model.elements)
+    freeze(model, config.optimizer.rates)
     module = TrainingModule(model, task, config, summaries)
     if earlier is not None:
         module.val_losses, module.elapsed = earlier.val_losses, earlier.seconds
     origin = Origin.of(config, train_set, val_set) if is_main_process() else None
-    return _fit(module, _loaders(config, task.labels, train_set, val_set), origin, earlier, message)
+    result = _fit(module, _loaders(config, task.labels, train_set, val_set), origin, earlier, message)
+    if is_main_process():
+        write_grade(result.run, train_set, "cpu" if config.run.accelerator == "cpu" else "auto")
+    return result
+
+
+def write_grade(run: Path, data: AnyDataset, device: str) -> None:
+    """Describe training data in the features of a run's saved model, by which predictions are graded.
+
+    Args:
+        run: run directory with a model.
+        data: the training data; :data:`GRADE_SAMPLE` structures, evenly spread, are looked at.
+        device: where to compute.
+    """
+    model = saved.load(run, device)
+    dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
+    sample = Subset(dataset, indices[evenly_spread(len(data), GRADE_SAMPLE)])
+    loader = batches(sample, model.cutoff, batch_size=8, dtype=model.dtype, labels=())
+    seen = (batch.to(model.scale.device) for batch in loader)
+    Grade.fit(model, seen, len(model.elements)).save(run / GRADE)
 
 
 def _fit(
@@ -102,8 +143,8 @@ def _fit(
     started = time.monotonic()
     with quiet_lightning(), matmul_precision(options.matmul_precision), _directory(options) as directory:
         writer = RunWriter(directory, origin, [] if earlier is None else earlier.rows, message)
-        trainer = make_trainer(module.config, directory.path, writer)
         train, val = loaders
+        trainer = make_trainer(module.config, directory.path, writer, train)
         checkpoint = None if earlier is None else earlier.path
         try:
             trainer.fit(module, train, val, ckpt_path=checkpoint, weights_only=True)

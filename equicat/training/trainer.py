@@ -17,10 +17,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from equicat.data.batches import ResumableLoader
 from equicat.errors import InputError
 from equicat.terminal.progress import is_watched
-from equicat.training.callbacks import Lines, MinuteLimit, Patience, RunWriter
+from equicat.training.callbacks import Lines, Patience, RunWriter
+from equicat.training.checkpoints import CheckpointFiles
 from equicat.training.config import RunConfig, TrainConfig
+from equicat.training.rhythm import Rhythm
 
 
 def is_main_process() -> bool:
@@ -28,13 +31,14 @@ def is_main_process() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Trainer:
+def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: ResumableLoader) -> pl.Trainer:
     """The trainer of a run.
 
     Args:
         config: of the run.
         run: where loggers write now; their runs are named after ``config.run.out``.
         writer: writes the rest.
+        loader: of the training data.
 
     Raises:
         InputError: if a device or a package is not there.
@@ -46,10 +50,9 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
         callbacks.append(WeightAveraging(use_buffers=False, multi_avg_fn=average))
     if options.early_stopping is not None:
         callbacks.append(Patience(options.early_stopping))
-    if options.max_minutes is not None:
-        callbacks.append(MinuteLimit(options.max_minutes))
     if options.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10) if is_watched() else Lines())
+    callbacks.append(Rhythm(writer, options, loader))
     devices, num_nodes = devices_and_nodes(options)
     try:
         trainer = pl.Trainer(
@@ -59,12 +62,13 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter) -> pl.Traine
             devices=devices,
             num_nodes=num_nodes,
             gradient_clip_val=config.optimizer.gradient_clip,
-            check_val_every_n_epoch=options.val_every,
+            accumulate_grad_batches=options.accumulate,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # ours repeats no structure
             inference_mode=False,  # forces are derivatives
             logger=_loggers(config, run),
             callbacks=callbacks,
+            plugins=[CheckpointFiles()],
             enable_checkpointing=False,  # the writer saves what we promise
             enable_progress_bar=options.progress and is_watched(),
             enable_model_summary=False,

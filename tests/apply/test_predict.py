@@ -60,7 +60,7 @@ def test_entries_of_any_name_come_back(run, structures, tmp_path):
     with pytest.warns(Remark, match="is written as 'info_stress'"):
         predict(run, tmp_path / "a.traj", out=tmp_path / "out.extxyz", progress=False)
     (back,) = equicat.read(tmp_path / "out.extxyz")
-    values = {value for value in back.info.values() if isinstance(value, float)}
+    values = {value for name, value in back.info.items() if isinstance(value, float) and name != "grade"}
     assert values == {1.5 + k for k in range(len(keys))}
     np.testing.assert_allclose(back.cell, structures[0].cell)
 
@@ -90,7 +90,8 @@ class TestManyFiles:
 
     def test_one_file_stays_as_it_is(self, run, folder, structures):
         predict(run, folder / "more.extxyz", out=folder / "out.extxyz", progress=False)
-        assert next(equicat.read(folder / "out.extxyz")).info == {"energy_reference": "adsorption"}
+        info = next(equicat.read(folder / "out.extxyz")).info
+        assert info == {"energy_reference": "adsorption", "grade": info["grade"]}
 
     def test_what_holds_nothing_is_named(self, run, data, folder):
         (folder / "empty").mkdir()
@@ -107,8 +108,10 @@ class TestManyFiles:
     def test_table(self, run, folder):
         predict(run, [folder / "poscars", folder / "more.extxyz"], out=folder / "out.extxyz", progress=False)
         lines = as_text(folder / "out.extxyz", 5, limit=3).splitlines()
-        assert re.split(r"\s{2,}", lines[0])[-2:] == ["energy [eV]", "largest force [eV/Å]"]
+        assert re.split(r"\s{2,}", lines[0])[-3:] == ["energy [eV]", "largest force [eV/Å]", "largest grade"]
         first = next(equicat.read(folder / "out.extxyz"))
         largest = np.linalg.norm(first.forces[~first.fixed], axis=1).max()
-        assert lines[1].split("/")[-1].split() == ["POSCAR_1,", "frame", "0", f"{first.energy:.4f}", f"{largest:.4f}"]
-        assert lines[4:] == ["and 2 more", "Energies: adsorption. Largest of the free atoms."]
+        numbers = [f"{first.energy:.4f}", f"{largest:.4f}", f"{first.info['grade']:.4f}"]
+        assert lines[1].split("/")[-1].split() == ["POSCAR_1,", "frame", "0", *numbers]
+        about = "Energies: adsorption. Largest of the free atoms. A grade above 1: unlike the training data."
+        assert lines[4:] == ["and 2 more", about]

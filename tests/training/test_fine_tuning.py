@@ -116,13 +116,6 @@ def test_an_element_that_the_new_data_lack_keeps_its_energy(run, tmp_path):
     assert equicat.load(out).info.statistics.elements == (8, 29)
 
 
-def test_an_unknown_element_is_refused(run, tmp_path):
-    gold = [dataclasses.replace(labelled(s), numbers=np.full(len(labelled(s)), 79)) for s in range(4)]
-    write_store(tmp_path / "d" / "s2ef" / "train", gold, DatasetInfo("adsorption"))
-    with pytest.raises(InputError, match=r"holds Au, but .* was trained without"):
-        tuned(run, tmp_path / "d", tmp_path / "out", {"val": []})
-
-
 @pytest.mark.parametrize("task", ["is2re", "is2rs"])
 def test_direct_models_are_tuned_alike(data, tmp_path, task):
     """A run of one direct task may become one of the other, as long as it predicts the same."""

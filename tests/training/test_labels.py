@@ -109,4 +109,6 @@ def test_a_batch_that_explodes_is_named_by_file_and_frame(tmp_path):
     config = config_of(tmp_path, "s2ef", STRUCTURES)
     optimizer = dataclasses.replace(config.optimizer, lr=1e30)
     with pytest.raises(InputError, match=r"batch \d+ \(\S*a.extxyz, frame \d\)"):
-        train(dataclasses.replace(config, optimizer=optimizer))
+        train(
+            dataclasses.replace(config, optimizer=optimizer, run=dataclasses.replace(config.run, max_skipped_steps=0))
+        )

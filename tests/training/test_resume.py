@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -239,21 +240,52 @@ def test_other_data_are_refused(data, copy, tmp_path, kind):
     assert files(copy) == before
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "text", "another program's"])
-def test_a_damaged_checkpoint_is_named_and_the_best_one_suggested(data, copy, damage):
-    last = copy / "checkpoints" / "last.ckpt"
+@pytest.mark.parametrize("damage", ["cut off", "empty", "text", "another program's", "one bit"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(data, copy, capsys, damage):
+    last, previous = copy / "checkpoints" / "last.ckpt", copy / "checkpoints" / "previous.ckpt"
+    damaged = {"cut off": last.read_bytes()[:1000], "empty": b"", "text": b"hello\n"}
     if damage == "another program's":
         torch.save({"weights": torch.zeros(3)}, last)
+    elif damage == "one bit":
+        content = torch.load(last)
+        content["state_dict"]["model.scale"] += 1e-6
+        torch.save(content, last)
     else:
-        last.write_bytes({"cut off": last.read_bytes()[:1000], "empty": b"", "text": b"hello\n"}[damage])
+        last.write_bytes(damaged[damage])
+    resume(data, copy, 3)
+    said = capsys.readouterr().err
+    assert "last.ckpt: damaged (" in said
+    assert f"going on from {previous}, after 1 epochs" in said
+    assert [row["epoch"] for row in rows(copy)] == ["0", "1", "2"]
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed(data, copy):
+    for path in (copy / "checkpoints").iterdir():
+        path.write_bytes(b"")
     before = files(copy)
-    with pytest.raises(InputError, match=r"last.ckpt: damaged \(.*\); .*best.ckpt is whole: copy it to last.ckpt") as e:
+    with pytest.raises(InputError, match=r"last.ckpt: damaged .*best.ckpt: damaged .*; there is no other whole") as e:
         resume(data, copy, 3)
     assert "\n" not in str(e.value)
     assert files(copy) == before
-    (copy / "checkpoints" / "best.ckpt").write_bytes(b"")
-    with pytest.raises(InputError, match="there is no other whole checkpoint"):
+
+
+class Code:
+    """A thing that runs a command when pickle loads it."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_by_name(data, copy, tmp_path):
+    """The one before is not taken in silence: somebody has put something there."""
+    last = copy / "checkpoints" / "last.ckpt"
+    torch.save(torch.load(last) | {"extra": Code(f"touch {tmp_path / 'run_by_pickle'}")}, last)
+    with pytest.raises(InputError, match=r"last.ckpt: asks for \w+.system; a checkpoint of equicat holds nothing but"):
         resume(data, copy, 3)
+    assert not (tmp_path / "run_by_pickle").exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(data, copy):

@@ -1,0 +1,66 @@
+"""Ensembles: one command trains them, another one shows their mean and spread."""
+
+import ase.io
+import numpy as np
+import pytest
+import yaml
+from conftest import configuration, labelled, relaxing
+
+import equicat
+from equicat import Batch, InputError
+from equicat.apply.ensemble import mean_of, members_of
+from equicat.apply.predict import as_text, predict
+from equicat.cli.main import main
+from equicat.data.readers import write
+from equicat.training.config import from_mapping
+from equicat.training.train import members
+
+
+@pytest.fixture(scope="module")
+def ensemble(data, tmp_path_factory):
+    """Two models of one epoch, trained by the command."""
+    root = tmp_path_factory.mktemp("ensemble")
+    values = configuration(data, root / "two", run={"members": 2, "max_epochs": 1, "seed": 3})
+    (root / "two.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(root / "two.yaml")]) == 0
+    return root / "two"
+
+
+def test_its_members_are_runs_that_differ_by_their_seed(ensemble):
+    runs = members_of(ensemble)
+    assert [run.name for run in runs] == ["seed_3", "seed_4"]
+    assert members_of(runs[0]) == [runs[0]]
+    assert [yaml.safe_load((run / "config.yaml").read_text())["run"]["seed"] for run in runs] == [3, 4]
+
+
+def test_predictions_are_the_mean_with_its_spread(ensemble, tmp_path):
+    write(tmp_path / "in.extxyz", [labelled(0), labelled(1)])
+    predict(ensemble, tmp_path / "in.extxyz", out=tmp_path / "out.extxyz", progress=False, outside_training="ignore")
+    batch = Batch.from_structures([labelled(0), labelled(1)], 4.0)
+    found = [equicat.load(run)(batch) for run in members_of(ensemble)]
+    energies = np.array([p.energy.numpy() for p in found])
+    frames = ase.io.read(tmp_path / "out.extxyz", ":")
+    assert [f.get_potential_energy() for f in frames] == pytest.approx(energies.mean(0).tolist(), abs=1e-4)
+    assert [f.info["energy_std"] for f in frames] == pytest.approx(energies.std(0).tolist(), abs=1e-4)
+    forces = np.array([p.forces.numpy()[: len(frames[0])] for p in found])
+    lengths = np.linalg.norm(forces[0] - forces[1], axis=1)[~labelled(0).fixed] / 2
+    assert frames[0].info["forces_std"] == pytest.approx(lengths.max(), abs=1e-4)
+    assert "± [eV/Å]" in as_text(tmp_path / "out.extxyz", 2)
+
+
+def test_relaxed_positions_have_a_spread():
+    one, other = relaxing(0), relaxing(0)
+    other.relaxed_positions[-1] += 0.2
+    mean = mean_of([one, other])
+    assert mean.info["positions_std"] == pytest.approx(0.1 * np.sqrt(3))
+    np.testing.assert_allclose(mean.relaxed_positions[-1], one.relaxed_positions[-1] + 0.1)
+
+
+def test_the_leaderboard_wants_one_model(ensemble, data, tmp_path):
+    with pytest.raises(InputError, match=r"is of one model, but .* holds 2; name one"):
+        predict(ensemble, data / "s2ef" / "val_id", out=tmp_path / "x.npz", progress=False)
+
+
+def test_an_ensemble_that_was_killed_begins_the_members_that_are_missing(ensemble, data):
+    values = configuration(data, ensemble, run={"members": 3, "max_epochs": 1, "seed": 3, "resume": True})
+    assert [c.run.resume for c in members(from_mapping(values))] == [True, True, False]
