@@ -22,7 +22,7 @@ from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
 from equicat.networks.allegro import NequipAllegroConfig
 
-Step = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]
+Step = tuple[Float[Tensor, "n_systems"], Float[Tensor, "n_atoms 3"], tuple[Float[Tensor, "..."] | None, ...]]
 """Energies in eV, forces in eV/Å, and the gradient of the loss by each weight."""
 
 

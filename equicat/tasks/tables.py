@@ -162,7 +162,7 @@ class MetricSums:
         self.state += self.rows(prediction, target, batch).to(self.state.device)
 
     def rows(self, prediction: Values, target: Values, batch: Batch) -> Float64[Tensor, "n_metrics 2"]:
-        """What a batch adds to the state, on the device of the batch; nothing waits for it there."""
+        """The part of the state that one batch contributes, on its device, where nothing waits for it."""
         means = [metric.function(prediction, target, batch) for metric in self.metrics]
         return torch.stack([sum_and_count(mean.total, mean.numel) for mean in means])
 

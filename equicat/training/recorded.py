@@ -27,7 +27,7 @@ from equicat.tasks.tasks import AnyPrediction, LossConfig, LossTerm, Task, value
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What is learned and watched: a model's loss on a batch, and its metrics."""
+    """A model with its loss and its metrics: all that a training step computes of a batch."""
 
     model: Potential | DirectModel
     task: Task
@@ -55,7 +55,7 @@ class Step:
     rows: Float64[Tensor, "n_rows 2"]
     """Sum and count of each term of the loss and of each metric."""
     gradient: Float[Tensor, "n_weights"]
-    """Of the loss by all weights that it depends on, one after the other; overwritten by the next step."""
+    """The gradient of the loss by all weights that it depends on, as one array; overwritten by the next step."""
     weights: Sequence[nn.Parameter]
     """These weights."""
 
@@ -74,7 +74,7 @@ class RecordedSteps:
     def __init__(self, objective: Objective):
         self.objective = objective
         self.weights: list[nn.Parameter] = []
-        """Those that the loss depends on."""
+        """The weights that the loss depends on."""
         self.recorder: Recorder[PaddedBatch, tuple[Tensor, Tensor]] = Recorder(self._compute, "a training step")
 
     def takes(self, batch: Batch) -> bool:

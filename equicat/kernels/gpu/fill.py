@@ -5,6 +5,7 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
+from jaxtyping import Shaped
 from torch import Tensor
 from triton.language import constexpr
 
@@ -33,7 +34,7 @@ def _fill(inputs, system, n_edges, n_atoms, more_edges, more_atoms, far, block: 
     tl.store(kinds + at, tl.load(species + at, mask=at < n_atoms, other=0), mask=at < all_atoms)
 
 
-def fill(inputs: tuple[Tensor, ...], system: tuple[Tensor, ...], far: float) -> None:
+def fill(inputs: tuple[Shaped[Tensor, "..."], ...], system: tuple[Shaped[Tensor, "..."], ...], far: float) -> None:
     """Write a system into larger arrays and fill these up, in one launch.
 
     Args:

@@ -113,7 +113,7 @@ def test_everything_is_on_the_device_after_the_first_time(config):
 
 
 def test_a_constant_that_is_copied_at_every_call_is_caught(monkeypatch):
-    """What recording on an H100 failed with: ``raise_degree(degree).to(outer)``."""
+    """The copy that recording on an H100 failed with: ``raise_degree(degree).to(outer)``."""
     model = potential(SMALL_NEQUIP)
     copied = lambda degree, dtype, device: harmonics.raise_degree(degree).to(device, dtype)  # noqa: E731
     monkeypatch.setattr(harmonics, "_raise_degree_like", copied)
