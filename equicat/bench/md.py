@@ -61,6 +61,7 @@ def _run(folder: Path, size: str) -> Path:
     """A run whose model has random weights."""
     torch.manual_seed(0)
     network = NequipAllegroConfig(**our_config(SIZES[size]))
+    assert network.avg_num_neighbors is not None
     fitted = Statistics((8, 29), math.nan, (0.0, 0.0), 1.0, network.avg_num_neighbors)
     folder.mkdir()
     saved.save(folder, saved.build(ModelInfo("s2ef", network, (64,), "float32", "total", fitted)))
