@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Inferences and training steps with and without CUDA graphs, on a GPU: times, and how far results differ.
 
-    python benchmarks/gpu_graphs.py --json OUT.json [--device cuda] [--repeats 30] [--slabs 1 8 64]
+    python benchmarks/gpu_graphs.py --json OUT.json [--device cuda] [--repeats 20] [--slabs 1 8 64]
 
 A table goes to standard output. On a processor nothing is recorded, and both columns are the same thing.
 """
@@ -88,6 +88,19 @@ def milliseconds(function: Callable[[], Any], repeats: int) -> float:
     return 1e3 * statistics.median(times)
 
 
+def host_milliseconds(function: Callable[[], Any], repeats: int) -> float:
+    """Median time until a call returns, at which the GPU may still be at work; each begins when that has finished."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    wait()
+    return 1e3 * statistics.median(times)
+
+
 def back_to_back(function: Callable[[], Any], repeats: int) -> float:
     """Time of a call in a row of calls between which nobody waits."""
     return milliseconds(lambda: [function() for _ in range(repeats)], 3) / repeats
@@ -148,10 +161,28 @@ class Training:
         """The loss before the step."""
         self.optimizer.zero_grad()
         loss = self.gradient()
+        self.update()
+        return loss
+
+    def update(self) -> None:
+        """Clip the gradient, move the weights, and move their average."""
         torch.nn.utils.clip_grad_norm_(self.objective.model.parameters(), 10.0)
         self.optimizer.step()
         self.average.update_parameters(self.objective.model)
-        return loss
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Milliseconds of the parts of a step: until each has been queued, and until the GPU has done it.
+
+        The loss is read once the gradient is there, so a whole step is queued no sooner than that is done.
+        """
+        batch = self.batch.to(self.device)
+        found = {"step_queued": host_milliseconds(self.step, repeats)}
+        if self.steps is not None:
+            found["replay_queued"] = host_milliseconds(lambda: self.steps(batch), repeats)
+            found["replay_done"] = milliseconds(lambda: self.steps(batch), repeats)
+        found["update_queued"] = host_milliseconds(self.update, repeats)
+        found["update_done"] = milliseconds(self.update, repeats)
+        return found
 
     def weights(self) -> torch.Tensor:
         """All weights as one array."""
@@ -169,6 +200,7 @@ def training(structures: list[Structure], device: str, repeats: int, optimizer: 
         weights[name] = copy.deepcopy(loop.weights())
         row[f"{name}_ms"] = milliseconds(loop.step, repeats)
         row[f"{name}_gradient_ms"] = milliseconds(loop.gradient, repeats)
+        row |= {f"{name}_{part}_ms": value for part, value in loop.parts(repeats).items()}
         row["n_edges"] = loop.batch.n_edges
     pairs = zip(losses["plain"], losses["graph"], strict=True)
     row["loss_difference"] = max(abs(a - b) / abs(a) for a, b in pairs)
@@ -241,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--slabs", type=int, nargs="+", default=[1, 8, 64], help="slabs of 38 atoms in a batch")
     given = parser.parse_args()
     device, repeats = given.device, given.repeats

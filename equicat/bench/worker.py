@@ -54,10 +54,10 @@ class Ours:
     def neighbors(self) -> None:
         """Neighbour lists and the batch, from structures that have neither."""
         self.batch = Batch.from_structures(self.structures, self.model.cutoff, device=self.device)
-        options, is_small = self.model.pair_gradients.options, self.batch.n_edges <= MAX_EDGES
-        is_recorded = is_small and options.cuda_graphs and not options.recompute
-        is_recorded = is_recorded and backend.has_triton(self.batch.positions.device)
-        self.recorder = Recorder(self._gradient, "a training step") if is_recorded else None
+        options, self.recorder = self.model.pair_gradients.options, None
+        recordable = backend.has_triton(self.batch.positions.device) and self.batch.n_edges <= MAX_EDGES
+        if options.cuda_graphs and not options.recompute and recordable:
+            self.recorder = Recorder(self._gradient, "a training step")
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -81,7 +81,7 @@ class Ours:
         else:
             energy, forces, gradients = self.recorder("the batch", self._filled, lambda batch: None)
         for p, gradient in zip(self.trainable, gradients, strict=True):
-            p.grad = None if gradient is None else gradient.contiguous()  # as the fused optimiser asks
+            p.grad = gradient
         self.optimizer.step()
         return energy, forces
 
@@ -94,7 +94,10 @@ class Ours:
         """Energies, forces, and the gradient of the loss by all weights."""
         out = self.model(batch)
         energy, forces = out.energy[: len(self.structures)], out.forces[: len(self.batch.numbers)]
-        gradients = torch.autograd.grad(worker.loss(energy, forces), self.trainable, allow_unused=True)
+        found = torch.autograd.grad(worker.loss(energy, forces), self.trainable, allow_unused=True)
+        # A fused optimiser wants the strides of the weights, and the gradient of a product may be a transpose.
+        pairs = zip(self.trainable, found, strict=True)
+        gradients = tuple(None if g is None else torch.empty_like(p).copy_(g) for p, g in pairs)
         return energy.detach(), forces.detach(), gradients
 
 

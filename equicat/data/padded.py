@@ -1,4 +1,4 @@
-"""Batches filled up to sizes that come again, in one piece of memory: what a recorded training step reads."""
+"""Batches filled up to sizes that come again: what a recorded training step reads."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,15 +9,12 @@ from torch import Tensor
 
 from equicat.data.batch import Batch, PairBatch
 
-ALIGNMENT = 16
-"""Bytes; every tensor of a batch in one piece of memory begins at a multiple."""
-
 
 @dataclass(frozen=True, eq=False)
 class PaddedBatch(PairBatch):
     """A batch and one more system at its end, of fixed atoms whose edges are longer than any cutoff.
 
-    Its elements are those of the batch, and known to whom it is given. Positions and shifts are left empty.
+    Its elements are those of the batch, and known to whom it is given. Positions and shifts are zeros.
     """
 
     sizes: Int[Tensor, "n_systems"] | None = None

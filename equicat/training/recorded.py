@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from equicat.data.batch import Batch
 from equicat.data.padded import PaddedBatch, padded
@@ -73,6 +74,7 @@ class RecordedSteps:
 
     def __init__(self, objective: Objective):
         self.objective = objective
+        self.judged = _Judged(objective)
         self.weights: list[nn.Parameter] = []
         """The weights that the loss depends on."""
         self.recorder: Recorder[PaddedBatch, tuple[Tensor, Tensor]] = Recorder(self._compute, "a training step")
@@ -93,15 +95,33 @@ class RecordedSteps:
         return Step(rows, gradient, self.weights)
 
     def _compute(self, filled: PaddedBatch) -> tuple[Float64[Tensor, "n_rows 2"], Float[Tensor, "n_weights"]]:
-        """Sums of losses and metrics, and the gradient: a function of the batch's memory that can be recorded."""
-        model, batch = self.objective.model, filled.without_last_system()
-        prediction = _of_systems(self.objective.task.predict(model, filled), batch.n_systems)
-        terms, rows = self.objective.judged(prediction, batch)
-        known = [p for p in model.parameters() if p.requires_grad]
-        found = torch.autograd.grad(weighted_sum(terms), known, allow_unused=True)
-        pairs = [(p, g) for p, g in zip(known, found, strict=True) if g is not None]
+        """Sums of losses and metrics, and the gradient: a function of the batch's memory that can be recorded.
+
+        The loss is differentiated by new parameters in the memory of the weights. Autograd ties its node of a parameter
+        to the stream of the first graph that has it, and a recording may not wait for one that is still alive.
+        """
+        known = {name: p for name, p in self.judged.named_parameters() if p.requires_grad}
+        aliases: dict[str, Tensor] = {name: nn.Parameter(p.detach()) for name, p in known.items()}
+        loss, rows = functional_call(self.judged, aliases, (filled,))
+        found = torch.autograd.grad(loss, list(aliases.values()), allow_unused=True)
+        pairs = [(p, g) for p, g in zip(known.values(), found, strict=True) if g is not None]
         self.weights = [p for p, _ in pairs]
         return rows, torch.cat([g.flatten() for _, g in pairs])
+
+
+class _Judged(nn.Module):
+    """The loss of a padded batch, as a module, for these can be called with other weights."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.objective, self.model = objective, objective.model
+
+    def forward(self, filled: PaddedBatch) -> tuple[Float[Tensor, ""], Float64[Tensor, "n_rows 2"]]:
+        """The loss; and sum and count of each of its terms and of each metric."""
+        batch = filled.without_last_system()
+        prediction = _of_systems(self.objective.task.predict(self.model, filled), batch.n_systems)
+        terms, rows = self.objective.judged(prediction, batch)
+        return weighted_sum(terms), rows
 
 
 def _of_systems(prediction: AnyPrediction, n: int) -> Prediction:

@@ -1,6 +1,8 @@
 """Physics of the potential: the shipped list on several architectures, derivatives, references, virial."""
 
 import dataclasses
+import inspect
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from equicat import Structure
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.models import gradient
-from equicat.models.gradient import ComputeOptions, PairGradients
+from equicat.models.gradient import ComputeOptions, Energies, PairGradients
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.tasks.tasks import LossConfig, task_of, total_loss
@@ -34,6 +36,15 @@ def potential(**changes) -> Potential:
 )
 def test_physics(variant):
     check_all(potential(**variant))
+
+
+def test_potentials_are_energies_by_inheritance():
+    """From Python 3.12 on a protocol looks for attributes in a way that finds no submodule, such as ``network``."""
+    assert isinstance(potential(), Energies)
+    assert Energies in Potential.__mro__
+    assert Protocol not in Energies.__mro__
+    with pytest.raises(AttributeError):
+        inspect.getattr_static(potential(), "network")
 
 
 def test_energy_is_pairs_plus_references():

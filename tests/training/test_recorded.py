@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from equicat.data.batch import Batch
 from equicat.data.padded import PaddedBatch, padded
 from equicat.kernels import backend
 from equicat.kernels.gpu import graphs
+from equicat.kernels.products import SPLIT, split_products
 from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
 from equicat.tasks.tables import MetricSums
@@ -19,6 +21,7 @@ from equicat.tasks.tasks import LossConfig, resolved, task_of, total_loss
 from equicat.training.config import from_mapping
 from equicat.training.recorded import Objective, RecordedSteps
 from equicat.training.train import train
+from equicat.training.trainer import matmul_precision
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -113,6 +116,36 @@ def test_steps_of_several_sizes(recorded, config, head):
         with torch.no_grad():
             next(tested.model.parameters()).mul_(1.1)
     assert len(recorded) in (2, 3)
+
+
+def test_a_step_shares_no_node_with_graphs_that_are_alive_elsewhere(recorded):
+    """Autograd ties the node of a weight to the stream of the first graph that has it, and a recording may not wait
+    for another stream: as long as a loss from before was alive, an H100 could not record steps."""
+    tested = objective(dataclasses.replace(SMALL_NEQUIP, n_layers=1), LossConfig())
+    batch, touched = batch_of(1).to(DEVICE), []
+    for weight in tested.model.parameters():
+        if weight.requires_grad:
+            weight.register_hook(touched.append)
+    _, alive, _ = plain(tested, batch)
+    assert alive.grad_fn is not None
+    assert touched
+    touched.clear()
+    steps = RecordedSteps(tested)
+    found = [steps(batch) for _ in range(3)]
+    assert len(recorded) == 1
+    assert not touched
+    found[-1].loss(1.0).backward()
+    assert len(touched) == len(found[-1].weights)
+
+
+def test_steps_are_recorded_again_when_products_have_another_precision(recorded):
+    tested = objective(dataclasses.replace(SMALL_NEQUIP, n_layers=1), LossConfig())
+    steps, batch = RecordedSteps(tested), batch_of(1).to(DEVICE)
+    for setting in (nullcontext(), matmul_precision("high"), split_products(not SPLIT.on), nullcontext()):
+        with setting:
+            steps(batch)
+            steps(batch)
+    assert len(recorded) == 3
 
 
 def test_a_padded_batch_has_one_system_more_and_takes_over_another():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from equicat.data.structure import Structure
 from equicat.kernels import backend
 from equicat.kernels.gpu import graphs
 from equicat.kernels.gpu.graphs import FILL, Graphs, padded_size
+from equicat.kernels.products import SPLIT, split_products
 from equicat.models.gradient import ComputeOptions, PairGradients
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.testing import example_structures
+from equicat.training.trainer import matmul_precision
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 
@@ -151,6 +154,16 @@ def test_no_more_graphs_than_memory_should_hold(monkeypatch, recorded):
         assert torch.equal(doubled, torch.full_like(doubled, 2 * n))
         assert len(found.recorder.recorded) <= 2
     assert len(recorded) == 4
+
+
+def test_recorded_again_when_products_have_another_precision(recorded):
+    model = potential(SMALL_NEQUIP)
+    batch = batch_of(clusters(4), model)
+    for setting in (nullcontext(), matmul_precision("high"), split_products(not SPLIT.on), nullcontext()):
+        with setting:
+            model(batch)
+            model(batch)
+    assert len(recorded) == 3
 
 
 def test_a_function_that_cannot_be_recorded_is_called_and_a_remark_says_so(monkeypatch, capsys):
