@@ -58,11 +58,11 @@ def splits(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> bool:
     """Whether this product is made of split numbers: on a GPU, in float32 that is not to be rounded, if it is large."""
     return (
         SPLIT.on
+        and backend.has_triton(x.device)  # before sizes are looked at, which an export keeps open
         and x.dtype == w.dtype == torch.float32
         and len(x) >= MIN_ROWS
         and min(w.shape) >= MIN_WIDTH
         and torch.get_float32_matmul_precision() == "highest"
-        and backend.has_triton(x.device)
     )
 
 

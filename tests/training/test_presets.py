@@ -75,7 +75,8 @@ def test_small_networks_are_of_equal_size(path):
 def test_small_networks_are_trained_alike():
     configs = [from_mapping(read_yaml(path)) for path in (FOLDER / "small").glob("*.yaml")]
     assert {config.model.name for config in configs} == {*NETWORKS} - {"nequip-allegro"}
-    assert len({(c.optimizer, c.loss, c.run.batch_size, c.run.max_minutes, c.model.cutoff) for c in configs}) == 1
+    alike = [(c.optimizer, c.loss, c.run.batch_size, c.run.max_minutes, c.model.cutoff) for c in configs]
+    assert all(one == alike[0] for one in alike)
 
 
 def test_built_in_configurations_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
