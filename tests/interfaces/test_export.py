@@ -133,8 +133,10 @@ torch.save([json.loads(extra["equicat.json"]), *out], sys.argv[3])
 
 @pytest.mark.parametrize(
     ("config", "dtype"),
-    [(dataclasses.replace(SMALL, l_max=1), "float32"), (SMALL_NEQUIP, "float64")],
-    ids=["allegro", "nequip-allegro"],
+    [
+        pytest.param(dataclasses.replace(SMALL, l_max=1), "float32", marks=pytest.mark.slow, id="allegro"),
+        pytest.param(SMALL_NEQUIP, "float64", id="nequip-allegro"),
+    ],
 )
 def test_a_program_runs_without_this_package(config, dtype, tmp_path):
     repulsion = EnergyTerms(repulsion=Repulsion(cutoffs=(4.0,)))

@@ -43,6 +43,7 @@ def spoilt(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_one_structure_of_a_thousand_costs_one_step_an_epoch(spoilt, tmp_path, capsys):
     run = train(from_mapping(configuration(spoilt, tmp_path / "run", run={"batch_size": 100, "max_epochs": 2}))).run
     assert [row["skipped"] for row in rows(run)] == ["1", "2"]

@@ -64,7 +64,9 @@ def end(run) -> dict:
     [
         ({"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.5, "lr": 0.3}, {}),
         ({"schedule": "cosine", "warmup_steps": 6}, {"val_every": "5 steps", "log_every": "3 steps"}),
-        ({"name": "muon", "schedule": "cosine", "ema_decay": None}, {"accumulate": 3}),
+        pytest.param(
+            {"name": "muon", "schedule": "cosine", "ema_decay": None}, {"accumulate": 3}, marks=pytest.mark.slow
+        ),
     ],
     ids=["plateau", "steps", "accumulate"],
 )

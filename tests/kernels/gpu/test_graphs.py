@@ -101,7 +101,10 @@ def test_sizes_are_few():
     assert len({padded_size(n) for n in range(1000, 100000)}) < 30
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_NEQUIP], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(SMALL, marks=pytest.mark.slow, id="allegro"), pytest.param(SMALL_NEQUIP, id="nequip-allegro")],
+)
 def test_the_same_numbers_whatever_was_recorded(recorded, config):
     model = potential(config)
     few, more = clusters(2, 4)
