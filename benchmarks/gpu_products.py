@@ -353,15 +353,13 @@ def tables(found: Mapping[str, Any]) -> dict[str, Any]:
     """Tables of products, times and errors, as far as they were measured."""
     out = {}
     if isinstance(products_found := found.get("products"), Mapping):
-        rows = [[how, *(f"{x:.3g}" for x in row.values())] for how, row in products_found.items()]
+        rows = [[how, *rounded(row)] for how, row in products_found.items()]
         out["Products of 118,398 rows: form, terms, columns, how"] = table(
             ("", "ms", "TFLOP/s", "relative error"), rows
         )
     for part, heading in (("times", "2,432 atoms, 118,398 edges"), ("errors", "Relative errors, 304 atoms")):
         if isinstance(models := found.get(part), Mapping):
-            rows = [
-                [m, how, *(f"{x:.3g}" for x in row.values())] for m, ways in models.items() for how, row in ways.items()
-            ]
+            rows = [[m, how, *rounded(row)] for m, ways in models.items() for how, row in ways.items()]
             out[heading] = table(HEADS[part], rows)
     return out
 
