@@ -75,27 +75,16 @@ def potential(structures: list[Structure], device: str) -> Potential:
     return Potential(NequipAllegroConfig(**our_config(SIZES["small"])), elements, ()).to(device)
 
 
-def milliseconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median time of a call that the GPU has finished."""
+def milliseconds(function: Callable[[], Any], repeats: int, until: str = "done") -> float:
+    """Median time until the GPU has finished a call (done), or until the call returns (queued); each begins idle."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = []
     for _ in range(repeats):
         wait()
         start = time.perf_counter()
         function()
-        wait()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
-
-
-def host_milliseconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median time until a call returns, at which the GPU may still be at work; each begins when that has finished."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    times = []
-    for _ in range(repeats):
-        wait()
-        start = time.perf_counter()
-        function()
+        if until == "done":
+            wait()
         times.append(time.perf_counter() - start)
     wait()
     return 1e3 * statistics.median(times)
@@ -176,11 +165,11 @@ class Training:
         The loss is read once the gradient is there, so a whole step is queued no sooner than that is done.
         """
         batch = self.batch.to(self.device)
-        found = {"step_queued": host_milliseconds(self.step, repeats)}
+        found = {"step_queued": milliseconds(self.step, repeats, "queued")}
         if self.steps is not None:
-            found["replay_queued"] = host_milliseconds(lambda: self.steps(batch), repeats)
+            found["replay_queued"] = milliseconds(lambda: self.steps(batch), repeats, "queued")
             found["replay_done"] = milliseconds(lambda: self.steps(batch), repeats)
-        found["update_queued"] = host_milliseconds(self.update, repeats)
+        found["update_queued"] = milliseconds(self.update, repeats, "queued")
         found["update_done"] = milliseconds(self.update, repeats)
         return found
 

@@ -56,21 +56,39 @@ def convert(
         )
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "model.npz"
-        command = [peer_python or sys.executable, "-I", peer.__file__, str(Path(source).resolve()), str(arrays)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise InputError(f"--peer_python {peer_python}: {error.strerror}; give a Python interpreter") from error
-        if done.returncode:
-            reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise InputError(
-                f"{source}: {command[0]} could not read it ({reason}); it needs nequip-allegro, see --help"
-            )
+        python, reason = run_beside(peer.__file__, peer_python, Path(source).resolve(), arrays)
+        if reason:
+            raise InputError(f"{source}: {python} could not read it ({reason}); it needs nequip-allegro, see --help")
         model = potential(*read_arrays(arrays), energy_reference)
     with replacing_directory(Path(out)) as directory:
         saved.save(directory, model)
         text = yaml.safe_dump(tuning(model, out), sort_keys=False)
         (directory / "finetune.yaml").write_text(text, encoding="utf-8")
+
+
+def run_beside(program: str, peer_python: str | None, *arguments: Path) -> tuple[str, str]:
+    """Run a program in the environment of nequip-allegro.
+
+    Args:
+        program: the file.
+        peer_python: interpreter of that environment; None: this one.
+        arguments: of the program.
+
+    Returns:
+        The interpreter, and the reason why the program failed, empty if it did not.
+
+    Raises:
+        InputError: if there is no such interpreter.
+    """
+    python = peer_python or sys.executable
+    try:
+        done = subprocess.run(
+            [python, "-I", program, *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise InputError(f"--peer_python {peer_python}: {error.strerror}; give a Python interpreter") from error
+    reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+    return python, reason if done.returncode else ""
 
 
 def tuning(model: Potential, run: str | Path) -> dict[str, Any]:

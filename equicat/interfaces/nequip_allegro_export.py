@@ -6,8 +6,6 @@ The inverse of :mod:`equicat.interfaces.nequip_allegro`: :func:`describe` gives 
 
 import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
 from equicat.interfaces import nequip_allegro_build as peer
-from equicat.interfaces.nequip_allegro import Arrays
+from equicat.interfaces.nequip_allegro import Arrays, run_beside
 from equicat.kernels.irreps import SCALAR, Irrep, couples, harmonics, layer_irreps
 from equicat.models.potential import Potential
 from equicat.models.repulsion import COULOMB
@@ -56,21 +54,9 @@ def export(potential: Potential, out: Path, peer_python: str | None = None) -> N
         source, checks = Path(folder) / "model.npz", Path(folder) / "checks.npz"
         texts = {"about": np.array(json.dumps(about)), "arguments": np.array(json.dumps(arguments))}
         np.savez(source, allow_pickle=False, **arrays, **texts, **_stacked(structures))
-        command = [
-            peer_python or sys.executable,
-            "-I",
-            peer.__file__,
-            str(source),
-            str(temporary.resolve()),
-            str(checks),
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise InputError(f"--peer_python {peer_python}: {error.strerror}; give a Python interpreter") from error
-        if done.returncode:
-            reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise InputError(f"{command[0]} could not make the package ({reason}); it needs nequip-allegro, see --help")
+        python, reason = run_beside(peer.__file__, peer_python, source, temporary.resolve(), checks)
+        if reason:
+            raise InputError(f"{python} could not make the package ({reason}); it needs nequip-allegro, see --help")
         with np.load(checks) as found:
             compare(potential, structures, found["energy"], found["forces"])
 

@@ -17,7 +17,7 @@ from equicat.data.padded import PaddedBatch
 from equicat.errors import InputError
 from equicat.models.heads import DisplacementHead
 from equicat.models.repulsion import EnergyTerms
-from equicat.models.uncertainty import Grade
+from equicat.models.uncertainty import Grade, Graded
 from equicat.networks.catalogue import NetworkConfig, architecture, avg_num_neighbors
 
 
@@ -108,7 +108,7 @@ def _load_references(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
         state[f"{prefix}reference_bits"] = references.double().view(torch.int64)
 
 
-class AtomisticModel(nn.Module):
+class AtomisticModel(nn.Module, Graded):
     """A network, the elements that it knows, and what an energy is made of; a task's model adds what it predicts.
 
     Args:

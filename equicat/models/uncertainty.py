@@ -9,10 +9,11 @@ the more the model extrapolates. Distances in latent features rank errors as ens
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,36 +49,38 @@ ROUNDS = 20
 """Rounds of the search for centres (Lloyd's algorithm)."""
 
 
-@runtime_checkable
-class Described(Protocol):
-    """The parts of a model whose features are compared."""
+class Graded(ABC):
+    """The parts of a model that grades need.
+
+    Not a protocol: from Python 3.12 on these do not see the submodules and buffers of a module.
+    """
 
     network: Any
     avg_num_neighbors: float
+    grade: "Grade | None"
+    scale: Tensor
 
-    def species(self, batch: Batch) -> Int[Tensor, "n_atoms"]: ...
+    @property
+    @abstractmethod
+    def cutoff(self) -> float:
+        """Å."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of the network's numbers."""
+
+    @abstractmethod
+    def species(self, batch: Batch) -> Int[Tensor, "n_atoms"]:
+        """Number of each atom's element."""
 
 
-def atom_features(model: Described, batch: Batch) -> Float64[Tensor, "n_atoms n_features"]:
+def atom_features(model: Graded, batch: Batch) -> Float64[Tensor, "n_atoms n_features"]:
     """The network's last scalars of every atom; those of pairs are summed over neighbours, divided by sqrt(n̄)."""
     with torch.no_grad():
         features = model.network(batch.edge_vec(), batch.edge_index, model.species(batch))
         total = AtomSum(model.avg_num_neighbors)
         return total(features.scalars, features, batch.edge_index[0], len(batch.numbers)).double()
-
-
-@runtime_checkable
-class Graded(Described, Protocol):
-    """A trained model with what it needs to grade structures."""
-
-    grade: "Grade | None"
-    scale: Tensor
-
-    @property
-    def cutoff(self) -> float: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +95,7 @@ class Grade:
     """Distance that :data:`SHARE_WITHIN` of the training atoms keep; the grade is the distance over this."""
 
     @classmethod
-    def fit(cls, model: Described, seen: Iterable[Batch], n_elements: int) -> "Grade":
+    def fit(cls, model: Graded, seen: Iterable[Batch], n_elements: int) -> "Grade":
         """The grade of a trained model, of batches of its training data.
 
         Args:
@@ -126,7 +129,7 @@ class Grade:
             grades[species == z] = torch.cdist(along[species == z], centers).amin(1)
         return grades
 
-    def __call__(self, model: Described, batch: Batch) -> Float64[Tensor, "n_atoms"]:
+    def __call__(self, model: Graded, batch: Batch) -> Float64[Tensor, "n_atoms"]:
         """Extrapolation grade of every atom of a batch."""
         features, species = atom_features(model, batch), model.species(batch)
         return self.of(features.cpu(), species.cpu())
@@ -149,7 +152,7 @@ class Grade:
             raise InputError(f"{path}: damaged ({error}); remove it, grades are then left out") from error
 
 
-def graded(model: "Graded", structures: Sequence[Structure], batch_size: int = 16) -> Iterator[Structure]:
+def graded(model: Graded, structures: Sequence[Structure], batch_size: int = 16) -> Iterator[Structure]:
     """The structures with the grade of each atom, and the largest in ``info``; as they are if the model has no grade.
 
     Args:

@@ -107,6 +107,4 @@ class Health:
 
 def _is_finite(gradients: list[Tensor]) -> bool:
     """Whether all numbers are; one look at a device, at the largest of all norms."""
-    if not gradients:
-        return True
-    return bool(torch.stack([g.norm() for g in gradients]).isfinite().all())
+    return not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())

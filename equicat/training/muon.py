@@ -66,10 +66,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure`` as in every PyTorch optimiser."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
@@ -96,6 +93,14 @@ class Muon(torch.optim.Optimizer):
             # Tall matrices sum many inputs, whose errors then partly cancel.
             size = group["lr"] * math.sqrt(max(1.0, n_in / n_out))
             torch._foreach_add_([parameters[k] for k in members], directions, alpha=-size)
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The loss of an optimiser's closure, which differentiates it; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def adam_steps(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equicat.training.muon import MIN_WIDTH, adam_steps
+from equicat.training.muon import MIN_WIDTH, adam_steps, evaluated
 
 BETAS = (0.95, 0.95)
 """Decay of both moments and of the preconditioner, the paper's."""
@@ -42,10 +42,7 @@ class Soap(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure`` as in every PyTorch optimiser."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, configuration, relaxing
-from torch import nn
+from shown_as_potential import AsPotential
 
 import equicat
 from equicat import InputError, testing
@@ -58,18 +58,8 @@ def slab() -> Batch:
     return Batch.from_structures([testing.example_structures(ELEMENTS)[1]], 4.0, dtype=torch.float64)
 
 
-class AsPotential(nn.Module):
+class AdsorbateAsPotential(AsPotential):
     """The energy of the oxygen atoms, with forces that are its gradient, so that the checks of potentials apply."""
-
-    elements = ELEMENTS
-
-    def __init__(self, direct: DirectModel):
-        super().__init__()
-        self.direct = direct
-
-    @property
-    def cutoff(self) -> float:
-        return self.direct.cutoff
 
     def forward(self, batch: Batch, forces: bool = True) -> Prediction:
         batch = with_oxygen_as_adsorbate(batch)
@@ -85,7 +75,7 @@ class AsPotential(nn.Module):
 
 @pytest.mark.parametrize("check", PHYSICS, ids=lambda check: check.__name__)
 def test_physics(check):
-    check(AsPotential(model()))
+    check(AdsorbateAsPotential(model()))
 
 
 @pytest.mark.parametrize("config", [SMALL, SCHNET], ids=["allegro", "schnet"])

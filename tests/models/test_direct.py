@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, TINY_MODEL, configuration, relaxing
+from shown_as_potential import AsPotential
 from torch import nn
 
 import equicat
@@ -51,18 +52,8 @@ def model(head: str | None, energy: bool = True, n_layers: int = 2, **changes) -
     return DirectModel(config, ELEMENTS, (8,), energy=energy, displacement_head=head, scale=0.7, displacement_scale=0.3)
 
 
-class AsPotential(nn.Module):
+class DisplacementsAsPotential(AsPotential):
     """Shows displacements as forces, so that the checks of potentials apply."""
-
-    elements = ELEMENTS
-
-    def __init__(self, direct: DirectModel):
-        super().__init__()
-        self.direct = direct
-
-    @property
-    def cutoff(self) -> float:
-        return self.direct.cutoff
 
     def forward(self, batch: Batch, forces: bool = True) -> Prediction:
         found = self.direct(batch)
@@ -77,7 +68,7 @@ class AsPotential(nn.Module):
 @pytest.mark.parametrize("check", PHYSICS, ids=lambda check: check.__name__)
 @each_head
 def test_physics(head, check):
-    check(AsPotential(model(head)))
+    check(DisplacementsAsPotential(model(head)))
 
 
 @each_head

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import SMALL, SMALL_NEQUIP
+from replays import computed_again
 
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
@@ -24,17 +25,6 @@ pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ELEMENTS = (1, 8, 29)
-
-
-def computed_again(function, inputs, room):
-    """Stands in for a CUDA graph: the same inputs and outputs in memory, and calls in the place of a replay."""
-    outputs = function(inputs)
-
-    def replay() -> None:
-        for old, new in zip(outputs, function(inputs), strict=True):
-            old.copy_(new)
-
-    return replay, outputs
 
 
 @pytest.fixture
