@@ -95,11 +95,15 @@ class Options(Checked):
     seeds: Positive = 3
     """Trainings of each kind; the seed decides weights, order of batches, and which structures a subset holds."""
     epochs: Positive | None = None
-    """Train all models for so many epochs. Without epochs and minutes, for as long as the presets say."""
+    """Train all models for so many epochs. Without epochs, steps and minutes, for as long as the presets say."""
     direct_epochs: Positive | None = None
     """With epochs: those of is2re and is2rs, which have one structure of a relaxation where s2ef has all frames."""
+    steps: Positive | None = None
+    """Train all models, on subsets of any size, for so many steps of the optimiser, and validate ten times."""
+    direct_steps: Positive | None = None
+    """With steps: those of is2re and is2rs."""
     minutes: PositiveNumber | None = None
-    """Train all models for so many minutes; with epochs as well, both are done and shown apart."""
+    """Train all models for so many minutes; with epochs or steps as well, all are done and shown apart."""
     direct_minutes: PositiveNumber | None = None
     """With minutes: those of is2re and is2rs."""
     presets: str = "small"
@@ -110,14 +114,18 @@ class Options(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_models(self.models)
-        for name in ("epochs", "minutes"):
+        for name in ("epochs", "steps", "minutes"):
             if getattr(self, f"direct_{name}") is not None and getattr(self, name) is None:
                 raise InputError(f"direct_{name} is for is2re and is2rs beside {name}, which is missing; give both")
 
     @property
     def budgets(self) -> tuple[str, ...]:
         """The budgets in words; empty words stand for what the presets say."""
-        lengths = {"epochs": (self.epochs, self.direct_epochs), "min": (self.minutes, self.direct_minutes)}
+        lengths = {
+            "epochs": (self.epochs, self.direct_epochs),
+            "steps": (self.steps, self.direct_steps),
+            "min": (self.minutes, self.direct_minutes),
+        }
         found = [
             f"{length:g} {unit}" + (f" ({direct:g} direct)" if direct else "")
             for unit, (length, direct) in lengths.items()
@@ -131,6 +139,10 @@ class Options(Checked):
         if " epochs" in budget:
             epochs = self.direct_epochs if is_direct and self.direct_epochs else self.epochs
             return {"max_epochs": epochs, "max_minutes": None}
+        if " steps" in budget:
+            steps = self.direct_steps if is_direct and self.direct_steps else self.steps
+            often = f"{max(1, (steps or 0) // 10)} steps"
+            return {"max_epochs": ENDLESS, "max_steps": steps, "max_minutes": None, "val_every": often}
         if " min" in budget:
             minutes = self.direct_minutes if is_direct and self.direct_minutes else self.minutes
             return {"max_epochs": ENDLESS, "max_minutes": minutes}

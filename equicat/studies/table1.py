@@ -93,7 +93,8 @@ def outcome(results: Sequence[Result], data: StudyData, options: Table1Options) 
 def _budget_title(budget: str, options: Options) -> str:
     if not budget:
         return f"As long as the presets `{options.presets}` say"
-    return f"Equal {'time' if ' min' in budget else 'epochs'}: {budget}"
+    equal = "time" if " min" in budget else "steps" if " steps" in budget else "epochs"
+    return f"Equal {equal}: {budget}"
 
 
 def split_table(results: Sequence[Result], split: str) -> str:

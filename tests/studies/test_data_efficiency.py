@@ -96,3 +96,17 @@ def test_subsets_are_nested_eighths_to_all(data, tmp_path):
         assert len(mine) == 2 * 2 * 4
         assert len({(cell.seed, cell.config["data"]["split_seed"]) for cell in mine}) == 2, "one draw a seed"
     assert {cell.head for cell in plan if cell.task == "is2rs"} == {"gradient"}
+
+
+def test_subsets_of_all_sizes_are_trained_for_as_many_steps(data, tmp_path):
+    options = DataEfficiencyOptions(
+        presets=str(write_presets(tmp_path)), models=("schnet",), seeds=1, steps=50, direct_steps=20
+    )
+    plan = cells(StudyData(data), options)
+    assert {(c.task, *(c.config["run"][k] for k in ("max_steps", "max_minutes", "val_every"))) for c in plan} == {
+        ("s2ef", 50, None, "5 steps"),
+        ("is2re", 20, None, "2 steps"),
+        ("is2rs", 20, None, "2 steps"),
+    }
+    assert {c.budget for c in plan} == {"50 steps (20 direct)"}
+    assert len({c.n_train for c in plan if c.task == "s2ef"}) == 4
