@@ -101,7 +101,7 @@ PRODUCTS = [
     ([SCALAR], 0, 1),
     ([SCALAR, VECTOR, (1, 1)], 1, 3),
     ([SCALAR, VECTOR, (2, -1)], 2, 3),
-    ([(3, -1)], 3, 5),
+    pytest.param(([(3, -1)], 3, 5), marks=pytest.mark.slow),  # 15 s in Triton's interpreter
 ]
 
 
@@ -183,8 +183,8 @@ def batch() -> Batch:
     [
         (SMALL_NEQUIP, {"tensor_channels": 3}),
         (SMALL_NEQUIP, {"n_layers": 3, "l_max": 1, "coupling": "path", "radial": "spline"}),
-        (SMALL, {"tensor_channels": 3}),
-        (SMALL, {"n_layers": 3, "l_max": 1, "env_embed_mlp": (6,)}),
+        (SMALL, {"tensor_channels": 3, "l_max": 1}),
+        pytest.param(SMALL, {"n_layers": 3, "l_max": 1, "env_embed_mlp": (6,)}, marks=pytest.mark.slow),
         (SMALL, {"n_layers": 1, "l_max": 3, "parity": "restricted"}),
     ],
     ids=["nequip-allegro", "deep, shared weights, spline", "published", "published, deep", "published, scalars alone"],
