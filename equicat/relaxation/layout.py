@@ -47,6 +47,12 @@ class Layout:
         return norms.new_zeros(self.n_systems).scatter_reduce_(0, self.system_idx, norms, "amax")
 
     @cached_property
+    def first_coordinate(self) -> Int[Tensor, "n_ends"]:
+        """Where the coordinates of each system begin, and where those of the last one end."""
+        counts = torch.bincount(self.coordinate_idx, minlength=self.n_systems)
+        return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    @cached_property
     def _padding(self) -> tuple[Int[Tensor, "n_coordinates"], int]:
         """Place of each coordinate when all systems have as many as the largest, and that many."""
         counts = torch.bincount(self.coordinate_idx, minlength=self.n_systems)

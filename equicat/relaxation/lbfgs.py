@@ -4,8 +4,9 @@ The inverse Hessian is built from the last steps s and changes of the gradient y
 Optimization, algorithm 7.4), starting from 1/alpha. A step is shortened so that no atom moves further than
 ``max_step``. Each system has a history of its own; a pair that a system does not have is zero, and so is its ρ.
 
-On a CPU the recursion goes from pair to pair. On a GPU that would be hundreds of launches, so there its two loops are
-solved as what they are, triangular systems of equations (Byrd, Nocedal and Schnabel, Math. Program. 63, 129, 1994).
+On a CPU the recursion goes from pair to pair, in C++ where there is a compiler. On a GPU that would be hundreds
+of launches, so there its two loops are solved as what they are, triangular systems of equations (Byrd, Nocedal and
+Schnabel, Math. Program. 63, 129, 1994).
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from equicat.errors import InputError
+from equicat.kernels.cpu.relaxation import native
 from equicat.relaxation.layout import Change, Layout
 
 
@@ -113,8 +115,7 @@ def lbfgs_step(
         The new state, and the next positions.
     """
     state = _with_newest_pair(config, state, positions, forces, layout)
-    direct = _by_recursion if forces.device.type == "cpu" else _by_equations
-    direction = direct(config, state, forces, layout)
+    direction = _direction(config, state, forces, layout)
     longest = layout.largest(direction)
     scale = torch.where(longest >= config.max_step, config.max_step / longest, 1.0)
     return state, positions + direction * layout.by_atom(scale) * config.damping
@@ -145,10 +146,21 @@ def _with_newest_pair(
     )
 
 
+def _direction(
+    config: LBFGS, state: LBFGSState, forces: Float[Tensor, "n_atoms 3"], layout: Layout
+) -> Float[Tensor, "n_atoms 3"]:
+    """−H g, H the approximate inverse Hessian, by the fastest of the ways that give it."""
+    if (steps := native(forces)) is not None:
+        history = (state.steps, state.changes, state.rho)
+        return steps.direction(layout.first_coordinate, *history, forces, config.alpha)
+    by_operators = _by_recursion if forces.device.type == "cpu" else _by_equations
+    return by_operators(config, state, forces, layout)
+
+
 def _by_recursion(
     config: LBFGS, state: LBFGSState, forces: Float[Tensor, "n_atoms 3"], layout: Layout
 ) -> Float[Tensor, "n_atoms 3"]:
-    """−H g by the two-loop recursion, H the approximate inverse Hessian."""
+    """−H g by the two-loop recursion, as the book has it."""
     pairs = list(zip(state.steps, state.changes, state.rho, strict=True))
     q, coefficients = -forces, []
     for s, y, rho in pairs:  # from the newest

@@ -6,6 +6,7 @@ model sees exactly the edges that a new list would have, and longer ones never r
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from equicat.data.device_neighbors import neighbor_lists
 from equicat.data.neighbors import neighbor_list
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.kernels.cpu.relaxation import native
 from equicat.relaxation.layout import Layout
 
 
@@ -144,7 +146,7 @@ def _on_cpu(structure: Structure, positions: Float[Tensor, "n_atoms 3"], reach: 
     moved = Structure.unchecked(**{**vars(structure), "positions": positions.numpy()})
     edge_index, edge_shift = neighbor_list(moved, reach)
     vectors = torch.from_numpy(edge_shift @ structure.cell)
-    return VerletList(torch.from_numpy(edge_index), torch.from_numpy(edge_shift), vectors, positions)
+    return VerletList(torch.from_numpy(edge_index), torch.from_numpy(edge_shift).int(), vectors, positions)
 
 
 def _as_one(structures: Sequence[Structure], positions: Float[Tensor, "n_atoms 3"], reach: float) -> VerletList:
@@ -215,20 +217,31 @@ class Pairs:
 
     def batch(self, positions: Float[Tensor, "n_atoms 3"]) -> PairBatch:
         """The systems at these positions (float64, Å), with the pairs nearer than the cutoff."""
-        center, neighbor = self.edge_index
-        vectors = positions.index_select(0, neighbor)
-        vectors.sub_(positions.index_select(0, center)).add_(self.shift_vectors)
-        edge_index, edge_shift = self.edge_index, self.edge_shift
-        if self.cutoff is not None:
-            near = (torch.linalg.vector_norm(vectors, dim=1) < self.cutoff).nonzero()[:, 0]
-            edge_index, edge_shift = edge_index.index_select(1, near), edge_shift.index_select(0, near)
-            vectors = vectors.index_select(0, near)
+        pairs = (self.edge_index, self.edge_shift, self.shift_vectors)
+        limit = math.inf if self.cutoff is None else self.cutoff
+        steps = native(positions)
+        edge_index, edge_shift, vectors = (near_pairs if steps is None else steps.near)(*pairs, positions, limit)
         edges: dict[str, Any] = {"edge_index": edge_index, "edge_shift": edge_shift, "vectors": vectors}
         return PairBatch(positions, dtype=vectors.dtype, **edges, **self.still)
 
     def moved(self, positions: Float[Tensor, "n_atoms 3"]) -> Float[Tensor, "n_systems"]:
         """How far (Å) the atom that moved most is from where it was when its system's list was made."""
         return self.layout.largest(positions - self.positions)
+
+
+def near_pairs(
+    edge_index: Int[Tensor, "2 n_edges"],
+    edge_shift: Int[Tensor, "n_edges 3"],
+    shift_vectors: Float[Tensor, "n_edges 3"],
+    positions: Float[Tensor, "n_atoms 3"],
+    cutoff: float,
+) -> tuple[Int[Tensor, "2 n_near"], Int[Tensor, "n_near 3"], Float[Tensor, "n_near 3"]]:
+    """The plain version of :meth:`equicat.kernels.cpu.relaxation.Steps.near`, on any device."""
+    center, neighbor = edge_index
+    vectors = positions.index_select(0, neighbor)
+    vectors.sub_(positions.index_select(0, center)).add_(shift_vectors)
+    near = (torch.linalg.vector_norm(vectors, dim=1) < cutoff).nonzero()[:, 0]
+    return edge_index.index_select(1, near), edge_shift.index_select(0, near), vectors.index_select(0, near)
 
 
 def _together(lists: Sequence[VerletList], n_atoms: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

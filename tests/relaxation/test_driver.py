@@ -168,6 +168,7 @@ def test_a_step_asks_the_device_twice(optimizer, monkeypatch):
         return found
 
     monkeypatch.setattr(Driver, "_report", reported)
+    monkeypatch.setenv("EQUICAT_NATIVE", "0")  # operators, as on a GPU
     monkeypatch.setattr(lbfgs, "_by_recursion", lbfgs._by_equations)
     driver = Driver(Pull(), RelaxConfig(optimizer=optimizer, max_steps=6, fmax=1e-6, skin=5.0))
     with Asking():
