@@ -1,4 +1,4 @@
-// What a step of many relaxations does beside the model: the direction of L-BFGS (equicat/relaxation/lbfgs.py), and the
+// A step of many relaxations beside the model: the direction of L-BFGS (equicat/relaxation/lbfgs.py), and the
 // pairs within the cutoff out of a longer list (equicat/relaxation/pairs.py).
 //
 // A system's numbers are the same, to the last bit, whatever other systems and however many threads there are.
