@@ -135,7 +135,8 @@ torch.save([json.loads(extra["equicat.json"]), *out], sys.argv[3])
     ("config", "dtype"),
     [
         pytest.param(dataclasses.replace(SMALL, l_max=1), "float32", marks=pytest.mark.slow, id="allegro"),
-        pytest.param(SMALL_NEQUIP, "float64", id="nequip-allegro"),
+        pytest.param(SMALL_NEQUIP, "float64", marks=pytest.mark.slow, id="nequip-allegro"),
+        pytest.param(dataclasses.replace(SMALL_NEQUIP, n_layers=1, l_max=1), "float64", id="one layer"),
     ],
 )
 def test_a_program_runs_without_this_package(config, dtype, tmp_path):
