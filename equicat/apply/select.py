@@ -10,9 +10,8 @@ from equicat.data.labels import LABELS
 from equicat.data.readers import check_extxyz_name, write
 from equicat.errors import InputError
 from equicat.models import saved
-from equicat.models.uncertainty import atom_features, most_informative, with_grades
+from equicat.models.uncertainty import atom_features, most_informative, no_grade, with_grades
 from equicat.options.values import Device, Positive, read_value
-from equicat.run_directory import GRADE
 
 
 def select(
@@ -44,7 +43,7 @@ def select(
     check_extxyz_name(Path(out))
     model = saved.load(run, device)
     if model.grade is None:
-        raise InputError(f"{run}: has no {GRADE}, by which structures are chosen; train a new one")
+        raise InputError(f"{run}: no grades, by which structures are chosen: {no_grade(model)}")
     dataset = open_structures(structures)
     require_elements(dataset, model.elements)
     if len(dataset) < n:

@@ -6,7 +6,7 @@ model sees the pairs within the cutoff, as it would with a new list.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -24,6 +24,7 @@ from equicat.errors import InputError
 from equicat.models.domain import Action, DomainWatch
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
+from equicat.models.uncertainty import check_max_grade, high_grade
 from equicat.relaxation.driver import MAX_EDGES_ON_GPU
 from equicat.relaxation.models import PotentialForces
 from equicat.relaxation.pairs import Pairs, VerletList, on_device, verlet_lists
@@ -42,6 +43,8 @@ class Evaluation:
     forces: Float[ndarray, "n_atoms 3"]
     virial: Float[ndarray, "3 3"] | None = None
     """Symmetric; None if it was not asked for."""
+    grades: Float[ndarray, "n_atoms"] | None = None
+    """Extrapolation grades (:mod:`equicat.models.uncertainty`); None if they were not asked for."""
 
 
 class Evaluator:
@@ -52,15 +55,25 @@ class Evaluator:
         skin: Å; a longer one makes fewer neighbour lists, and longer ones.
         outside_training: what to do about structures unlike those in training, once of each kind.
         numbered: whether a warning of this calls systems by their number.
+        max_grade: grade above which an atom counts as outside of the training; None to compute grades on demand only.
 
     Raises:
-        InputError: for a skin below zero.
+        InputError: for a skin below zero, or a ``max_grade`` that nothing would look at.
     """
 
-    def __init__(self, potential: Potential, skin: float, outside_training: Action, numbered: bool = True):
+    def __init__(
+        self,
+        potential: Potential,
+        skin: float,
+        outside_training: Action,
+        numbered: bool = True,
+        max_grade: float | None = None,
+    ):
         if not 0 <= skin < MAX_LENGTH:
             raise InputError(f"skin is {skin}; it is a distance in Å, such as {SKIN}")
-        self.potential, self.skin = potential, skin
+        if max_grade is not None:
+            check_max_grade(potential, max_grade, outside_training)
+        self.potential, self.skin, self.max_grade = potential, skin, max_grade
         info, model = potential.info, PotentialForces(potential)
         self.watch = DomainWatch(info.domain, info.energy_reference, outside_training, numbered)
         self.device = model.device
@@ -71,28 +84,62 @@ class Evaluator:
         self.groups: list[_Group] = []
         self.news_below = self._news_below()
 
-    def __call__(self, structures: Sequence[Structure], virial: bool = False) -> list[Evaluation]:
+    def __call__(self, structures: Sequence[Structure], virial: bool = False, grades: bool = False) -> list[Evaluation]:
         """The results of each system, in their order.
 
         Args:
             structures: at least one; :func:`unlabelled` makes them. They need not be checked.
             virial: whether to compute dE/dε.
+            grades: whether to compute extrapolation grades, if ``max_grade`` does not ask for them anyway.
 
         Raises:
             InputError: for an invalid structure, an element that the model does not know, two atoms at the same place,
                 or, if that is an error, a structure outside of the training data.
         """
-        self._renew(structures)
         found: list[Evaluation] = []
+        for group, batch in self._batches(structures):
+            with torch.no_grad():
+                prediction = self.potential(batch, virial=virial)
+            own = group.evaluations(prediction)
+            if grades or self.max_grade is not None:
+                each = zip(own, self._graded(group, batch), strict=True)
+                own = [dataclasses.replace(evaluation, grades=g) for evaluation, g in each]
+            found += own
+        self.watch.say()
+        return found
+
+    def grades(self, structures: Sequence[Structure]) -> list[Float[ndarray, "n_atoms"]]:
+        """Extrapolation grades of the atoms of each system, without energies and forces.
+
+        Args:
+            structures: as in a call.
+
+        Raises:
+            InputError: as a call does.
+        """
+        found = [own for group, batch in self._batches(structures) for own in self._graded(group, batch)]
+        self.watch.say()
+        return found
+
+    def _batches(self, structures: Sequence[Structure]) -> "Iterator[tuple[_Group, PairBatch]]":
+        """The systems in batches, where their atoms are now."""
+        self._renew(structures)
         for group in self.groups:
             here = structures[group.first : group.first + len(group.systems)]
             batch = group.batch(here).in_dtype(self.potential.dtype)
             self._look(group, batch, here)
-            with torch.no_grad():
-                prediction = self.potential(batch, virial=virial)
-            found += group.evaluations(prediction)
-        self.watch.say()
-        return found
+            yield group, batch
+
+    def _graded(self, group: "_Group", batch: PairBatch) -> list[Float[ndarray, "n_atoms"]]:
+        """Grades of each system of a batch, and a finding for each that has one above ``max_grade``."""
+        assert self.potential.grade is not None
+        grades = self.potential.grade.by_system(self.potential, batch)
+        for k, (own, system) in enumerate(zip(grades, group.systems, strict=True)):
+            if self.max_grade is not None and len(own) and own.max() > self.max_grade:
+                atom = int(own.argmax())
+                text = high_grade(atom, int(system.structure.numbers[atom]), float(own[atom]), self.max_grade)
+                self.watch.found("grade", text, f"structure {group.first + k}" * self.watch.numbered)
+        return grades
 
     def _renew(self, structures: Sequence[Structure]) -> None:
         """Make the neighbour lists that no longer hold, and join the systems again if there are any."""

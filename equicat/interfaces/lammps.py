@@ -25,6 +25,7 @@ from torch import Tensor
 
 from equicat.data.batch import PairBatch
 from equicat.errors import InputError
+from equicat.interfaces.lammps_grades import GradeOptions, LammpsGrades
 from equicat.interfaces.lammps_ranks import Halo, abort, share_cores
 from equicat.models.domain import Action, DomainWatch
 from equicat.models.potential import Potential
@@ -49,10 +50,14 @@ class LammpsForces:
         lmp: an instance of ``lammps.lammps``, made after ``from mpi4py import MPI``.
         potential: as :func:`equicat.load` gives it.
         elements: the element of each atom type; by default the element of the model that has the type's mass.
-        outside_training: what to do about pairs of elements and distances that were not in training.
+        outside_training: what to do about pairs of elements and distances that were not in training, and about grades
+            that are too high.
+        grades: write the extrapolation grade of each atom into its property ``d_grade``, and the largest into
+            ``f_equicat[1]``; None leaves them out.
 
     Raises:
-        InputError: for a model that LAMMPS cannot use, other units than metal, no box yet, or elements that do not fit.
+        InputError: for a model that LAMMPS cannot use, or without a grade if that was asked for, other units than
+            metal, no box yet, or elements that do not fit.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class LammpsForces:
         potential: Potential,
         elements: Sequence[str] | None = None,
         outside_training: Action = "warn",
+        grades: GradeOptions | None = None,
     ):
         self.lmp, self.comm = lmp, lmp.get_mpi_comm()
         if self.comm is None:
@@ -87,6 +93,7 @@ class LammpsForces:
         lmp.command("pair_coeff * *")
         lmp.command(f"fix {FIX} all external pf/callback 1 1")
         lmp.command(f"fix_modify {FIX} energy yes virial yes")
+        self.grades = None if grades is None else LammpsGrades(lmp, FIX, potential, grades, self.watch)
         lmp.set_fix_external_callback(FIX, self._called)
 
     def __str__(self) -> str:
@@ -160,7 +167,7 @@ class LammpsForces:
         """Write forces (eV/Å) of local atoms, and give LAMMPS energy and virial; no exception leaves it."""
         try:
             if self.failure is None:
-                self._compute(n_local, forces)
+                self._compute(step, n_local, forces)
         except BaseException as error:  # LAMMPS would print it and go on with the forces of the step before
             self._stop(step, error)
 
@@ -173,7 +180,7 @@ class LammpsForces:
         )
         self.lmp.force_timeout()  # no further step, and no further run
 
-    def _compute(self, n_local: int, out: ndarray | None) -> None:
+    def _compute(self, step: int, n_local: int, out: ndarray | None) -> None:
         n_all = n_local + self.lmp.extract_setting("nghost")
         renewed = self.pairs is None or self.lmp.extract_setting("neigh_ago") <= 0
         if renewed:
@@ -202,6 +209,8 @@ class LammpsForces:
         self.lmp.fix_external_set_virial_global(FIX, total[1:].tolist())
         if n_local:
             self.lmp.numpy.fix_external_set_energy_peratom(FIX, energies)
+        if self.grades is not None:
+            self.grades(step, batch, n_local, _per_atom(self.lmp, "id", n_local))
 
     def _renew(self, n_local: int, n_all: int) -> None:
         """Take over LAMMPS's new neighbour list, and find out who owns the ghosts."""

@@ -17,10 +17,11 @@ import torch
 from equicat.errors import InputError
 from equicat.extras import extra
 from equicat.interfaces.lammps import FIX, LammpsForces
+from equicat.interfaces.lammps_grades import GradeOptions
 from equicat.interfaces.lammps_ranks import abort
 from equicat.models import saved
 from equicat.models.domain import Action
-from equicat.options.values import Device, Words
+from equicat.options.values import Device, Words, hints_of, read_value
 
 STYLE = "equicat"
 REFUSED = {
@@ -52,10 +53,12 @@ class Script:
     """Lines after it."""
     elements: tuple[str, ...]
     """The element of each atom type as ``pair_coeff`` names them; empty if it does not."""
+    grades: GradeOptions | None = None
+    """When atoms are graded, as ``pair_style`` says; None if it does not."""
 
     @classmethod
     def read(cls, path: str | Path) -> "Script":
-        """Split a script at the lines ``pair_style equicat`` and ``pair_coeff * * ELEMENTS``.
+        """Split a script at the lines ``pair_style equicat [grade N] [max_grade G]`` and ``pair_coeff * * ELEMENTS``.
 
         Args:
             path: the script. Where one of the two lines stands in a file that it includes, that file's lines are put in
@@ -71,8 +74,7 @@ class Script:
             found = "no line" if not styles else f"{len(styles)} lines"
             raise InputError(f"{path}: {found} `pair_style {STYLE}`; it must have one, where the pair style stands")
         style = commands[styles[0]]
-        if len(style.words) > 2:
-            raise InputError(f"{style.where}: `pair_style {STYLE}` takes no arguments; the run names the model")
+        grades = _grade_options(style)
         at = next((k for k, c in enumerate(commands) if k > styles[0] and c.words[0] == "pair_coeff"), None)
         if at is None:
             raise InputError(f"{path}: no line `pair_coeff * * ELEMENTS` after `pair_style {STYLE}`")
@@ -81,7 +83,7 @@ class Script:
             raise InputError(f"{coefficients.where}: it must be `pair_coeff * *` and the element of each atom type")
         before, after = commands[: styles[0]] + commands[styles[0] + 1 : at], commands[at + 1 :]
         _check(before, after)
-        return cls(_texts(before), _texts(after), tuple(coefficients.words[3:]))
+        return cls(_texts(before), _texts(after), tuple(coefficients.words[3:]), grades)
 
     def has(self, command: str) -> bool:
         """Whether a line begins with a command."""
@@ -120,6 +122,27 @@ def _commands(path: Path, including: tuple[Path, ...] = ()) -> Iterator[_Command
         text = ""
     if text:
         raise InputError(f'{path}: ends within a command; an & or """ is left open')
+
+
+def _grade_options(style: _Command) -> GradeOptions | None:
+    """The settings of ``pair_style equicat grade N max_grade G``.
+
+    Raises:
+        InputError: naming the line, for anything else.
+    """
+    names, values = style.words[2::2], style.words[3::2]
+    if not names:
+        return None
+    if len(names) != len(values) or sorted(names) not in (["grade"], ["grade", "max_grade"]):
+        raise InputError(
+            f"{style.where}: `pair_style {STYLE}` takes nothing, or `grade N` and `max_grade G`: grade atoms every N "
+            "steps; the run names the model"
+        )
+    hints = hints_of(GradeOptions)
+    try:
+        return GradeOptions(**{n: read_value(n, v, hints[n]) for n, v in zip(names, values, strict=True)})
+    except InputError as error:
+        raise InputError(f"{style.where}: {error}") from error
 
 
 def _without_comment(text: str) -> str:
@@ -179,15 +202,15 @@ def lammps(
     Args:
         run: Run directory that `equicat train` wrote, of a model trained for s2ef.
         in_: LAMMPS input script with the lines `pair_style equicat` and `pair_coeff * * Cu O`: one element of the model
-            for each atom type. Units are metal.
+            for each atom type. Units are metal. `pair_style equicat grade 10` grades atoms every 10 steps.
         elements: Elements of the atom types with commas between, if pair_coeff does not name them; without either, the
             masses tell.
         var: Variables of the script: NAME=VALUE.
         log: LAMMPS's log file, or none.
         dtype: Precision of the model; as it was trained if not given. LAMMPS computes in float64 anyway.
         device: Where to compute.
-        outside_training: What to do about pairs of elements and distances that were not in training: warn once of each,
-            stop with an error, or ignore them.
+        outside_training: What to do about pairs of elements and distances that were not in training, and about grades
+            above `max_grade`: warn once of each, stop with an error, or ignore them.
 
     Returns:
         The LAMMPS instance (`lammps.lammps`) after the script.
@@ -212,7 +235,7 @@ def lammps(
         forces = None
         try:
             _run_part(lmp, Path(folder) / Path(in_).name, script.before)
-            forces = LammpsForces(lmp, potential, named or script.elements, outside_training)
+            forces = LammpsForces(lmp, potential, named or script.elements, outside_training, script.grades)
             lmp.command(f'print "{forces}"')
             if not script.has("thermo_style"):  # LAMMPS's own would print the energy of pair styles, which is zero
                 lmp.command("thermo_style custom step temp pe etotal press")

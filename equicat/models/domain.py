@@ -79,17 +79,32 @@ class DomainWatch:
         """
         if self.domain is not None and self.action != "ignore":
             for k, subject, text in _findings(self.domain, batch, self.energy_reference == "adsorption"):
-                first = (batch.ids[k] if batch.ids else "") or f"structure {self.n_structures + k}" * self.numbered
-                if self.action == "error":
-                    raise InputError(
-                        f"{first or 'structure'}: outside of the training data: {text}; leave it out, or let this be a "
-                        "warning"
-                    )
-                if subject in self.findings:
-                    self.findings[subject].n_structures += 1
-                else:
-                    self.findings[subject] = Finding(text, first)
+                self.found(subject, text, self.name_of(k, batch))
         self.n_structures += batch.n_systems
+
+    def name_of(self, k: int, batch: Batch) -> str:
+        """The name of a structure of the batch that comes next: its id, or its number if that tells something."""
+        return (batch.ids[k] if batch.ids else "") or f"structure {self.n_structures + k}" * self.numbered
+
+    def found(self, subject: str, text: str, first: str) -> None:
+        """Keep a finding for :meth:`say`, unless the action is ``ignore``.
+
+        Args:
+            subject: that tells kinds of findings apart; each is said once.
+            text: the finding in words.
+            first: name of the structure.
+
+        Raises:
+            InputError: if the action is ``error``.
+        """
+        if self.action == "error":
+            raise InputError(
+                f"{first or 'structure'}: outside of the training data: {text}; leave it out, or let this be a warning"
+            )
+        if subject in self.findings:
+            self.findings[subject].n_structures += 1
+        elif self.action == "warn":
+            self.findings[subject] = Finding(text, first)
 
     def say(self) -> None:
         """Warn of what was found since the last time."""

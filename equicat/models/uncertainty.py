@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from jaxtyping import Float64, Int
 from numpy import ndarray
 from safetensors import SafetensorError
@@ -29,7 +30,11 @@ from equicat.data.batches import batches
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
+from equicat.models.domain import Action
+from equicat.models.gradient import pieces, whole
 from equicat.models.heads import AtomSum
+from equicat.networks.catalogue import NetworkConfig, architecture
+from equicat.run_directory import GRADE
 
 DIRECTIONS = 24
 """Principal directions of an element's features that are looked at."""
@@ -55,6 +60,8 @@ class Graded(ABC):
     Not a protocol: from Python 3.12 on these do not see the submodules and buffers of a module.
     """
 
+    config: NetworkConfig
+    elements: tuple[int, ...]
     network: Any
     avg_num_neighbors: float
     grade: "Grade | None"
@@ -76,11 +83,20 @@ class Graded(ABC):
 
 
 def atom_features(model: Graded, batch: Batch) -> Float64[Tensor, "n_atoms n_features"]:
-    """The network's last scalars of every atom; those of pairs are summed over neighbours, divided by sqrt(n̄)."""
+    """The network's last scalars of every atom; those of pairs are summed over neighbours, divided by sqrt(n̄).
+
+    Some centres are worked on at a time where the network is strictly local, so that memory is bounded.
+    """
+    species, total, found = model.species(batch), AtomSum(model.avg_num_neighbors), []
+    parts = [whole(batch.edge_index, species)]
+    if architecture(model.config.name).strictly_local:
+        parts = pieces(batch, species, model.network.floats_per_edge, len(model.elements))
     with torch.no_grad():
-        features = model.network(batch.edge_vec(), batch.edge_index, model.species(batch))
-        total = AtomSum(model.avg_num_neighbors)
-        return total(features.scalars, features, batch.edge_index[0], len(batch.numbers)).double()
+        for part in parts:
+            features = model.network(batch.edge_vec(part.edges), part.edge_index, part.species)
+            sums = total(features.scalars, features, part.edge_index[0], len(part.species))
+            found.append(sums[part.own].double())
+    return torch.cat(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +150,10 @@ class Grade:
         features, species = atom_features(model, batch), model.species(batch)
         return self.of(features.cpu(), species.cpu())
 
+    def by_system(self, model: Graded, batch: Batch) -> list[Float64[ndarray, "_"]]:
+        """Extrapolation grade of every atom, an array for each system of a batch."""
+        return np.split(self(model, batch).numpy(), np.cumsum(batch.n_atoms.cpu().numpy())[:-1])
+
     def save(self, path: Path) -> None:
         """Write a safetensors file, complete or not at all."""
         with replacing_file(path) as temporary:
@@ -165,8 +185,7 @@ def graded(model: Graded, structures: Sequence[Structure], batch_size: int = 16)
         return
     at = 0
     for batch in batches(structures, model.cutoff, batch_size, dtype=model.dtype, labels=()):
-        grades = model.grade(model, batch.to(model.scale.device)).numpy()
-        for own in np.split(grades, np.cumsum(batch.n_atoms.numpy())[:-1]):
+        for own in model.grade.by_system(model, batch.to(model.scale.device)):
             yield with_grades(structures[at], own)
             at += 1
 
@@ -175,6 +194,35 @@ def with_grades(structure: Structure, grades: Float64[ndarray, "n_atoms"]) -> St
     """A structure with these grades of its atoms, and the largest as ``grade`` in ``info``."""
     info = {**structure.info, "grade": round(float(grades.max()), 4)}
     return dataclasses.replace(structure, grades=grades, info=info)
+
+
+def high_grade(atom: int, number: int, grade: float, limit: float) -> str:
+    """A grade above its limit, in words."""
+    return f"atom {atom} ({chemical_symbols[number]}) has the grade {grade:.2f}, above {limit:g}"
+
+
+def no_grade(model: Graded) -> str:
+    """The reason why there are no grades; empty if there are."""
+    if model.grade is not None:
+        return ""
+    return f"the run has no {GRADE}; one of an earlier version has none, so train it again"
+
+
+def check_max_grade(model: Graded, max_grade: float, outside_training: Action) -> None:
+    """Make sure that grades can be compared with a limit, and that somebody wants to know.
+
+    Raises:
+        InputError: for a limit that is not above zero, a model without grades, or if all is to be ignored.
+    """
+    if not max_grade > 0:
+        raise InputError(f"max_grade is {max_grade}; it must be above 0, and 1 is where the training data end")
+    if outside_training == "ignore":
+        raise InputError(
+            f"max_grade is {max_grade:g}, but what is outside of the training data is ignored; let outside_training be "
+            "warn or error"
+        )
+    if reason := no_grade(model):
+        raise InputError(f"no grades: {reason}")
 
 
 def _fit_element(

@@ -1,8 +1,10 @@
 """Neighbour lists that are kept between calls change no number; stress is where it is defined; many systems at once."""
 
 import dataclasses
+import re
 import warnings
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from equicat.data.fitted import Statistics
 from equicat.errors import InputError, OutsideTraining
 from equicat.interfaces import evaluator
 from equicat.kernels.cpu import call
-from equicat.models import saved
+from equicat.models import saved, uncertainty
 from equicat.models.model import ModelInfo
 
 
@@ -269,3 +271,97 @@ def test_weights_are_prepared_once_and_again_when_they_change(run64, monkeypatch
     model(single)
     model(single)
     assert len(prepared) == 6, "weights that are trained are never kept"
+
+
+# ---- grades ----------------------------------------------------------------------------------------------------------
+
+
+def count_grades(monkeypatch) -> list:
+    made, compute = [], uncertainty.atom_features
+    monkeypatch.setattr(uncertainty, "atom_features", lambda *given: made.append(given) or compute(*given))
+    return made
+
+
+def test_the_calculator_grades_atoms_when_asked_and_no_more(run, monkeypatch):
+    graded, atoms = count_grades(monkeypatch), labelled(3).to_ase()
+    atoms.calc = equicat.Calculator(run)
+    atoms.get_forces()
+    assert "grades" not in atoms.calc.results
+    assert graded == []
+    found = atoms.calc.get_property("grades", atoms)
+    potential = equicat.load(run)
+    (expected,) = uncertainty.graded(potential, [labelled(3)])
+    np.testing.assert_allclose(found, expected.grades, rtol=1e-4)
+    assert set(atoms.calc.results) == {"energy", "free_energy", "energies", "forces", "grades"}
+    atoms.calc.get_property("grades", atoms)
+    assert len(graded) == 2, "one by the calculator, one by this test"
+    atoms.positions[-1, 2] += 0.1
+    atoms.get_potential_energy()
+    assert "grades" not in atoms.calc.results, "those of other positions"
+    assert len(graded) == 2
+
+
+def test_grades_alone_compute_no_forces(run, monkeypatch):
+    atoms = labelled(3).to_ase()
+    atoms.calc = equicat.Calculator(run)
+    monkeypatch.setattr(type(atoms.calc.potential), "forward", None)
+    assert (atoms.calc.get_property("grades", atoms) > 0).all()
+    assert set(atoms.calc.results) == {"grades"}
+
+
+def test_structures_with_grades_can_be_written(run, tmp_path):
+    atoms = labelled(3).to_ase()
+    atoms.calc = equicat.Calculator(run)
+    energy = atoms.get_potential_energy()
+    atoms.calc.get_property("grades", atoms)
+    for name in ("a.traj", "a.extxyz"):
+        atoms.write(tmp_path / name)
+        assert ase.io.read(tmp_path / name).get_potential_energy() == pytest.approx(energy)
+
+
+def test_a_grade_above_the_limit_is_said_once(run, recwarn):
+    warnings.simplefilter("always")
+    atoms = labelled(3).to_ase()
+    atoms.calc = equicat.Calculator(run, max_grade=0.05)
+    for _ in range(3):
+        atoms.positions[-1] += 0.01
+        atoms.get_forces()
+        assert "grades" in atoms.calc.results
+    (said,) = [str(w.message) for w in recwarn if issubclass(w.category, OutsideTraining)]
+    assert re.fullmatch(r"outside of the training data: atom \d+ \((Cu|O)\) has the grade \d.\d\d, above 0.05", said)
+
+
+def test_a_grade_above_the_limit_can_be_an_error(run):
+    calculator = equicat.BatchCalculator(run, max_grade=0.05, outside_training="error")
+    with pytest.raises(InputError, match=r"structure 0: outside of the training data: atom \d+ \(\w+\) has the grade"):
+        calculator([labelled(3).to_ase(), labelled(4).to_ase()])
+
+
+def test_many_systems_have_the_grades_of_each(run):
+    systems = [labelled(3).to_ase(), labelled(4).to_ase()[:-1]]
+    calculator = equicat.BatchCalculator(run)
+    assert calculator(systems).grades is None
+    found = calculator(systems, grades=True).grades
+    for atoms, own in zip(systems, found, strict=True):
+        np.testing.assert_allclose(own, equicat.Calculator(run).get_property("grades", atoms), rtol=1e-3)
+
+
+def test_a_run_without_grades_says_so(run64):
+    with pytest.raises(PropertyNotImplementedError, match=r"no grades: the run has no grade.safetensors"):
+        equicat.Calculator(run64).get_property("grades", slab())
+    with pytest.raises(InputError, match="no grades: the run has no"):
+        equicat.BatchCalculator(run64)([slab()], grades=True)
+    with pytest.raises(InputError, match="no grades: the run has no"):
+        equicat.Calculator(run64, max_grade=2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_grade": 0.0}, "max_grade is 0.0; it must be above 0"),
+        ({"max_grade": 2.0, "outside_training": "ignore"}, "max_grade is 2, but what is outside .* is ignored"),
+    ],
+)
+def test_a_limit_that_nothing_would_look_at_is_refused(run, options, message):
+    with pytest.raises(InputError, match=message):
+        equicat.Calculator(run, **options)

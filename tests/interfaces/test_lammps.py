@@ -18,6 +18,7 @@ from places import ROOT
 import equicat
 from equicat.cli.lammps import LammpsParser
 from equicat.errors import InputError
+from equicat.interfaces.lammps_grades import GradeOptions
 from equicat.interfaces.lammps_script import Script
 
 MPIRUN = Path(sys.executable).with_name("mpirun")
@@ -27,6 +28,7 @@ needs_lammps = pytest.mark.skipif(
 )
 EXAMPLES = sorted((ROOT / "examples" / "lammps").glob("*.in"))
 MODEL = "pair_style equicat\npair_coeff * * Cu O\n"
+GRADE = MODEL.replace("equicat", "equicat grade 1")
 MEASURE = """
 compute each all pe/atom
 dump out all custom 1 atoms.txt id fx fy fz c_each
@@ -144,6 +146,85 @@ def test_the_numbers_are_those_of_the_calculator(run, tmp_path, ranks):
         compare(run, tmp_path / name, atoms)
 
 
+GRADED = """
+dump out all custom 1 grades.txt id d_grade
+dump_modify out sort id format float %.12g
+dump high all custom 1 high.txt id d_grade
+dump_modify high sort id thresh d_grade > 1 format float %.12g
+thermo_style custom step f_equicat[1]
+run 0 post no
+print "$(f_equicat[1]:%.12g)" file largest.txt
+"""
+
+
+@needs_lammps
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_grades_are_those_of_the_calculator(run, tmp_path, ranks):
+    systems = {make.__name__: make() for make in (slab, sheared, few)}
+    for name, atoms in systems.items():
+        script = setup(atoms, tmp_path / name, "p p f" if name == "slab" else "p p p", GRADE) + GRADED
+        (tmp_path / name / "in.md").write_text(script)
+    done = python(RUN_ALL, run, *(tmp_path / name for name in systems), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    for name, atoms in systems.items():
+        calculator = equicat.Calculator(run, outside_training="ignore")
+        expected = calculator.get_property("grades", atoms)
+        found = np.loadtxt(tmp_path / name / "grades.txt", skiprows=9)[:, 1]
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+        assert np.loadtxt(tmp_path / name / "largest.txt") == pytest.approx(found.max(), rel=1e-9)
+        high = np.loadtxt(tmp_path / name / "high.txt", skiprows=9, ndmin=2)
+        np.testing.assert_array_equal(high[:, 0] - 1, (found > 1).nonzero()[0])
+
+
+@needs_lammps
+def test_grades_move_with_their_atoms_and_are_new_when_a_run_starts(run, tmp_path):
+    """At step 35, which is no multiple of 10, they are those of the start of the run; at step 40 those of then."""
+    script = (
+        setup(sheared(), tmp_path, model=GRADE.replace("grade 1", "grade 10"))
+        + """
+velocity all create 3000 1
+fix nve all nve
+atom_modify sort 5 2.0
+neigh_modify every 1 delay 0 check yes
+thermo 10
+run 35
+dump out all custom 1 grades.*.txt id element xu yu zu d_grade
+dump_modify out sort id element Cu O format float %.15g
+run 5
+"""
+    )
+    (tmp_path / "in.md").write_text(script)
+    done = python(RUN_ALL, run, tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
+    calculator = equicat.Calculator(run, outside_training="ignore")
+    at = {step: read(tmp_path / f"grades.{step}.txt", format="lammps-dump-text") for step in (35, 38, 40)}
+    written = {step: atoms.arrays["d_grade"].ravel() for step, atoms in at.items()}
+    for step in (35, 40):
+        np.testing.assert_allclose(written[step], calculator.get_property("grades", at[step]), rtol=1e-3)
+    np.testing.assert_array_equal(written[38], written[35])
+    assert not np.allclose(written[40], written[35], rtol=1e-3)
+
+
+@needs_lammps
+@pytest.mark.parametrize("action", ["warn", pytest.param("error", marks=pytest.mark.slow)])
+def test_a_grade_above_the_limit_is_said_once_or_ends_the_run(run, tmp_path, action):
+    model = GRADE.replace("grade 1", "grade 1 max_grade 0.5")
+    (tmp_path / "in.md").write_text(setup(oxide(), tmp_path, model=model) + "fix nve all nve\nrun 3\n")
+    done = python(RUN_ALL.replace("ignore", action), run, tmp_path, ranks=2)
+    said = re.findall(r"atom \d+ \(\w+\) has the grade \S+, above 0.5", done.stderr)
+    assert (done.returncode == 0, len(said)) == (action == "warn", 1), done.stderr
+
+
+@needs_lammps
+def test_lammps_halts_by_grades(run, tmp_path):
+    halt = "variable largest equal f_equicat[1]\nfix halt all halt 1 v_largest > 0.5 error soft\n"
+    script = setup(oxide(), tmp_path, model=GRADE) + halt + "fix nve all nve\nrun 30\n"
+    (tmp_path / "in.md").write_text(script)
+    done = python(RUN_ALL, run, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Fix halt condition for fix-id halt met on step 1" in done.stdout
+
+
 @needs_lammps
 def test_a_script_may_minimise_loop_and_change_its_box(run, tmp_path):
     script = (
@@ -246,6 +327,12 @@ def test_a_script_is_split_where_the_model_comes(tmp_path):
     assert script.before == ("units metal # metal", "mass 1 &\n 2")
     assert script.after == ("run 1",)
     assert script.elements == ("Cu", "O")
+    assert script.grades is None
+
+
+def test_a_script_says_when_atoms_are_graded(tmp_path):
+    (tmp_path / "in.md").write_text(MODEL.replace("equicat", "equicat max_grade 2.5 grade 20"))
+    assert Script.read(tmp_path / "in.md").grades == GradeOptions(20, 2.5)
 
 
 def test_an_included_file_with_the_model_is_put_in(tmp_path, monkeypatch):
@@ -261,7 +348,13 @@ def test_an_included_file_with_the_model_is_put_in(tmp_path, monkeypatch):
     [
         ("run 1", "in.md: no line `pair_style equicat`"),
         (f"{MODEL}{MODEL}", "in.md: 2 lines `pair_style equicat`"),
-        ("pair_style equicat 5.0\npair_coeff * * Cu", "in.md:1: `pair_style equicat` takes no arguments"),
+        ("pair_style equicat 5.0\npair_coeff * * Cu", "in.md:1: `pair_style equicat` takes nothing, or `grade N`"),
+        ("pair_style equicat max_grade 2\npair_coeff * * Cu", "in.md:1: `pair_style equicat` takes nothing, or"),
+        (
+            "pair_style equicat grade 0\npair_coeff * * Cu",
+            "in.md:1: grade is 0; it must be a whole number of at least 1",
+        ),
+        ("pair_style equicat grade 5 max_grade -1\npair_coeff * * Cu", "in.md:1: max_grade is -1; it must be a number"),
         ("pair_style equicat", "in.md: no line `pair_coeff"),
         ("pair_style equicat\npair_coeff 1 1 Cu", "in.md:2: it must be `pair_coeff . .`"),
         (f"fix 1 all setforce 0 0 0\n{MODEL}", "in.md:1: `fix` stands before"),

@@ -15,6 +15,7 @@ from equicat.apply.select import select
 from equicat.cli.main import main
 from equicat.data.batch import Batch
 from equicat.data.readers import read, write
+from equicat.models import gradient
 from equicat.models.potential import Potential
 from equicat.models.uncertainty import Grade, atom_features, graded, most_informative
 from equicat.networks.baselines.schnet import SchNetConfig
@@ -70,6 +71,13 @@ def test_an_atom_has_the_same_grade_in_any_batch(model, grade):
     together = grade(model, batch_of(structures))
     apart = torch.cat([grade(model, batch_of([s])) for s in structures])
     torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)
+
+
+def test_features_do_not_depend_on_how_many_centres_are_worked_on_at_a_time(model, monkeypatch):
+    batch = batch_of([labelled(seed) for seed in (1, 2)])
+    whole = atom_features(model, batch)
+    monkeypatch.setitem(gradient.FLOATS_AT_A_TIME, "cpu", 40 * getattr(model.network, "floats_per_edge", 1))
+    torch.testing.assert_close(atom_features(model, batch), whole, rtol=1e-12, atol=1e-12)
 
 
 def test_it_is_the_mahalanobis_distance_where_there_is_one_centre(model):
