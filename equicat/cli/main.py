@@ -39,6 +39,7 @@ COMMANDS: Commands = {
     "evaluate": runs.evaluate,
     "predict": runs.predict,
     "select": runs.select,
+    "label": runs.label,
     "info": runs.info,
     "relax": relax.relax,
     "adsorb": relax.adsorb,

@@ -1,4 +1,4 @@
-"""`equicat demo`, `evaluate`, `predict`, `select`, `info`, `report` and `convert`.
+"""`equicat demo`, `evaluate`, `predict`, `select`, `label`, `info`, `report` and `convert`.
 
 A command is a function: its signature gives the options, and what it hands ``**options`` to gives further ones. What is
 costly to import is imported inside, once the command is known.
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from equicat.errors import InputError
 from equicat.files import existing_of
-from equicat.options.values import Words
+from equicat.options.values import Words, Workers
 from equicat.relaxation.config import RelaxConfig
 
 RELAXATION = RelaxConfig()
@@ -120,6 +120,46 @@ def select(
     chosen = apply.select(run=run, structures=structures, **options)
     print("\n".join(f"{grade:8.2f}  {name}" for name, grade in chosen))
     print(f"{len(chosen)} structures, a grade above 1 is unlike the training data: {options['out']}")
+
+
+def label(
+    calculator: str,
+    structures: Annotated[tuple[str, ...], Words(positional=True)],
+    *,
+    out: str,
+    workers: Workers = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> None:
+    """Energies and forces of structures by any ASE calculator, in several processes, to train on.
+
+    Args:
+        calculator: A function without arguments that makes an ASE calculator, as module:function, such as
+            ase.calculators.emt:EMT. The module may lie in the working directory.
+        structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
+            store; their labels are not looked at.
+        out: File to write: extxyz (also .gz, .xz).
+        workers: Processes, with one calculator each.
+        resume: Go on with an interrupted labelling: no structure that was finished is computed again.
+        overwrite: Begin anew, and replace what is there.
+        progress: Show a progress bar.
+    """
+    from equicat.apply import label as apply
+    from equicat.relaxation.parts import Output
+    from equicat.sources.labelling import LabelConfig
+
+    output = Output(out, None, resume, overwrite)
+    config = LabelConfig(**options)
+    done = apply.label(calculator, structures, config, out=output, workers=workers, progress=progress)
+    if done is None:
+        print("this process is done; others still have structures to label")
+        return
+    for name, reason in done.failed.items():
+        print(f"failed: {name}: {reason}")
+    print(f"{done.n_structures} structures, {done.n_frames} frames, {done.seconds:.3g} s a structure")
+    print(f"written: {', '.join(map(str, done.written))}")
 
 
 def info(run: str) -> None:

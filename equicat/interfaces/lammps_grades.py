@@ -85,5 +85,6 @@ class LammpsGrades:
         grade, atom_id, number = max(self.comm.allgather(largest))
         self.lmp.fix_external_set_vector(self.fix, 1, grade)
         if self.options.max_grade is not None and grade > self.options.max_grade and self.comm.rank == 0:
-            self.watch.found("grade", high_grade(atom_id, number, grade, self.options.max_grade), f"step {step}")
+            first = f"step {step}" if self.watch.action == "warn" else ""  # an error is said with its step anyway
+            self.watch.found("grade", high_grade(atom_id, number, grade, self.options.max_grade), first)
             self.watch.say()

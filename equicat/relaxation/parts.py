@@ -1,7 +1,7 @@
-"""Results of a relaxation while it runs: files of finished systems that survive an interruption and join to one.
+"""Results of long work on many systems: files of finished ones that survive an interruption and join to one.
 
 Each process appends to a file of its own, one line a system, and a line counts once it is complete. Systems that were
-running when a process was killed are relaxed anew. Files of any number of processes belong together if their plan is
+worked on when a process was killed are begun anew. Files of any number of processes belong together if their plan is
 the same, so a relaxation that was begun by four can be finished by one. Whoever finds all systems finished writes the
 result; that two do so at the same time does no harm, because they write the same.
 """
@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from equicat.errors import InputError
 from equicat.files import read_json, replace_json, writing_to
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.held import free_directions
-from equicat.relaxation.records import Record
 
 PLAN = "plan.json"
 
@@ -43,6 +42,20 @@ class Output:
     """Begin anew, and replace what is there."""
     alone: bool = False
     """This process relaxes everything itself, whatever torchrun or SLURM say of others."""
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """The result of one system, as a line of text."""
+
+    @property
+    def number(self) -> int:
+        """Place in the input."""
+        ...
+
+    def as_line(self) -> str:
+        """One line of JSON; numbers keep all their digits."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,34 +101,47 @@ def plan_of(structures: Sequence[Structure], model: str, config: RelaxConfig, tr
         config: how to relax; what changes no result (skin, size of batches) is left out.
         trajectories: whether they are written.
     """
-    digest = hashlib.sha256()
-    for s in structures:
-        for array in (s.numbers, s.positions, s.cell, s.pbc, free_directions(s)):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(s.id.encode())
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("skin", "edges")}
     return {
         "n_systems": len(structures),
-        "structures": digest.hexdigest(),
+        "structures": digest_of(structures),
         "model": model,
         **settings,
         "trajectories": trajectories,
     }
 
 
-class Parts:
+def digest_of(structures: Sequence[Structure]) -> str:
+    """Digest that tells structures, their ids and what holds their atoms from others."""
+    digest = hashlib.sha256()
+    for s in structures:
+        for array in (s.numbers, s.positions, s.cell, s.pbc, free_directions(s)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(s.id.encode())
+    return digest.hexdigest()
+
+
+K = TypeVar("K", bound=Kept)
+
+
+class Parts(Generic[K]):
     """The files of one process.
 
     Args:
         output: where the result goes.
-        plan: see :func:`plan_of`.
+        plan: everything that the results depend on, and ``n_systems``; see :func:`plan_of`.
         share: which process this is.
+        read: gives the result of a line; raises ``ValueError``, ``KeyError`` or ``TypeError`` if it is not a whole one.
+        work: what is done, for messages.
 
     Raises:
         InputError: if something is there that would be lost, or there is nothing to go on with.
     """
 
-    def __init__(self, output: Output, plan: dict[str, Any], share: Share):
+    def __init__(
+        self, output: Output, plan: dict[str, Any], share: Share, read: Callable[[str], K], work: str = "relaxation"
+    ):
+        self.read, self.work = read, work
         self.out, self.share, self.n_systems = Path(output.file), share, plan["n_systems"]
         check_extxyz_name(self.out)
         if not self.out.parent.is_dir():
@@ -141,13 +167,13 @@ class Parts:
         return self.out.with_name(f"{self.out.name}.{digest}.parts")
 
     def _check_plan(self, plan: dict[str, Any]) -> None:
-        """A relaxation to resume is there, or none at all (then this one just begins)."""
+        """Work to resume is there, or none at all (then this one just begins)."""
         if not self.folder.is_dir() and self.others:
             there = read_json(self.others[0] / PLAN)
             different = [name for name in plan if there.get(name) != plan[name]]
             raise InputError(
-                f"{self.others[0]}: belongs to a relaxation with other {', '.join(different) or 'options'}; give the "
-                "same to resume it, or --overwrite to begin anew"
+                f"{self.others[0]}: belongs to a {self.work} with other {', '.join(different) or 'options'}; give "
+                "the same to resume it, or --overwrite to begin anew"
             )
 
     def _check_nothing_is_lost(self) -> None:
@@ -156,28 +182,28 @@ class Parts:
         if stale or self.others:
             where = [*(path.parent for path in stale), *self.others][0]
             raise InputError(
-                f"{where}: holds the results of an interrupted relaxation; --resume goes on with it, --overwrite "
-                "begins anew"
+                f"{where}: holds the results of an interrupted {self.work}; --resume goes on with it, "
+                "--overwrite begins anew"
             )
 
-    def append(self, record: Record) -> None:
+    def append(self, record: K) -> None:
         """Keep a result, for good when this returns."""
         with writing_to(self.file), self.file.open("ab") as file:
             file.write(f"{record.as_line()}\n".encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def finished(self) -> dict[int, Record]:
+    def finished(self) -> dict[int, K]:
         """The results of all processes so far, by number."""
         lines = (line for path in sorted(self.folder.glob("*.jsonl")) for line in _complete_lines(path).splitlines())
         try:
-            records = [Record.from_line(line.decode()) for line in lines]
+            records = [self.read(line.decode()) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.folder}: damaged ({error}); remove it and relax anew") from error
+            raise InputError(f"{self.folder}: damaged ({error}); remove it and begin anew") from error
         return {record.number: record for record in records}
 
     def remove(self) -> None:
-        """Take away what has become the result, and what an overwritten relaxation left."""
+        """Take away what has become the result, and what overwritten work left."""
         for folder in (self.folder, *self.others):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -88,7 +88,7 @@ def relax(
     plan = plan_of(systems, digest_of(forces), config, output is not None and output.trajectories is not None)
     if output is not None and output.trajectories is not None:
         _check_trajectories(output, systems, numbers)
-    parts = None if output is None else Parts(output, plan, share)
+    parts = None if output is None else Parts(output, plan, share, Record.from_line)
     run = _Run(forces, config, output, parts)
     started = time.perf_counter()
     done = run.relax(systems, numbers, progress)
@@ -109,7 +109,7 @@ def relax(
 class _Run:
     """This process's part of a relaxation."""
 
-    def __init__(self, model: ForceModel, config: RelaxConfig, output: Output | None, parts: Parts | None):
+    def __init__(self, model: ForceModel, config: RelaxConfig, output: Output | None, parts: Parts[Record] | None):
         self.trajectories = None if output is None or output.trajectories is None else Path(output.trajectories)
         self.driver = Driver(model, config, keep_frames=self.trajectories is not None)
         self.parts = parts

@@ -9,13 +9,12 @@ import fcntl
 import json
 import os
 import shutil
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from equicat.data.store import shard_name, write_index
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import read_json, replace_json, writing_to
+from equicat.sources.processes import follow_parent
 from equicat.terminal.progress import progress_bar
 
 
@@ -273,14 +273,7 @@ _worker_job: _Job
 def _start_worker(job: _Job) -> None:
     global _worker_job
     _worker_job = job
-    parent = parent_process()
-    assert parent is not None
-
-    def follow_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    follow_parent()
 
 
 def _write(k: int, pieces: Pieces) -> int:

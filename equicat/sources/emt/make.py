@@ -51,6 +51,7 @@ from equicat.sources.emt.chemistry import (
     gas_references,
     is_held_out,
 )
+from equicat.sources.processes import one_thread_each
 from equicat.terminal.progress import Bar, progress_bar
 
 VALIDATION_SHARE = 0.1
@@ -260,16 +261,8 @@ def _workers(n_workers: int | None) -> Iterator[Callable[[list[Job]], Iterable[R
     if n_workers == 1:
         yield lambda jobs: map(relax_system, jobs)
         return
-    # Each process computes on one core; the libraries read this when they are loaded, so it is set for the children.
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        with ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn")) as pool:
-            yield lambda jobs: pool.map(relax_system, jobs)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with one_thread_each(), ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn")) as pool:
+        yield lambda jobs: pool.map(relax_system, jobs)
 
 
 def relax_system(job: Job) -> Relaxation:
