@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 
+import numpy as np
 import pytest
 from places import ROOT
 
@@ -13,8 +14,8 @@ from equicat.files import write_json
 
 BENCHMARKS = ROOT / "benchmarks"
 MEASURING = {
-    "baselines_speed", "baselines_trained", "calculator_nve", "calculator_speed", "direct_tasks", "gpu_graphs",
-    "gpu_lists", "gpu_products", "grade", "kill_and_resume", "lammps_md", "neb", "relaxation_speed",
+    "baselines_speed", "baselines_trained", "calculator_nve", "calculator_speed", "calibration", "direct_tasks",
+    "gpu_graphs", "gpu_lists", "gpu_products", "grade", "kill_and_resume", "lammps_md", "neb", "relaxation_speed",
     "relaxed_or_direct", "remedies", "rounded_products", "vibrations_speed",
 }  # fmt: skip
 OTHERS = {"tables", "envelope", "baselines_speed_worker", "fairchem_reference", "plot_curve", "synthetic_oc20"}
@@ -68,6 +69,23 @@ def test_a_script_writes_a_measurement(script, tmp_path, capsys):
     for row in (shown["columns"], *shown["rows"]):
         assert f"| {' | '.join(row)} |" in text
         assert f"| {' | '.join(row)} |" in printed
+
+
+def test_error_bars_that_are_right_hold_and_one_bar_for_all_does_not(script):
+    """Errors are normal and of two sizes, of which each split has its own mixture: the size is the right bar."""
+    calibration, rng = script("calibration"), np.random.default_rng(0)
+    splits = {}
+    for name, share_of_large in (("val_id", 0.1), ("val_ood", 0.9)):
+        size = np.where(rng.random(20_000) < share_of_large, 1.0, 0.1)
+        error = size[:, None] * rng.normal(size=(20_000, 3))
+        splits[name] = error, {"constant": np.ones(20_000), "grade": size[::-1], "spread": 7 * size}
+    rows = {(row[0], row[3]): row[4:] for row in calibration.rows_of(splits, "val_id")}
+    scale, one, two, ranks = rows["val_ood", "spread"]
+    assert float(scale) == pytest.approx(1 / 7, rel=0.02)
+    assert (float(one), float(two)) == pytest.approx((68.3, 95.4), abs=1)
+    assert float(ranks) > 0.4
+    assert float(rows["val_id", "constant"][1]) == pytest.approx(68.3, abs=0.1)
+    assert float(rows["val_ood", "constant"][1]) < 30
 
 
 def test_numbers_of_a_command_get_an_envelope(script, run, data, tmp_path):

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from glob import glob
 from pathlib import Path
 
 import numpy as np
 from ase.data import chemical_symbols
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from equicat.data.directory import require_store, splits_of
@@ -20,6 +20,8 @@ from equicat.data.shards import OPTIONAL, PER_ATOM, Column, labels_of
 from equicat.data.store import Store, checked_index, column_named, write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+
+ENERGIES = ("energy", "relaxed_energy")
 
 __all__ = [
     "Dataset",
@@ -203,7 +205,7 @@ def require_elements(dataset: "AnyDataset", known: Collection[int]) -> None:
 class Subset(Sequence[Structure]):
     """Some structures of a data set, with its attributes."""
 
-    def __init__(self, dataset: Dataset, indices: Int[ndarray, "n"]):
+    def __init__(self, dataset: "Dataset | Joined", indices: Int[ndarray, "n"]):
         # In the order of the files: neighbours are then in the same shard.
         self.dataset, self.indices = dataset, np.sort(indices)
         self.info, self.path, self.fields, self.columns = dataset.info, dataset.path, dataset.fields, dataset.columns
@@ -229,7 +231,63 @@ class Subset(Sequence[Structure]):
         yield [self.array(name) for name in names]
 
 
-AnyDataset = Dataset | Subset
+Part = tuple["Dataset | Subset", Float[ndarray, "_"] | None]
+"""A data set, and what is subtracted from the energy of each structure (eV), if anything is."""
+
+
+class Joined(Sequence[Structure]):
+    """The structures of several data sets, one after the other, with the attributes of the first one.
+
+    Args:
+        parts: at least one.
+        held_out: validation data of those after the first, by name.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        held_out: "Mapping[str, Joined] | None" = None,
+    ) -> None:
+        self.parts, self.held_out = list(parts), dict(held_out or {})
+        first = self.parts[0][0]
+        self.info, self.path, self.columns = first.info, first.path, list[str]()
+        self.fields = [n for n in first.fields if all(n in dataset.fields for dataset, _ in self.parts)]
+        self.n_atoms = np.concatenate([np.asarray(dataset.n_atoms) for dataset, _ in self.parts])
+        self.elements = sorted({z for dataset, _ in self.parts for z in dataset.elements})
+        self._ends = np.cumsum([len(dataset) for dataset, _ in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
+        i = checked_index(i, len(self))
+        k = int(np.searchsorted(self._ends, i, side="right"))
+        dataset, zeros = self.parts[k]
+        at = i - int(self._ends[k]) + len(dataset)
+        structure = dataset[at]
+        if zeros is None:
+            return structure
+        energies = {name: getattr(structure, name) for name in ENERGIES}
+        shifted = {name: e - float(zeros[at]) for name, e in energies.items() if e is not None}
+        return dataclasses.replace(structure, **shifted)
+
+    def array(self, name: str) -> Column:
+        """A field of all structures at once: [total_atoms, ...] or [n_structures, ...]."""
+        if name == "n_atoms":
+            return self.n_atoms
+        column_named(name, dict.fromkeys(self.fields, self.n_atoms), self.path)  # raises if it is not there
+        arrays = []
+        for dataset, zeros in self.parts:
+            values = np.asarray(dataset.array(name))
+            arrays.append(values - zeros if zeros is not None and name in ENERGIES else values)
+        return np.concatenate(arrays)
+
+    def chunks(self, *names: str) -> Iterator[list[Column]]:
+        """The named fields of all structures, as :meth:`Store.chunks`; here in one piece."""
+        yield [self.array(name) for name in names]
+
+
+AnyDataset = Dataset | Subset | Joined
 
 
 def pieces(dataset: AnyDataset, *names: str, most: int | None = None) -> Iterator[list[Column]]:

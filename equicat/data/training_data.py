@@ -1,6 +1,7 @@
 """The training and validation data that a configuration names."""
 
 import glob
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,18 @@ from typing import Literal
 
 import numpy as np
 
-from equicat.data.datasets import AnyDataset, Dataset, MemoryDataset, Subset, open_dataset, require_labels
+from equicat.data.datasets import AnyDataset, Dataset, Joined, MemoryDataset, Part, Subset, open_dataset, require_labels
 from equicat.data.directory import is_store, splits_of
 from equicat.data.info import DatasetInfo
+from equicat.data.joined import own_zero, repeated, zeros_of
 from equicat.data.readers import read
 from equicat.data.store import Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError, Remark
-from equicat.options.values import Checked, Natural, Positive
+from equicat.options.values import Checked, Natural, Positive, PositiveNumber
+
+VALIDATION = "val_id"
+"""Split of a data set directory that is validated on."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,13 @@ class DataConfig(Checked, section="data"):
     """Take forces (eV/Å) from this column of atoms of structure files."""
     energy_reference: Literal["adsorption", "total", "relative"] | None = None
     """Kind of the energies of structure files; stores know theirs."""
+    also: dict[str, PositiveNumber] = field(default_factory=dict)
+    """Further training data, and how often an epoch has each of their structures: {data/old: 0.5} draws half of them.
+    Old data so replayed keep a model from forgetting while it is fine-tuned. Their val_id split, if there is one, is
+    validated apart from data.val, which alone chooses the model."""
+    also_zero: Literal["same", "own"] = "same"
+    """own: the energies of data.also come from another code or other settings. An energy of each element is fitted to
+    them and to data.train, and the difference is subtracted."""
     split_seed: Natural = 0
     """Seed of these draws."""
 
@@ -76,10 +88,12 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
     if not config.train:
         raise InputError("data.train is empty; name a data set, a store or a structure file")
     source = _Source(config, task, tuple(labels))
+    train: Dataset | Subset
+    val: Dataset | Subset
     everything = source.open(config.train, config.train_where, "train")
     rng = np.random.default_rng(config.split_seed)
     if config.val:
-        held_out = source.open(config.val, config.val_where, "val_id")
+        held_out = source.open(config.val, config.val_where, VALIDATION)
         _warn_of_shared(everything, held_out)
         train = _draw(everything, config.n_train, rng, "data.n_train")
         val = _draw(held_out, config.n_val, rng, "data.n_val")
@@ -93,7 +107,37 @@ def training_data(config: DataConfig, task: str, labels: Sequence[str]) -> tuple
             f"training energies are {train.info.energy_reference!r}, validation energies "
             f"{val.info.energy_reference!r}; the two cannot be mixed"
         )
-    return train, val
+    return (_joined(train, source, rng) if config.also else train), val
+
+
+def _joined(main: Dataset | Subset, source: "_Source", rng: np.random.Generator) -> Joined:
+    """Training data together with the further ones, whose validation data are kept beside.
+
+    Raises:
+        InputError: if one of them lacks a label or has energies of another kind.
+    """
+    parts: list[Part] = [(main, None)]
+    held_out: dict[str, Joined] = {}
+    energies = [label for label in source.labels if "energy" in label]
+    for path, times in source.config.also.items():
+        opened = [source.open((path,), {}, "train")]
+        if Path(path).is_dir() and VALIDATION in splits_of(path, source.task):
+            opened.append(source.open((path,), {}, VALIDATION))
+        for dataset in opened:
+            require_labels(dataset, source.labels)
+            if energies and dataset.info.energy_reference != main.info.energy_reference:
+                raise InputError(
+                    f"{path}: its energies are {dataset.info.energy_reference!r}, those of data.train "
+                    f"{main.info.energy_reference!r}; the two cannot be mixed"
+                )
+        zero = own_zero(opened[0], main, energies[0]) if energies and source.config.also_zero == "own" else {}
+        often = repeated(opened[0], times, rng)
+        parts.append((often, zeros_of(often, zero) if zero else None))
+        for dataset in opened[1:]:
+            name = re.sub(r"\W+", "_", Path(path).resolve().name)
+            name = name if name not in held_out else f"{name}_{len(held_out)}"
+            held_out[name] = Joined([(dataset, zeros_of(dataset, zero) if zero else None)])
+    return Joined(parts, held_out)
 
 
 def _warn_of_shared(train: Dataset, val: Dataset) -> None:
@@ -163,7 +207,7 @@ class _Source:
                     yield structure
 
 
-def _draw(dataset: Dataset, n: int | None, rng: np.random.Generator, option: str) -> AnyDataset:
+def _draw(dataset: Dataset, n: int | None, rng: np.random.Generator, option: str) -> Dataset | Subset:
     if n is None:
         return dataset
     if n > len(dataset):

@@ -73,7 +73,7 @@ class RunWriter(Callback):
             write_environment(path)
             if self.origin is not None:
                 self.origin.write(path)
-            write_metrics(path, self.rows, header(module.task))
+            write_metrics(path, self.rows, header(module.task, module.stages))
             if self.message:
                 rate = module.rate_factor() * module.config.optimizer.lr
                 print(f"{self.message}, with learning rate {rate:.3g}", flush=True)
@@ -138,11 +138,11 @@ class RunWriter(Callback):
             self.directory.publish()
 
 
-def header(task: Task) -> list[str]:
+def header(task: Task, stages: Sequence[str]) -> list[str]:
     """Columns of metrics.csv."""
     names = [metric.name for metric in metrics_of(task.quantities) if metric.is_shown("log")]
-    metrics = [f"{stage}_{name}" for stage in ("train", "val") for name in ("loss", *names)]
-    return ["epoch", "step", "time_s", "lr", *metrics, "skipped"]
+    metrics = [f"{stage}_{name}" for stage in ("train", *stages) for name in ("loss", *names)]
+    return ["epoch", "step", "time_s", "lr", *metrics, "idle", "skipped"]
 
 
 class Lines(Callback):

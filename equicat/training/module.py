@@ -19,6 +19,7 @@ from equicat.tasks.tasks import LossTerm, Task, loss_at, total_loss, values_of
 from equicat.training.checkpoints import random_state, set_random_state
 from equicat.training.config import TrainConfig
 from equicat.training.health import Health, broken_structures
+from equicat.training.idle import IdleClock
 from equicat.training.optimizers import clip_gradient, make_optimizer, rate_factor, set_rates
 from equicat.training.recorded import Objective, RecordedSteps
 
@@ -49,6 +50,11 @@ class TrainingModule(pl.LightningModule):
         self.elapsed = 0.0
         """Seconds of training up to the last step, earlier sessions included; all processes agree on it."""
         self.health = Health(config.run.max_skipped_steps)
+        self.idle = IdleClock()
+        self.is_told_to_end = False
+        """Whether this process got a signal to end."""
+        self.ends = False
+        """Whether any process got one; all know it from the same step on."""
         self._place = ("", list[str]())
         """The last batch in words, and its structures."""
         self.n_epochs = 0
@@ -63,6 +69,8 @@ class TrainingModule(pl.LightningModule):
         """The objective towards the end of the run, and of every validation."""
         self.recorded = RecordedSteps(self.objective)
         self.late_recorded = self.recorded if self.late_objective is early else RecordedSteps(late)
+        self.stages: tuple[str, ...] = ("val",)
+        """Beginnings of the names of columns, for each set of validation data; the first one chooses the model."""
         self._sums: dict[str, Float64[Tensor, "n_rows 2"]] = {}
         """Sum and count of each term of the loss and of each metric, of the batches so far in ``train`` and ``val``."""
         self._weights: dict[str, list[float]] = {}
@@ -102,8 +110,10 @@ class TrainingModule(pl.LightningModule):
         prediction = self.task.predict(self.model, batch)
         terms, rows = objective.judged(prediction, batch)
         losses = rows[: len(terms)]
-        clock = losses.new_tensor([[self.seconds(), 1.0]])
-        *parts, (self.elapsed, _) = self._reduced(torch.cat([losses, clock]), "mean")
+        others = losses.new_tensor([[self.seconds(), 1.0], [float(self.is_told_to_end), 1.0]])
+        with self.idle.waiting():
+            *parts, (self.elapsed, _), (share_told, _) = self._reduced(torch.cat([losses, others]), "mean")
+        self.ends = self.ends or share_told > 0
         counts = [count for _, count in parts]
         shared = [LossTerm(term.weight, term.sum, count) for term, count in zip(terms, counts, strict=True)]
         found = values_of(prediction, batch)
@@ -142,9 +152,9 @@ class TrainingModule(pl.LightningModule):
         self.health.see_loss(loss, self._place[0], broken)
         return float(loss)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         _, rows = self.late_objective.judged(self.task.predict(self.model, batch), batch)
-        self._count("val", rows, self.late_objective)
+        self._count(self.stages[dataloader_idx], rows, self.late_objective)
 
     def _results(self, stage: str) -> dict[str, float]:
         """Loss and metrics since the last row, pooled over batches and processes; nothing if there was no batch."""
@@ -164,7 +174,7 @@ class TrainingModule(pl.LightningModule):
         return reduced.tolist()
 
     def on_validation_epoch_end(self) -> None:
-        self._row = self._results("val")
+        self._row = {name: value for stage in self.stages for name, value in self._results(stage).items()}
         self.val_losses.append(self._row["val_loss"])
         for name, value in self._row.items():
             shown = name.removeprefix("val_") in ("loss", *HEADLINES)
@@ -173,6 +183,8 @@ class TrainingModule(pl.LightningModule):
     def finish_row(self) -> dict[str, float]:
         """Metrics since the last row: training, and validation if there was one."""
         row, self._row = self._results("train") | self._row, {}
+        ((waited, total),) = self._reduced(torch.tensor([self.idle.taken()], dtype=torch.float64), "sum")
+        row["idle"] = waited / total if total and self.trainer.world_size > 1 else 0.0
         for logger in self.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k.startswith("train_")}, self.trainer.global_step)
         return row
@@ -206,6 +218,7 @@ class TrainingModule(pl.LightningModule):
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None
+        self.idle.watch(self.trainer.strategy.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.config.optimizer, self.model)
@@ -227,7 +240,14 @@ class TrainingModule(pl.LightningModule):
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def on_after_backward(self) -> None:
+        self.idle.backward_ended()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.idle.end()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.idle.begin()
         set_rates(self.trainer.optimizers[0], self.config.optimizer, self.rate_factor())
 
     def progress(self) -> float:

@@ -1,5 +1,6 @@
 """When a training validates, logs, saves and ends: after so many epochs, steps or minutes."""
 
+import signal
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ from equicat.data.batches import ResumableLoader
 from equicat.training.callbacks import RunWriter, trained
 from equicat.training.checkpoints import from_the_start_of_the_epoch
 from equicat.training.config import RunConfig
+from equicat.training.module import TrainingModule
 
 NEVER = 2**62
 """Lightning validates every so many epochs: it is told this one, or 1 when a validation is due."""
@@ -51,6 +53,8 @@ class Rhythm(Callback):
         trainer.val_check_batch = 1
         trainer.check_val_every_n_epoch = NEVER
         self._before = (trainer.global_step, trained(module).elapsed)
+        if trainer.world_size > 1:
+            _listen(trained(module))
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         trainer.check_val_every_n_epoch = NEVER
@@ -71,7 +75,7 @@ class Rhythm(Callback):
             trainer.check_val_every_n_epoch = 1
         if last:
             return  # the end of the epoch is written
-        terminated = trainer.received_sigterm and trainer.world_size == 1
+        terminated = trainer.received_sigterm or trained(module).ends
         logs = is_due(options.log_every, before, now)
         saves = terminated or is_due(options.checkpoint_every, before, now)
         if validates or is_over or logs or saves:
@@ -81,3 +85,28 @@ class Rhythm(Callback):
                 self.writer.write(trainer, module)
             elif saves:
                 self.writer.save(trainer)
+            self._end_if_told(trainer, module)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_last_batch:
+            self._end_if_told(trainer, module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._end_if_told(trainer, module)
+
+    def _end_if_told(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Let Lightning end all processes after this step, which is saved, if one of them got a signal to end."""
+        if trained(module).ends:
+            trainer._signal_connector.received_sigterm = True
+
+
+def _listen(module: TrainingModule) -> None:
+    """Keep a signal to end until all processes have heard of it.
+
+    Lightning's own handler sends it to the other processes at once, in the middle of whatever they exchange.
+    """
+
+    def hear(*_: Any) -> None:
+        module.is_told_to_end = True
+
+    signal.signal(signal.SIGTERM, hear)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, batches, edge_costs
-from equicat.data.datasets import AnyDataset, Subset, require_elements
+from equicat.data.datasets import AnyDataset, Joined, Subset, require_elements
 from equicat.data.fitted import evenly_spread
 from equicat.data.noise import Corrupted
 from equicat.data.structure import Structure
@@ -103,13 +103,18 @@ def train(config: TrainConfig) -> TrainResult:
         model, config = fine_tuned_model(config, task, train_set, config.run.init_from)
     else:
         model, config = new_model(config, task, train_set)
-    require_elements(val_set, model.elements)
+    further = train_set.held_out if isinstance(train_set, Joined) else {}
+    for held_out in (val_set, *further.values()):
+        require_elements(held_out, model.elements)
     freeze(model, config.optimizer.rates)
     module = TrainingModule(model, task, config, summaries)
+    module.stages += tuple(f"val_{name}" for name in further)
     if earlier is not None:
         module.val_losses, module.elapsed = earlier.val_losses, earlier.seconds
     origin = Origin.of(config, train_set, val_set) if is_main_process() else None
-    result = _fit(module, _loaders(config, task.labels, train_set, val_set), origin, earlier, message)
+    result = _fit(
+        module, _loaders(config, task.labels, train_set, (val_set, *further.values())), origin, earlier, message
+    )
     if is_main_process():
         write_grade(result.run, train_set, "cpu" if config.run.accelerator == "cpu" else "auto")
     return result
@@ -143,7 +148,7 @@ def _fit(
     started = time.monotonic()
     with quiet_lightning(), matmul_precision(options.matmul_precision), _directory(options) as directory:
         writer = RunWriter(directory, origin, [] if earlier is None else earlier.rows, message)
-        train, val = loaders
+        train, *val = loaders
         trainer = make_trainer(module.config, directory.path, writer, train)
         checkpoint = None if earlier is None else earlier.path
         try:
@@ -154,7 +159,8 @@ def _fit(
             kept = (
                 "go on with `--run.resume true`" if directory.is_kept else "there is no model yet, so nothing is kept"
             )
-            print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
+            if is_main_process():
+                print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
             raise KeyboardInterrupt from exit_
         finally:
             finish_loggers(trainer)
@@ -174,9 +180,9 @@ def _directory(options: RunConfig) -> AbstractContextManager[NewRun]:
 
 
 def _loaders(
-    config: TrainConfig, labels: tuple[str, ...], train_set: AnyDataset, val_set: AnyDataset
+    config: TrainConfig, labels: tuple[str, ...], train_set: AnyDataset, val_sets: Sequence[AnyDataset]
 ) -> tuple[ResumableLoader, ...]:
-    """Batches with these labels for training and validation, each shared among the processes that train."""
+    """Batches with these labels for training and each validation, shared among the processes that train."""
     options, cutoff, dtype = config.run, config.model.cutoff, getattr(torch, config.run.dtype)
 
     def loader(data: Sequence[Structure], clean: AnyDataset, n_structures: int, shuffle: bool) -> ResumableLoader:
@@ -188,5 +194,5 @@ def _loaders(
     noisy = Corrupted(train_set, config.noise) if config.noise.share else train_set
     return (
         loader(noisy, train_set, options.batch_size, shuffle=True),
-        loader(val_set, val_set, options.val_batch_size or options.batch_size, shuffle=False),
+        *(loader(data, data, options.val_batch_size or options.batch_size, shuffle=False) for data in val_sets),
     )

@@ -4,8 +4,11 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import closing
 from socket import socket
 
@@ -16,6 +19,7 @@ from conftest import configuration
 from safetensors.torch import load_file
 
 from equicat import InputError, open_dataset
+from equicat.run_directory import LAST, digest, read_checkpoint
 from equicat.training.config import RunConfig, from_mapping
 from equicat.training.train import train
 from equicat.training.trainer import devices_and_nodes
@@ -27,20 +31,29 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def as_torchrun(arguments: list[str]) -> list[subprocess.CompletedProcess]:
-    """Run `equicat` in two processes with the environment that torchrun gives them, without its own start-up time."""
+def started_as_by_torchrun(arguments: list[str], program: Sequence[str] = ("-m", "equicat")) -> list[subprocess.Popen]:
+    """Start `equicat` in two processes with the environment that torchrun gives them, without its own start-up time."""
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [sys.executable, "-m", "equicat", *arguments]
+    command = [sys.executable, *program, *arguments]
     environments = [os.environ | shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in (0, 1)]
-    processes = [
+    return [
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for env in environments
     ]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
+    """Outcomes of processes, once they have ended."""
     return [
-        subprocess.CompletedProcess(command, process.returncode, out, err)
+        subprocess.CompletedProcess(process.args, process.returncode, out, err)
         for process in processes
         for out, err in [process.communicate(timeout=300)]
     ]
+
+
+def as_torchrun(arguments: list[str]) -> list[subprocess.CompletedProcess]:
+    """Run `equicat` in two processes to its end."""
+    return ended(started_as_by_torchrun(arguments))
 
 
 def test_two_processes_do_what_one_does(data, run, tmp_path):
@@ -75,6 +88,60 @@ def test_two_processes_do_what_one_does(data, run, tmp_path):
     assert done[0].stdout.count("best validation loss") == 1
     assert done[1].stdout == "", "the main process speaks for all"
     assert not list(tmp_path.glob(".two*"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_or_to_all_ends_them_at_one_step_and_loses_nothing(data, tmp_path):
+    options = {"batch_size": 2, "max_epochs": 60, "val_every": 20, "checkpoint_every": "5 steps"}
+    files = {}
+    for name in ("whole", "one", "all"):
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(yaml.safe_dump(configuration(data, tmp_path / name, run=options)))
+    assert [process.returncode for process in as_torchrun(["train", str(files["whole"])])] == [0, 0]
+    for name, told in {"one": [1], "all": [0, 1]}.items():
+        processes, last = started_as_by_torchrun(["train", str(files[name])]), tmp_path / name / LAST
+        while not last.is_file():
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.01)
+        for rank in told:
+            processes[rank].send_signal(signal.SIGTERM)
+        done = ended(processes)
+        assert [process.returncode for process in done] == [130, 130], done
+        assert [process.stderr.count("interrupted; go on with") for process in done] == [1, 0]
+        state = read_checkpoint(last)
+        assert 5 <= state["global_step"] < 240
+        assert state["global_step"] > 4 * state["progress"]["epochs"] or state["batches"] == 0
+        resumed = as_torchrun(["train", str(files[name]), "--run.resume", "true"])
+        assert [process.returncode for process in resumed] == [0, 0], resumed
+        assert f"goes on after {state['progress']['epochs']} epochs" in resumed[0].stdout
+        whole, parts = (read_checkpoint(tmp_path / run / LAST) for run in ("whole", name))
+        assert whole["global_step"] == parts["global_step"] == 240
+        for part in ("state_dict", "optimizer_states"):
+            assert digest({part: whole[part]}) == digest({part: parts[part]}), (name, part)
+
+
+def test_processes_measure_how_long_they_wait(data, tmp_path, run):
+    """One of two sleeps in each step, so the other waits for about half of that time."""
+    values = configuration(data, tmp_path / "two", run={"batch_size": 2, "max_epochs": 2})
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(values))
+    sleepy = (
+        "import os, sys, time\n"
+        "from equicat.cli.main import main\n"
+        "from equicat.training.module import TrainingModule\n"
+        "step = TrainingModule.training_step\n"
+        "def slow(self, *given):\n"
+        "    time.sleep(0.3 * int(os.environ['RANK']))\n"
+        "    return step(self, *given)\n"
+        "TrainingModule.training_step = slow\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = ended(started_as_by_torchrun(["train", str(tmp_path / "two.yaml")], ["-c", sleepy]))
+    assert [process.returncode for process in done] == [0, 0], done
+    with (tmp_path / "two" / "metrics.csv").open() as file:
+        shares = [float(row["idle"]) for row in csv.DictReader(file)]
+    assert all(0.2 < share < 0.6 for share in shares), shares
+    with (run / "metrics.csv").open() as file:
+        assert {float(row["idle"]) for row in csv.DictReader(file)} == {0.0}
 
 
 # ---- how many processes --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Fine-tuning: every option is used or refused, and config.yaml says what was used."""
 
+import csv
 import dataclasses
 import json
 
@@ -150,3 +151,20 @@ def test_a_tuned_run_goes_on(run, data, tmp_path):
     train(from_mapping(values))
     assert torch.equal(equicat.load(out).reference_energies, before)
     assert yaml.safe_load((out / "config.yaml").read_text())["run"]["init_from"] == str(run)
+
+
+def test_old_data_are_replayed_and_validated_apart(run, data, shifted, tmp_path):
+    """The columns of the old data are those of a run that validates on them alone, and do not choose the model."""
+    options = {"also": {str(shifted): 0.25}, "also_zero": "own"}
+    out = tuned(run, data, tmp_path / "out", options)
+    with (out / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    name = f"val_{shifted.name}_forces_mae"
+    assert float(row[name]) == pytest.approx(float(row["val_forces_mae"])), "the same structures, with other energies"
+    assert float(row[f"val_{shifted.name}_energy_mae"]) == pytest.approx(float(row["val_energy_mae"]), abs=1e-3)
+    resumed = configuration(data, out, options, run={"init_from": str(run), "max_epochs": 2, "resume": True})
+    with pytest.raises(InputError, match="optimizer"):
+        train(from_mapping(resumed | {"optimizer": {"name": "muon"}}))
+    train(from_mapping(resumed | {"optimizer": {"lr": 1e-30, "ema_decay": None}}))
+    with (out / "metrics.csv").open() as file:
+        assert [float(r[name]) for r in csv.DictReader(file)] == pytest.approx([float(row[name])] * 2)
