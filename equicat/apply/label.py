@@ -54,8 +54,8 @@ def label(
     """Label structures with energies (eV), forces (eV/Å) and, where it comes with them, stress (eV/Å³).
 
     The file has total energies, all forces, those of fixed atoms included, and no other labels than the calculator's;
-    structures without an id get one. Beside it, ``NAME.json`` says with what it was made, and ``NAME.failed.extxyz``
-    has the structures without labels, with the reason as ``error``; it can be given to this function again.
+    structures without an id get one. Beside it, ``NAME.label.json`` says with what it was made, and
+    ``NAME.failed.extxyz`` has the structures without labels, with the reason as ``error``; it can be labelled in turn.
 
     Args:
         calculator: ``module:factory``, a function without arguments that makes an ASE calculator.
@@ -107,7 +107,7 @@ def _write(out: Path, dataset: Dataset, found: Sequence[Label], calculator: str,
     bad = [(f, _failed(dataset[f.number], f)) for f in found if f.error]
     good = [f for f in found if not f.error]
     failed = {structure.id or structure.where: label.error for label, structure in bad}
-    failed_file, notes = (out.with_name(f"{stem_of(out)}.{ending}") for ending in ("failed.extxyz", "json"))
+    failed_file, notes = (out.with_name(f"{stem_of(out)}.{ending}") for ending in ("failed.extxyz", "label.json"))
     failed_file.unlink(missing_ok=True)
     if bad:
         write(failed_file, (structure for _, structure in bad))

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from equicat.data.datasets import AnyDataset, Subset
+from equicat.data.datasets import AnyDataset, Dataset, Subset
 from equicat.data.fitted import element_counts, linear_reference
 
 
-def repeated(dataset: AnyDataset, times: float, rng: np.random.Generator) -> Subset:
+def repeated(dataset: Dataset | Subset, times: float, rng: np.random.Generator) -> Subset:
     """A data set whose structures occur ``times`` each; of a part of one, as many are drawn at random."""
     n = len(dataset)
     rest = rng.permutation(n)[: round((times - int(times)) * n)]

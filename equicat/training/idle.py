@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
+from torch import Tensor
+from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -28,7 +30,7 @@ class IdleClock:
         if isinstance(model, DistributedDataParallel):
             model.register_comm_hook(None, self._exchange)
 
-    def _exchange(self, group: Any, bucket: Any) -> "torch.futures.Future[torch.Tensor]":
+    def _exchange(self, group: Any, bucket: GradBucket) -> Future[Tensor]:
         self._ready = time.perf_counter()
         return allreduce_hook(group, bucket)
 

@@ -71,17 +71,17 @@ def test_labels_are_the_calculators_in_the_order_of_the_input(label, slabs, tmp_
         assert found.constraints[0].index.tolist() == expected.constraints[0].index.tolist()
         assert found.info["energy_reference"] == "total"
         assert "stress" not in found.calc.results, "a slab has none along its normal"
-    notes = json.loads(Path("out.json").read_text())
+    notes = json.loads(Path("out.label.json").read_text())
     assert notes["calculator"] == {
         "module": "ase.calculators.emt",
         "factory": "EMT",
         "parameters": [{"asap_cutoff": False}],
     }
-    assert {path.name for path in tmp_path.iterdir()} == {"in.extxyz", "out.extxyz", "out.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.extxyz", "out.extxyz", "out.label.json"}
 
 
 def test_what_is_labelled_can_be_trained_on_and_imported(label, slabs, tmp_path):
-    assert label(EMT_NAME, slabs, "--out", "out.extxyz", "--relax", "true", "--fmax", "0.1") == 0
+    assert label(EMT_NAME, slabs, "--out", "out.extxyz", "--relax", "true") == 0
     config = configuration(
         tmp_path / "out.extxyz", tmp_path / "run", {"val": [], "n_val": 5}, run={"max_epochs": 1, "batch_size": 16}
     )
@@ -131,7 +131,7 @@ def test_one_that_fails_is_named_and_stops_no_other(label, capfd, fresh):
     failed = ase.io.read("out.failed.extxyz", ":")
     assert [str(atoms.symbols) for atoms in failed] == ["Cu", "Ag", "Au"]
     assert failed[0].info["error"] == "RuntimeError: SCF did not converge"
-    parameters = json.loads(Path("out.json").read_text())["calculator"]["parameters"]
+    parameters = json.loads(Path("out.label.json").read_text())["calculator"]["parameters"]
     assert parameters == [{"mood": "bad", "cutoff": 4.0}]
     kept = sorted(path.name for path in Path().glob("out.calculations/*"))
     assert kept == (["000001", "000002", "000003"] if fresh == "true" else [])
