@@ -36,7 +36,7 @@ def slab(seed: int) -> Atoms:
     atoms.set_constraint(FixAtoms(atoms.get_tags() == 2))
     atoms.set_tags([2 if s == "O" else 0 for s in atoms.symbols])
     atoms.rattle(0.05, seed=seed)
-    atoms.info["sid"] = f"s{seed}"
+    atoms.info = {"sid": f"s{seed}"}
     return atoms
 
 
