@@ -243,6 +243,13 @@ class Joined(Sequence[Structure]):
         held_out: validation data of those after the first, by name.
     """
 
+    info: DatasetInfo
+    path: Path
+    fields: list[str]
+    columns: list[str]
+    n_atoms: Int[ndarray, "n_structures"]
+    elements: list[int]
+
     def __init__(
         self,
         parts: Sequence[Part],
@@ -250,7 +257,7 @@ class Joined(Sequence[Structure]):
     ) -> None:
         self.parts, self.held_out = list(parts), dict(held_out or {})
         first = self.parts[0][0]
-        self.info, self.path, self.columns = first.info, first.path, list[str]()
+        self.info, self.path, self.columns = first.info, first.path, []
         self.fields = [n for n in first.fields if all(n in dataset.fields for dataset, _ in self.parts)]
         self.n_atoms = np.concatenate([np.asarray(dataset.n_atoms) for dataset, _ in self.parts])
         self.elements = sorted({z for dataset, _ in self.parts for z in dataset.elements})
