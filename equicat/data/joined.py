@@ -21,7 +21,7 @@ def repeated(dataset: Dataset | Subset, times: float, rng: np.random.Generator) 
 
 
 def own_zero(dataset: AnyDataset, main: AnyDataset, energy: str) -> dict[int, float]:
-    """What to subtract from a data set's energies so that an atom of each element costs what it costs in another one.
+    """Energies to subtract from a data set's, so that an atom of each element costs what it costs in another one.
 
     Both are fitted by least squares on the numbers of atoms; elements that only one of them has are left as they are.
 

@@ -223,7 +223,7 @@ class _Worker:
             self.process.start()
         theirs.close()
         self.number = -1
-        """Of the structure that it labels."""
+        """Number of the structure that is labelled."""
 
     def begin(self, number: int, structure: Structure) -> None:
         """Hand over a structure."""
