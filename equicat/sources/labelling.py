@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -228,13 +229,14 @@ class _Worker:
     def begin(self, number: int, structure: Structure) -> None:
         """Hand over a structure."""
         self.number = number
-        self.connection.send((number, structure))
+        with suppress(ConnectionError):  # of a process that has died, which is found when its result is asked for
+            self.connection.send((number, structure))
 
     def result(self) -> Label:
         """The label of that structure; one with an error if the process has ended over it."""
         try:
             return self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self.process.join()
             return Label(self.number, error=f"the process that computed it ended with status {self.process.exitcode}")
 
