@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from places import FIXTURES
-from report_runs import ROWS, TRAIN, make_run
+from report_runs import KNOWN, ROWS, TRAIN, make_run
 
 from equicat.errors import InputError
 from equicat.report import figures as report_figures
