@@ -4,6 +4,7 @@ All of it comes from the arrays that :mod:`equicat.apply.kept` lists; prediction
 what they lack is left out.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,8 +64,11 @@ class Breakdown:
 
 
 def errors_of(shown: Sequence[Evaluation]) -> list[list[Errors]]:
-    """The splits whose predictions hold systems and elements: those with forces, with displacements, with neither."""
-    found: dict[str, list[Errors]] = {}
+    """The splits whose predictions hold systems and elements: those with forces, with displacements, with neither.
+
+    Of the same data twice, as of a run's own validation and of an evaluation on them, the last counts.
+    """
+    found: dict[str, dict[bytes, Errors]] = {}
     for name, _, arrays in named_splits(shown):
         if not {"systems", "free_numbers", "n_free"} <= arrays.keys():
             continue
@@ -72,8 +76,10 @@ def errors_of(shown: Sequence[Evaluation]) -> list[list[Errors]]:
         energy = np.abs(arrays["energy_pred"] - arrays["energy_true"]) if "energy_true" in arrays else None
         vector = np.abs(arrays[f"{what}_pred"] - arrays[f"{what}_true"]) if what else None
         owner = np.repeat(np.arange(len(arrays["n_free"])), arrays["n_free"])
-        found.setdefault(what, []).append(Errors(name, arrays["systems"], energy, vector, owner, what, arrays))
-    return [found[what][:MAX_SPLITS] for what in (*STEPS, "") if what in found]
+        errors = Errors(name, arrays["systems"], energy, vector, owner, what, arrays)
+        same = b"".join(arrays[key].tobytes() for key in sorted(arrays) if key.endswith(("_true", "_pred")))
+        found.setdefault(what, {})[hashlib.sha256(same).digest()] = errors
+    return [list(found[what].values())[:MAX_SPLITS] for what in (*STEPS, "") if what in found]
 
 
 def legend(errors: Sequence[Errors]) -> list[Key]:

@@ -125,7 +125,7 @@ def lines(curves: Sequence[Curve], scales: Scales, label: str, at: float | None 
         axes.set_ylabel(scales.y)
         return figure
 
-    columns = {
+    columns: dict[str, Sequence[Any] | ndarray] = {
         "series": [curve.title or str(curve.series) for curve in curves for _ in curve.x],
         scales.x: np.concatenate([c.x for c in curves]),
         scales.y or "value": np.concatenate([c.y for c in curves]),

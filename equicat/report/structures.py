@@ -99,8 +99,12 @@ def _steps(arrays: dict[str, Shaped[ndarray, "..."]], n_atoms: Int[ndarray, "n"]
 
 def worst(every: Sequence[Example], score: str) -> list[Figure]:
     """The structures with the largest ``vector_error`` of forces, or ``energy_error``, over all splits."""
-    forces = [e for e in every if e.what == "forces" and np.isfinite(getattr(e, score))]
-    chosen = sorted(forces, key=lambda e: -getattr(e, score))[:N_WORST]
+    forces = {  # the same structure may be in a run's own validation and in an evaluation on the same data
+        (e.name, e.vector_error, e.energy_error): e
+        for e in every
+        if e.what == "forces" and np.isfinite(getattr(e, score))
+    }
+    chosen = sorted(forces.values(), key=lambda e: -getattr(e, score))[:N_WORST]
     return [_figure(example, f"{score}-{k}") for k, example in enumerate(chosen)]
 
 

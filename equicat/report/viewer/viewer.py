@@ -195,6 +195,11 @@ def library() -> str:
     return base64.b64encode(packed).decode("ascii")
 
 
+def license() -> str:
+    """The licence of 3Dmol.js, which asks to be wherever the library is."""
+    return (FILES / "LICENSE").read_text(encoding="utf-8")
+
+
 def script() -> Markup:
     """``viewer.js``, for a ``<script>``."""
     return Markup((FILES / "viewer.js").read_text(encoding="utf-8"))
