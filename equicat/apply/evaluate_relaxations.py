@@ -29,7 +29,7 @@ from equicat.apply.traces import chosen, with_frames
 from equicat.data.batch import Batch
 from equicat.data.datasets import Dataset, require_elements
 from equicat.data.directory import splits_of
-from equicat.data.identity import system_numbers
+from equicat.data.identity import TrainedOn, system_numbers
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models import saved
@@ -39,7 +39,7 @@ from equicat.models.potential import Potential
 from equicat.relaxation import summary as relaxations
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.relax import relax
-from equicat.run_directory import data_config
+from equicat.run_directory import TRAINED_ON, data_config
 from equicat.tasks.metrics import Values
 from equicat.tasks.tables import MetricSums, amount, format_table
 from equicat.tasks.tasks import task_of, values_of
@@ -124,6 +124,10 @@ def evaluate_relaxations(
         name: evaluate_split(model, dataset, config or RelaxConfig(), progress, direct, beside.minus_clean_slab)
         for name, dataset in datasets.items()
     }
+    known = TrainedOn.read(Path(run) / TRAINED_ON)
+    if known is not None:
+        for name, dataset in datasets.items():
+            results[name].n_trained_on, results[name].n_chose_checkpoint = known.overlap(dataset)
     more = {"task": "is2re and is2rs by relaxation", "skipped": skipped}
     summary = summary_of(model.info, str(data.resolve()), results) | more
     return summary | {"written": [str(path) for path in write_other(folder, summary, results)]}

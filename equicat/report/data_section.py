@@ -81,7 +81,7 @@ def rests(shown: Sequence[Evaluation]) -> tuple[tuple[str, ...], ...]:
         (
             name,
             *(text(result.get(key)) for key in ("n_systems", "n_structures", "n_trained_on", "n_chose_checkpoint")),
-            text(len(result.get("outside_training") or ())),
+            "–" if result.get("relaxations") else text(len(result.get("outside_training") or ())),
         )
         for name, result, _ in named_splits(shown)
         if result

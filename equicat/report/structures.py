@@ -109,12 +109,10 @@ def worst(every: Sequence[Example], score: str) -> list[Figure]:
 
 
 def moved(every: Sequence[Example]) -> list[Figure]:
-    """Where atoms go, and where the model says they go: the systems of each split that move most."""
-    return [
-        _figure(example, f"moved-{k}")
-        for k, example in enumerate(every)
-        if example.what == "displacements" and not example.why
-    ]
+    """Where atoms go, and where the model says they go: the systems that move most, of splits without relaxations."""
+    relaxed = {example.split for example in every if example.why}
+    chosen = [e for e in every if e.what == "displacements" and e.split not in relaxed]
+    return [_figure(example, f"moved-{k}") for k, example in enumerate(chosen)]
 
 
 def relaxations(every: Sequence[Example]) -> list[Figure]:

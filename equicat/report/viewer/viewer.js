@@ -147,7 +147,7 @@ window.equicatViewer = (() => {
     drawer.zoomTo({ predicate: () => true });  // The atoms; without a selection, the cell would count too.
     const position = drawer.getView();
     drawer.setView([...position.slice(0, 4), ...view.turn]);
-    drawer.zoom(Math.min(1, parts.canvas.clientWidth / parts.canvas.clientHeight));
+    drawer.zoom(0.9 * Math.min(1, parts.canvas.clientWidth / parts.canvas.clientHeight));
   }
 
   function go(state) {
