@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 from numpy import ndarray
 
 from equicat.apply.kept import Example, Frames
@@ -18,7 +19,7 @@ MAX_FRAMES = 40
 """Steps of a relaxation whose positions are kept, evenly spread, the first and the last among them."""
 
 
-def chosen(errors: ndarray) -> dict[str, int]:
+def chosen(errors: Float[ndarray, "n"]) -> dict[str, int]:
     """The places of the smallest, the median and the largest error; fewer where there are fewer finite ones.
 
     Args:

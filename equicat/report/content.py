@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from jaxtyping import Shaped
 from markupsafe import Markup
 from numpy import ndarray
 
@@ -280,7 +281,9 @@ def error_by_split(shown: Sequence[Evaluation]) -> tuple[list[Key], list[Figure]
     return [Key(title, k + 1) for k, title in enumerate(titles)], drawn
 
 
-def named_splits(shown: Sequence[Evaluation]) -> list[tuple[str, dict[str, Any], dict[str, ndarray]]]:
+def named_splits(
+    shown: Sequence[Evaluation],
+) -> list[tuple[str, dict[str, Any], dict[str, Shaped[ndarray, "_ ..."]]]]:
     """Name, result and arrays of every split of the evaluations; a name that several have tells which one."""
     found = []
     for evaluation in shown:

@@ -34,7 +34,7 @@ class Palette:
 PAGE = Palette("#010101", ("#030301", "#030302", "#030303", "#030304", "#030305", "#030306"))
 """Stand for the page's text colour and its colours ``--series-1`` … ``--series-6``."""
 FILE = Palette("#1c2128", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c7200", "#56b4e9"))
-"""The same colours as the light page has them, for files."""
+"""Colours of files are those of the light page."""
 DENSITY = (0.16, 0.52, 0.80)
 """RGB of dense regions; opacity carries the density, so it reads on light and on dark."""
 MAX_MARKERS = 400
@@ -54,7 +54,7 @@ class Drawing:
     label: str
     """For screen readers."""
     columns: Mapping[str, Sequence[Any] | ndarray]
-    """Its numbers by the title of their column, all columns as long."""
+    """The numbers by the titles of their columns, which are all as long."""
 
     @property
     def svg(self) -> str:

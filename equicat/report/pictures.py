@@ -32,7 +32,7 @@ class Relaxation:
     predicted: Float[ndarray, "n_atoms 3"]
     """Displacements that a model predicts."""
     vectors: str = "displacements"
-    """What the arrows are."""
+    """A word for the vectors that the arrows show."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an evaluation keeps for a report: the worst structures, whose they are, and the steps of chosen relaxations."""
+"""An evaluation keeps for a report: the worst structures, whose they are, and the steps of chosen relaxations."""
 
 import numpy as np
 import torch

@@ -41,7 +41,7 @@ class Arrows:
     """Beside its switch: ``reference forces``."""
     vectors: Float[ndarray, "n_atoms 3"]
     series: int = 1
-    """Its colour is the page's ``--series-N``."""
+    """The colour is the page's ``--series-N``."""
     length: float = FORCE_LENGTH
     """Length in Å of the arrow of a vector of length one."""
 
@@ -73,7 +73,7 @@ class View:
     """Atoms with the tag 2 are said to be of the adsorbate."""
 
     def as_json(self) -> dict[str, Any]:
-        """What ``viewer.js`` takes; lengths are whole hundredths of an Å, vectors whole thousandths of their unit."""
+        """The view as ``viewer.js`` takes it; lengths are whole hundredths of an Å, vectors whole thousandths of their unit."""
         kinds, kind_of = np.unique(self.numbers, return_inverse=True)
         found: dict[str, Any] = {
             "name": self.name,
