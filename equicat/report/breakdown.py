@@ -252,7 +252,7 @@ def grades(errors: Sequence[Errors]) -> list[Figure]:
 
 def _rank_correlation(a: Float[ndarray, "n"], b: Float[ndarray, "n"]) -> float:
     """Spearman's; 0 where one of them does not vary."""
-    ranks = [np.unique(values, return_inverse=True)[1].ravel().astype(float) for values in (a, b)]
-    if min(np.ptp(rank) for rank in ranks) == 0:
+    if min(np.ptp(a), np.ptp(b)) == 0:
         return 0.0
-    return float(np.corrcoef(*(np.argsort(np.argsort(values)) for values in (a, b)))[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])

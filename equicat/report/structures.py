@@ -88,8 +88,8 @@ def _steps(arrays: dict[str, Shaped[ndarray, "..."]], n_atoms: Int[ndarray, "n"]
     for n_frames, n in zip(arrays["example_n_frames"], n_atoms, strict=True):
         here = slice(frame, frame + n_frames)
         positions = arrays["frame_positions"][row : row + n_frames * n].reshape(n_frames, n, 3)
-        columns = (arrays[f"frame_{name}"][here] for name in ("steps", "energies", "fmax"))
-        found.append(Steps(*columns, positions) if n_frames else None)
+        numbers, energies, fmax = (arrays[f"frame_{name}"][here] for name in ("steps", "energies", "fmax"))
+        found.append(Steps(numbers, energies, fmax, positions) if n_frames else None)
         frame, row = frame + n_frames, row + n_frames * n
     return found
 

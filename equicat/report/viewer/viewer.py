@@ -73,7 +73,7 @@ class View:
     """Atoms with the tag 2 are said to be of the adsorbate."""
 
     def as_json(self) -> dict[str, Any]:
-        """The view as ``viewer.js`` takes it; lengths are whole hundredths of an Å, vectors whole thousandths of their unit."""
+        """The view as ``viewer.js`` takes it: lengths in hundredths of an Å, vectors in thousandths of their unit."""
         kinds, kind_of = np.unique(self.numbers, return_inverse=True)
         found: dict[str, Any] = {
             "name": self.name,
