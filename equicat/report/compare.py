@@ -156,10 +156,11 @@ def _splits(runs: Sequence[RunFiles], names: Sequence[str]) -> list[SplitOfRuns]
         values = {name: _of_model(result) for name, result in here.items()}
         columns = table_columns(values)
         best = {m.name: content.best_of([row.get(m.name) for row in values.values()], m) for m in columns}
+        contested = {m.name for m in columns if sum(row.get(m.name) is not None for row in values.values()) > 1}
         rows = []
         for name, row in values.items():
             cells = tuple(
-                Cell(m.text(row.get(m.name)), len(values) > 1 and row.get(m.name) == best[m.name] is not None, "")
+                Cell(m.text(row.get(m.name)), m.name in contested and row.get(m.name) == best[m.name], "")
                 for m in columns
             )
             rows.append((name, content.size_of(here[name]), cells))
