@@ -24,6 +24,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(run, evaluations=("all",))
 
 
+def box_of(locator) -> dict[str, float]:
+    return locator.bounding_box()
+
+
 def test_a_report_opens_without_errors_and_requests(chromium, report: Path):
     with watched(chromium) as seen:
         seen.open(report)
@@ -101,6 +105,8 @@ def test_it_fits_a_phone(chromium, report: Path):
         seen.page.locator("button[data-view=vector_error-0]").click()
         seen.page.locator(".status", has_text="13 atoms").wait_for()
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+        tops = [box["y"] for box in map(box_of, seen.page.locator("#structures figure").all()[1:5])]
+        assert tops[0] == tops[1] < tops[2] == tops[3], "two pictures in a row"
 
 
 def test_a_comparison_sorts(chromium, tmp_path: Path):
@@ -124,3 +130,15 @@ def test_a_comparison_sorts(chromium, tmp_path: Path):
         head.get_by_role("button").press("Enter")
         assert names() == ["second", "first", "third"]
     assert seen.problems == []
+
+
+def test_print_shows_pictures_and_no_controls(chromium, report: Path):
+    with watched(chromium) as seen:
+        seen.open(report)
+        seen.page.locator("button[data-view=vector_error-0]").click()
+        seen.page.locator(".status", has_text="13 atoms").wait_for()
+        seen.page.emulate_media(media="print")
+        assert seen.page.locator("#structures figure svg").first.is_visible()
+        assert not seen.page.locator(".stage").is_visible()
+        assert not seen.page.get_by_role("navigation").is_visible()
+        assert not seen.page.locator("button[data-view=vector_error-0]").is_visible()
