@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from numpy import ndarray
+
 from equicat.adsorption.duplicates import representatives
 from equicat.adsorption.placements import RANDOM, Placed, Placement, sites_of
 from equicat.adsorption.references import EnergyReference
@@ -53,6 +56,8 @@ class Row:
     """Å above contact."""
     structure: Structure
     """With the model's own energy (eV) and forces (eV/Å), and the adsorption energy in ``info``."""
+    start: Float[ndarray, "n_atoms 3"]
+    """Å; the positions of the first placement that became it, before the relaxation."""
 
     @property
     def energy_per_adsorbate(self) -> float | None:
@@ -167,6 +172,7 @@ def _row(slab: Slab, placed: Placed, placement: Placement, after: Structure, cle
         turn=placement.turn,
         height=placement.height,
         structure=structure,
+        start=placement.structure.positions,
     )
 
 

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
-from jaxtyping import Float, Shaped
-from numpy import ndarray
-from torch import Tensor
 
+from equicat.apply.kept import Kept
 from equicat.apply.options import ApplyOptions
 from equicat.apply.predict import predictions, watch_of
 from equicat.apply.remarks import overfitting, remarks_on
@@ -23,53 +20,18 @@ from equicat.apply.results import (
     write_other,
     write_validation,
 )
-from equicat.data.batch import Batch
 from equicat.data.datasets import AnyDataset, Dataset, open_dataset, require_labels
 from equicat.data.directory import splits_of
-from equicat.data.identity import TrainedOn, has_ids, n_systems
+from equicat.data.identity import TrainedOn, has_ids, system_numbers
 from equicat.data.training_data import DataConfig, training_data
 from equicat.errors import InputError
 from equicat.models import saved
-from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.direct import DirectModel
 from equicat.models.model import check_energy_reference
 from equicat.models.potential import Potential
 from equicat.run_directory import EVALUATIONS, METRICS, TRAINED_ON, data_config, metric_columns, saved_epoch
 from equicat.tasks.tables import MetricSums
 from equicat.tasks.tasks import task_of, values_of
-
-
-class Examples:
-    """The systems of a split whose free atoms move most, for pictures."""
-
-    COUNT = 3
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[float, str, dict[str, np.ndarray]]] = []
-
-    def add(self, batch: Batch, displacements: Float[Tensor, "n_atoms 3"]) -> None:
-        """Look through a batch; ``displacements`` are the model's, Å."""
-        assert batch.displacements is not None
-        for k in range(batch.n_systems):
-            here = batch.system_idx == k
-            moved = batch.displacements[here & ~batch.fixed].norm(dim=1)
-            fields = {
-                "numbers": batch.numbers,
-                "positions": batch.positions,
-                "true": batch.displacements,
-                "pred": displacements,
-            }
-            system = {name: values[here].cpu().numpy() for name, values in fields.items()}
-            name = batch.ids[k] or batch.sources[k]
-            self.kept.append((float(moved.mean()) if len(moved) else 0.0, name, system))
-        self.kept = sorted(self.kept, key=lambda entry: -entry[0])[: self.COUNT]
-
-    def arrays(self) -> dict[str, Shaped[ndarray, "_ ..."]]:
-        """``example_numbers`` and so on, systems one after the other; nothing if there are none."""
-        if not self.kept:
-            return {}
-        found = {f"example_{n}": np.concatenate([s[n] for _, _, s in self.kept]) for n in self.kept[0][2]}
-        found["example_n_atoms"] = np.array([len(s["numbers"]) for _, _, s in self.kept])
-        return found | {"example_names": np.array([name for _, name, _ in self.kept])}
 
 
 def evaluate_split(
@@ -85,28 +47,21 @@ def evaluate_split(
     check_energy_reference(info, dataset.info, dataset.path)
     require_labels(dataset, task.labels)
     sums: dict[str, MetricSums] = {}
-    kept: dict[str, list[Tensor]] = {}
-    n_free, examples, watch = 0, Examples(), watch_of(model, options)
+    kept, watch = Kept(task.quantities, info.domain), watch_of(model, options)
     for batch, prediction in predictions(model, dataset, options, title, watch, task.labels):
         found, target = values_of(prediction, batch), task.target(batch)
         for row, values in {info.network.name: found, **task.baselines(batch, info.statistics)}.items():
             sums.setdefault(row, MetricSums(task.quantities)).add(values, target, batch)
-        kept.setdefault("n_atoms", []).append(batch.n_atoms.cpu())
-        for name in task.quantities:
-            for stage, values in (("true", target), ("pred", found)):
-                array = getattr(values, name)
-                array = array[~batch.fixed] if name in ("forces", "displacements") else array
-                kept.setdefault(f"{name}_{stage}", []).append(array.cpu())
-        n_free += int((~batch.fixed).sum())
-        if isinstance(prediction, RelaxedPrediction) and prediction.displacements is not None:
-            examples.add(batch, prediction.displacements)
+        grades = None if model.grade is None else model.grade(model, batch)
+        kept.add(batch, found, target, grades)
+    systems = system_numbers(dataset)
     return SplitResult(
         n_structures=len(dataset),
-        n_systems=n_systems(dataset),
-        n_free_atoms=n_free,
+        n_systems=len(np.unique(systems)),
+        n_free_atoms=kept.n_free_atoms,
         rows={row: s.compute() for row, s in sums.items()},
         outside_training=watch.texts(),
-        arrays={name: torch.cat(values).numpy() for name, values in kept.items()} | examples.arrays(),
+        arrays=kept.arrays(systems),
     )
 
 

@@ -20,14 +20,16 @@ from numpy import ndarray
 from torch import Tensor
 
 from equicat.apply.clean_slab import clean_slab_of
-from equicat.apply.evaluate import Examples, usable
+from equicat.apply.evaluate import usable
+from equicat.apply.kept import Example, Kept, examples_of
 from equicat.apply.options import ApplyOptions
 from equicat.apply.predict import predictions
 from equicat.apply.results import SplitResult, check_writable, folder_for, summary_of, write_other
+from equicat.apply.traces import chosen, with_frames
 from equicat.data.batch import Batch
 from equicat.data.datasets import Dataset, require_elements
 from equicat.data.directory import splits_of
-from equicat.data.identity import n_systems
+from equicat.data.identity import TrainedOn, system_numbers
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models import saved
@@ -37,7 +39,7 @@ from equicat.models.potential import Potential
 from equicat.relaxation import summary as relaxations
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.relax import relax
-from equicat.run_directory import data_config
+from equicat.run_directory import TRAINED_ON, data_config
 from equicat.tasks.metrics import Values
 from equicat.tasks.tables import MetricSums, amount, format_table
 from equicat.tasks.tasks import task_of, values_of
@@ -122,6 +124,10 @@ def evaluate_relaxations(
         name: evaluate_split(model, dataset, config or RelaxConfig(), progress, direct, beside.minus_clean_slab)
         for name, dataset in datasets.items()
     }
+    known = TrainedOn.read(Path(run) / TRAINED_ON)
+    if known is not None:
+        for name, dataset in datasets.items():
+            results[name].n_trained_on, results[name].n_chose_checkpoint = known.overlap(dataset)
     more = {"task": "is2re and is2rs by relaxation", "skipped": skipped}
     summary = summary_of(model.info, str(data.resolve()), results) | more
     return summary | {"written": [str(path) for path in write_other(folder, summary, results)]}
@@ -167,7 +173,10 @@ def evaluate_split(
     beside = [] if direct is None else _guesses_of(direct, dataset, progress)
     if direct is not None:
         summary["seconds_a_system_direct"] = (perf_counter() - started) / len(initial)
-    table, kept = _Table(dataset.info.provenance.get("generator") == "equicat data emt"), _Kept()
+    table, kept = (
+        _Table(dataset.info.provenance.get("generator") == "equicat data emt"),
+        Kept(("energy", "displacements"), model.info.domain),
+    )
     for number, first in enumerate(range(0, len(initial), CHUNK)):
         chunk = slice(first, first + CHUNK)
         batch = Batch.from_structures(initial[chunk], NO_EDGES, dtype=torch.float64)
@@ -179,16 +188,34 @@ def evaluate_split(
         if direct is not None:
             guesses[f"{direct.info.network.name}, direct"] = beside[number]
         table.add(guesses | TASK.baselines(batch, statistics), batch, initial[chunk])
-        kept.add(found, batch)
+        kept.add(batch, found, TASK.target(batch))
+    kept.examples.kept += _chosen_examples(model, initial, relaxed, config)
+    systems = system_numbers(dataset)
     return RelaxedSplit(
         n_structures=len(initial),
-        n_systems=n_systems(dataset),
+        n_systems=len(np.unique(systems)),
         n_free_atoms=kept.n_free_atoms,
         rows=table.rows(),
-        arrays=kept.arrays(),
+        arrays=kept.arrays(systems),
         n_models=1 + (less is not None) + (direct is not None),
         relaxations=summary,
     )
+
+
+def _chosen_examples(
+    model: Potential, initial: Sequence[Structure], relaxed: Sequence[Structure], config: RelaxConfig
+) -> list[Example]:
+    """The relaxations with the best, the median and the worst energy, with their steps."""
+    energies = np.array([np.nan if s.energy is None else s.energy for s in relaxed])
+    places = chosen(np.abs(energies - np.array([s.relaxed_energy for s in initial], dtype=float)))
+    if not places:
+        return []
+    first, last = ([systems[k] for k in places.values()] for systems in (initial, relaxed))
+    batch = Batch.from_structures(first, NO_EDGES, dtype=torch.float64)
+    found = values_of(_prediction(batch, last, model.info.statistics.mean_energy), batch)
+    examples = examples_of(batch, found, TASK.target(batch), "displacements")
+    examples = [replace(example, why=why) for example, why in zip(examples, places, strict=True)]
+    return with_frames(examples, first, model, config)
 
 
 def _less_clean_slabs(
@@ -239,29 +266,6 @@ class _Table:
 
     def rows(self) -> dict[str, dict[str, float]]:
         return {row: sums.compute() for row, sums in self.sums.items()}
-
-
-class _Kept:
-    """Relaxed structures as far as parity plots and pictures of a report need them."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, list[Tensor]] = {}
-        self.examples, self.n_free_atoms = Examples(), 0
-
-    def add(self, found: Values, batch: Batch) -> None:
-        target, free = TASK.target(batch), ~batch.fixed
-        self.kept.setdefault("n_atoms", []).append(batch.n_atoms)
-        for stage, values in (("true", target), ("pred", found)):
-            assert values.energy is not None
-            assert values.displacements is not None
-            self.kept.setdefault(f"energy_{stage}", []).append(values.energy)
-            self.kept.setdefault(f"displacements_{stage}", []).append(values.displacements[free])
-        assert found.displacements is not None
-        self.examples.add(batch, found.displacements)
-        self.n_free_atoms += int(free.sum())
-
-    def arrays(self) -> dict[str, ndarray]:
-        return {name: torch.cat(values).numpy() for name, values in self.kept.items()} | self.examples.arrays()
 
 
 def _prediction(batch: Batch, relaxed: Sequence[Structure], mean_energy: float) -> RelaxedPrediction:

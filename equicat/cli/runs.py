@@ -173,11 +173,23 @@ def info(run: str) -> None:
     print(apply.as_text(apply.describe(run)))
 
 
-def report(**options: Any) -> None:
-    """One self-contained HTML page about a run."""
-    from equicat.report import page
+def report(runs: Annotated[tuple[str, ...], Words(positional=True)], **options: Any) -> None:
+    """One self-contained HTML page about a run, or about several side by side.
 
-    print(page.write_report(**options))
+    Args:
+        runs: Run directories that `equicat train` wrote.
+
+    Raises:
+        InputError: if evaluations are chosen of several runs, whose page shows all of them.
+    """
+    from equicat.report import compare, page
+
+    if len(runs) == 1:
+        print(page.write_report(run_dir=Path(runs[0]), **options))
+        return
+    if options["evaluations"]:
+        raise InputError("--evaluations: a page about several runs shows all evaluations; leave it out")
+    print(compare.write_comparison(runs, out=options["out"], figures=options["figures"]))
 
 
 def convert_nequip_allegro(**options: Any) -> None:

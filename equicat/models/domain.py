@@ -153,10 +153,10 @@ def _findings(domain: Domain, batch: Batch, adsorption: bool) -> Iterator[tuple[
 def _kind_findings(
     domain: Domain, numbers: Int[ndarray, "n_atoms"], tags: Int[ndarray, "n_atoms"]
 ) -> Iterator[tuple[str, str]]:
-    on_surface = _adsorbate(domain, numbers, tags) if domain.adsorbates else None
-    if on_surface is None:
+    kind = adsorbate_and_catalyst(domain, numbers, tags)
+    if kind is None:
         return
-    adsorbate, catalyst = formula_of(numbers[on_surface].tolist()), catalyst_name(numbers[~on_surface])
+    adsorbate, catalyst = kind
     if not adsorbate and "" not in domain.adsorbates:
         yield "clean slab", "a slab without adsorbate, and none was in training"
     elif not catalyst and "" not in domain.catalysts:
@@ -170,6 +170,25 @@ def _kind_findings(
             (f"{adsorbate} on {catalyst}" if adsorbate else f"{catalyst} without adsorbate") if catalyst else adsorbate
         )
         yield f"combination {adsorbate} {catalyst}", f"{what} was not in training"
+
+
+def adsorbate_and_catalyst(
+    domain: Domain, numbers: Int[ndarray, "n_atoms"], tags: Int[ndarray, "n_atoms"]
+) -> tuple[str, str] | None:
+    """The formulas of a structure's adsorbate and of its catalyst, each empty if there is none.
+
+    Args:
+        domain: the training data, whose elements tell adsorbates from slabs where tags do not.
+        numbers: atomic numbers.
+        tags: OC20's, or others, which are not looked at.
+
+    Returns:
+        None if the training data had no adsorbates, or if it cannot be told which atoms are the adsorbate.
+    """
+    on_surface = _adsorbate(domain, numbers, tags) if domain.adsorbates else None
+    if on_surface is None:
+        return None
+    return formula_of(numbers[on_surface].tolist()), catalyst_name(numbers[~on_surface])
 
 
 def _adsorbate(domain: Domain, numbers: ndarray, tags: ndarray) -> ndarray | None:

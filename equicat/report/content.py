@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from jaxtyping import Shaped
 from markupsafe import Markup
 from numpy import ndarray
 
 from equicat.relaxation.summary import words_on
-from equicat.report import figures, pictures
+from equicat.report import figures
 from equicat.report.read import Evaluation, RunFiles
+from equicat.report.viewer.viewer import View
 from equicat.run_directory import CONFIG, ENVIRONMENT, EVALUATION, METRICS, PREDICTIONS, saved_epoch
 from equicat.tasks.tables import METRICS as METRIC_TABLE
 from equicat.tasks.tables import Metric, amount, metrics_shown, table_columns
@@ -42,6 +44,12 @@ class Figure:
     title: str
     details: tuple[str, ...]
     svg: Markup
+    drawing: figures.Drawing | None = None
+    """From which it can be written to files; pictures of structures have none."""
+    view: View | None = None
+    """The structure of a picture, to be turned."""
+    key: str = ""
+    """The id of the view on the page."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def _headline_errors(run: RunFiles, row: int | None) -> list[Fact]:
     values: dict[str, float | None] = {}
     note = ""
     if validation is not None and validation["rows"]:
-        values, note = next(iter(validation["rows"].values())), _size(validation)
+        values, note = next(iter(validation["rows"].values())), size_of(validation)
     elif row is not None:
         values = {name.removeprefix("val_"): float(column[row]) for name, column in run.metrics.items()}
         note = "at the saved epoch"
@@ -205,7 +213,7 @@ def _results_of(run: RunFiles, evaluation: Evaluation) -> Results:
     return Results(title, ". ".join(note) + ".", tables, tuple(map(str, remarks)) if isinstance(remarks, list) else ())
 
 
-def _size(split: Mapping[str, Any]) -> str:
+def size_of(split: Mapping[str, Any]) -> str:
     """``23 frames of 1 system``; of runs that did not count systems ``23 structures``."""
     n_structures, n_systems = split.get("n_structures"), split.get("n_systems")
     if not isinstance(n_structures, int):
@@ -216,9 +224,9 @@ def _size(split: Mapping[str, Any]) -> str:
 def _table(name: str, split: Mapping[str, Any]) -> SplitTable:
     rows, n_models = split["rows"], split.get("n_models", 1)
     columns = table_columns(rows)
-    best = {m.name: _best([row.get(m.name) for row in rows.values()], m) for m in columns}
+    best = {m.name: best_of([row.get(m.name) for row in rows.values()], m) for m in columns}
     alike = {m.name for m in columns if len(rows) > 1 and len({m.text(row.get(m.name)) for row in rows.values()}) == 1}
-    baseline = {m.name: _best([row.get(m.name) for row in list(rows.values())[n_models:]], m) for m in columns}
+    baseline = {m.name: best_of([row.get(m.name) for row in list(rows.values())[n_models:]], m) for m in columns}
 
     def cell(metric: Metric, value: float | None, of_model: bool) -> Cell:
         reference = baseline[metric.name]
@@ -238,7 +246,7 @@ def _table(name: str, split: Mapping[str, Any]) -> SplitTable:
         known += words_on(split["relaxations"])
     return SplitTable(
         name,
-        ", ".join(filter(None, (_size(split), atoms))),
+        ", ".join(filter(None, (size_of(split), atoms))),
         tuple(known),
         tuple(map(str, split.get("outside_training") or ())),
         tuple(metric.heading for metric in columns),
@@ -248,7 +256,7 @@ def _table(name: str, split: Mapping[str, Any]) -> SplitTable:
     )
 
 
-def _best(values: Iterable[float | None], metric: Metric) -> float | None:
+def best_of(values: Iterable[float | None], metric: Metric) -> float | None:
     """The best of the finite values; None if there are none."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
@@ -256,18 +264,11 @@ def _best(values: Iterable[float | None], metric: Metric) -> float | None:
     return max(finite) if metric.higher_is_better else min(finite)
 
 
-def relaxed_structures(shown: Sequence[Evaluation]) -> list[Figure]:
-    """Where atoms go, and where the model says they go: the systems of each split that move most."""
-    return [
-        Figure(relaxation.name, (split,), pictures.picture(relaxation))
-        for split, _, arrays in _splits(shown)
-        for relaxation in pictures.relaxations(arrays)
-    ]
-
-
 def error_by_split(shown: Sequence[Evaluation]) -> tuple[list[Key], list[Figure]]:
     """Bars of the mean absolute errors by split, the model beside the baselines; not of relaxations, another task."""
-    splits = {name: result["rows"] for name, result, _ in _splits(shown) if result and not result.get("relaxations")}
+    splits = {
+        name: result["rows"] for name, result, _ in named_splits(shown) if result and not result.get("relaxations")
+    }
     titles = list(dict.fromkeys(title for rows in splits.values() for title in rows))[:MAX_BAR_SERIES]
     drawn = []
     for metric in metrics_shown("bars"):
@@ -275,12 +276,14 @@ def error_by_split(shown: Sequence[Evaluation]) -> tuple[list[Key], list[Figure]
         if np.isfinite(np.array(list(values.values()), dtype=float)).any():
             number = f".{max(metric.decimals - 1, 1)}f"
             drawn.append(
-                _figure(metric.heading, figures.bars(values, list(splits), number, f"{metric.heading} by split"))
+                figure_of(metric.heading, figures.bars(values, list(splits), number, f"{metric.heading} by split"))
             )
     return [Key(title, k + 1) for k, title in enumerate(titles)], drawn
 
 
-def _splits(shown: Sequence[Evaluation]) -> list[tuple[str, dict[str, Any], dict[str, ndarray]]]:
+def named_splits(
+    shown: Sequence[Evaluation],
+) -> list[tuple[str, dict[str, Any], dict[str, Shaped[ndarray, "_ ..."]]]]:
     """Name, result and arrays of every split of the evaluations; a name that several have tells which one."""
     found = []
     for evaluation in shown:
@@ -295,8 +298,9 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _figure(title: str, svg: str, *details: str) -> Figure:
-    return Figure(title, details, Markup(svg))
+def figure_of(title: str, drawing: figures.Drawing, *details: str) -> Figure:
+    """A figure with its caption."""
+    return Figure(title, details, Markup(drawing.svg), drawing)
 
 
 # ---- curves and parity -------------------------------------------------------------------------------------------
@@ -324,21 +328,21 @@ def _curves(run: RunFiles, x: ndarray, x_title: str) -> list[Figure]:
         columns = [(run.metrics.get(f"{stage}_{name}"), k) for k, stage in enumerate(("val", "train"))]
         factor = 1.0 if metric is None else metric.factor
         lines = [
-            figures.Curve(x, y * factor, series=k, dashed=k == 1)
+            figures.Curve(x, y * factor, k, k == 1, ("validation", "training")[k])
             for y, k in columns
             if y is not None and (np.isfinite(x) & np.isfinite(y)).any()
         ]
         if lines:
             title, is_error = (name, True) if metric is None else (metric.heading, not metric.higher_is_better)
-            svg = figures.learning_curves(lines, x_title, f"{title} against {x_title}", log=is_error)
-            drawn.append(_figure(title, svg))
+            drawing = figures.learning_curves(lines, x_title, f"{title} against {x_title}", log=is_error)
+            drawn.append(figure_of(title, drawing))
     return drawn
 
 
 def parity(run: RunFiles, shown: Sequence[Evaluation]) -> tuple[list[Missing], list[tuple[str, list[Figure]]]]:
     """Predicted against reference energies and components of the vectors of free atoms, by split."""
     gaps = [missing(run, name, "Evaluate again to write it.") for name in run.problems if name.endswith(".npz")]
-    splits = _splits(shown)
+    splits = named_splits(shown)
     if not any(arrays for _, _, arrays in splits) and not gaps:
         gaps.append(missing(run, PREDICTIONS, "`equicat evaluate` writes the predictions of every split there."))
     groups = []
@@ -347,10 +351,10 @@ def parity(run: RunFiles, shown: Sequence[Evaluation]) -> tuple[list[Missing], l
         for name, result, arrays in splits:
             if f"{quantity}_true" in arrays:
                 target, prediction = (arrays[f"{quantity}_{k}"].astype(float).ravel() for k in ("true", "pred"))
-                svg, hidden = figures.parity(target, prediction, unit, f"{quantity} parity, {name}")
+                drawing, hidden = figures.parity(target, prediction, unit, f"{quantity} parity, {name}")
                 points = f"{len(target):,} components" if quantity != "energy" else f"{len(target):,} energies"
                 note = f", {hidden:,} outside the frame" if hidden else ""
-                drawn.append(_figure(name, svg, *filter(None, (_size(result), f"{points}{note}"))))
+                drawn.append(figure_of(name, drawing, *filter(None, (size_of(result), f"{points}{note}"))))
         if drawn:
             groups.append((quantity.capitalize(), drawn))
     return gaps, groups
@@ -369,15 +373,16 @@ def configuration(run: RunFiles) -> dict[str, Any]:
 
 def environment(run: RunFiles) -> list[tuple[str, str]] | Missing:
     """Versions, commit and machine."""
-    return _flattened(run.environment) or missing(run, ENVIRONMENT, "It is written when training starts.")
+    return flattened(run.environment) or missing(run, ENVIRONMENT, "It is written when training starts.")
 
 
-def _flattened(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Nested values as (name, text), one level of names: {versions: {torch: 2}} gives (torch, 2)."""
+def flattened(values: Mapping[str, Any], prefix: str | None = None) -> list[tuple[str, str]]:
+    """Nested values as (name, text): {versions: {torch: 2}} gives (torch, 2), or (versions.torch, 2) with a prefix."""
     rows = []
     for name, value in values.items():
+        full = str(name) if not prefix else f"{prefix}.{name}"
         if isinstance(value, dict):
-            rows += _flattened(value)
+            rows += flattened(value, None if prefix is None else full)
         else:
-            rows.append((str(name), ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)))
+            rows.append((full, ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)))
     return rows

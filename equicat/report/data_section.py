@@ -1,10 +1,11 @@
 """The section of a page about the data of a run, and about how far its errors can be trusted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equicat.report.content import Missing, mapping_or_empty, missing
-from equicat.report.read import RunFiles
+from equicat.report.content import Missing, mapping_or_empty, missing, named_splits
+from equicat.report.read import Evaluation, RunFiles
 from equicat.run_directory import DATA
 from equicat.tasks.tables import FEW_SYSTEMS, amount
 
@@ -36,6 +37,10 @@ class DataSection:
     trust: tuple[str, ...]
 
 
+RESTS = ("split", "systems", "structures", "trained on", "chose the checkpoint", "findings outside the training data")
+"""Headings of the table of :func:`rests`."""
+
+
 def data_section(run: RunFiles) -> DataSection | Missing:
     """Sizes, references, adsorbates and catalysts, what was set aside, and what the errors are worth."""
     if not run.data:
@@ -58,7 +63,28 @@ def data_section(run: RunFiles) -> DataSection | Missing:
         said = f"{' and '.join(numbers) or 'nothing'} left out"
         said += f" ({reasons})" if reasons else ""
     return DataSection(
-        tuple(row for row in rows if row[1] or row[2]), _combinations(run), said, tuple(listed), tuple(_trust(run))
+        tuple(row for row in rows if row[1] or row[2]),
+        _combinations(run),
+        said,
+        tuple(listed),
+        tuple(_trust(run)),
+    )
+
+
+def rests(shown: Sequence[Evaluation]) -> tuple[tuple[str, ...], ...]:
+    """How many systems the errors of each split rest on, and how many of them the model knew."""
+
+    def text(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else "–"
+
+    return tuple(
+        (
+            name,
+            *(text(result.get(key)) for key in ("n_systems", "n_structures", "n_trained_on", "n_chose_checkpoint")),
+            "–" if result.get("relaxations") else text(len(result.get("outside_training") or ())),
+        )
+        for name, result, _ in named_splits(shown)
+        if result
     )
 
 

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from markupsafe import Markup
 from numpy import ndarray
 
 from equicat.report.templates import template
+from equicat.report.viewer.viewer import FROM_THE_SIDE
 
-VIEW = np.array([[0.94, 0.34, 0.0], [-0.10, 0.28, 0.955]])
-"""Rows: what is to the right and what is up; from the side, a little turned and from above."""
 AMPLIFIED = 1.5
 """Arrows are so many times as long as the displacements."""
 SHOWN = 0.02
@@ -32,6 +31,8 @@ class Relaxation:
     """Displacements to the relaxed structure."""
     predicted: Float[ndarray, "n_atoms 3"]
     """Displacements that a model predicts."""
+    vectors: str = "displacements"
+    """A word for the vectors that the arrows show."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Circle:
     y: float
     radius: float
     color: str
-    title: str
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,15 @@ class Arrow:
     """Number of its colour: 1 is the reference, 2 the prediction."""
 
 
-def relaxations(arrays: dict[str, Shaped[ndarray, "_ ..."]]) -> list[Relaxation]:
-    """The examples among a split's predictions; none if the task has none."""
-    if "example_n_atoms" not in arrays:
-        return []
-    ends = np.cumsum(arrays["example_n_atoms"])[:-1]
-    parts = [np.split(arrays[f"example_{name}"], ends) for name in ("numbers", "positions", "true", "pred")]
-    names = [str(name) for name in arrays["example_names"]]
-    return [Relaxation(name, *values) for name, *values in zip(names, *parts, strict=True)]
-
-
 def picture(relaxation: Relaxation) -> Markup:
     """One system as SVG: atoms in their elements' colours, arrows to the reference and to the prediction."""
-    depth_axis = np.cross(VIEW[0], VIEW[1])
+    depth_axis = np.cross(FROM_THE_SIDE[0], FROM_THE_SIDE[1])
     order = np.argsort(-(relaxation.positions @ depth_axis))
-    flat = relaxation.positions @ VIEW.T * [1, -1]
+    flat = relaxation.positions @ FROM_THE_SIDE.T * [1, -1]
     radii = 0.65 * covalent_radii[relaxation.numbers]
-    tips = [flat + AMPLIFIED * (vectors @ VIEW.T * [1, -1]) for vectors in (relaxation.true, relaxation.predicted)]
+    tips = [
+        flat + AMPLIFIED * (vectors @ FROM_THE_SIDE.T * [1, -1]) for vectors in (relaxation.true, relaxation.predicted)
+    ]
     low = np.concatenate([flat - radii[:, None], *tips]).min(0) - 0.3
     high = np.concatenate([flat + radii[:, None], *tips]).max(0) + 0.3
     width, height = (high - low) * PIXELS
@@ -80,14 +72,13 @@ def picture(relaxation: Relaxation) -> Markup:
     circles = []
     for i in order:
         color = "#" + "".join(f"{round(255 * c):02x}" for c in jmol_colors[relaxation.numbers[i]])
-        title = chemical_symbols[relaxation.numbers[i]]
-        circles.append(Circle(float(at[i, 0]), float(at[i, 1]), float(radii[i] * PIXELS), color, title))
+        circles.append(Circle(float(at[i, 0]), float(at[i, 1]), float(radii[i] * PIXELS), color))
     arrows = []
     for series, (vectors, tip) in enumerate(zip((relaxation.true, relaxation.predicted), tips, strict=True), start=1):
         ends = (tip - low) * PIXELS
         long = [i for i in order if np.linalg.norm(vectors[i]) > SHOWN and np.linalg.norm(ends[i] - at[i]) > 1e-6]
         arrows += [_arrow(at[i], ends[i], series) for i in long]
-    label = f"{relaxation.name}: initial structure with displacements"
+    label = f"{relaxation.name}: structure from the side, with {relaxation.vectors}"
     svg = template("picture.svg.j2").render(width=width, height=height, label=label, circles=circles, arrows=arrows)
     return Markup(svg)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 from emt_slabs import structures
@@ -51,6 +52,19 @@ def test_every_split_but_the_training_data_is_relaxed_and_compared(run, data, tm
     assert "0 normal, 0 migrated, 6 anomaly" in printed
     assert "s a system on average" in printed
     assert "Energies: adsorption" in printed
+    with np.load(folder / "predictions" / "val_id.npz") as arrays:
+        why = arrays["example_why"].tolist()
+        assert why[-3:] == ["best", "median", "worst"]
+        steps = arrays["example_n_frames"]
+        assert steps.tolist() == [0] * (len(why) - 3) + [4, 4, 4]
+        n_atoms = arrays["example_n_atoms"]
+        assert len(arrays["frame_positions"]) == (steps * n_atoms).sum()
+        # The steps end where the relaxation of all systems together ended.
+        predicted = arrays["example_energies"][-3:, 1]
+        np.testing.assert_allclose(arrays["frame_energies"][3::4], predicted, atol=1e-4)
+        worst = slice(-int(n_atoms[-1]), None)
+        ended = arrays["example_positions"][worst] + arrays["example_pred"][worst]
+        np.testing.assert_allclose(arrays["frame_positions"][worst], ended, atol=1e-4)
 
 
 def test_without_data_it_is_the_validation_data_of_the_run_and_a_report_shows_it(run, data, tmp_path):
@@ -117,6 +131,7 @@ def test_a_perfect_model_of_emt_data_has_no_error_and_small_forces(run, tmp_path
     info = DatasetInfo("total", provenance={"generator": "equicat data emt"})
     write_store(tmp_path / "is2re" / "val_id", labelled, info)
     monkeypatch.setattr(module, "relax", lambda systems, _, *rest, **options: relax(systems, model, *rest, **options))
+    monkeypatch.setattr(module, "with_frames", lambda examples, *_: examples)  # the run does not know its elements
     # The run that stands for the model knows neither these elements nor these energies.
     monkeypatch.setattr(module, "usable", lambda _, splits, *rest, **options: (open_all(splits), {}))
     summary = evaluate_relaxations(run, tmp_path, config, out=tmp_path / "out", progress=False)

@@ -244,7 +244,7 @@ def test_demo_from_end_to_end(capsys, tmp_path):
     assert html.count(">allegro, relaxed<") == html.count(">allegro, direct<") == 4
     assert html.count("s a system on average") == 4
     html = reports.direct.read_text()
-    assert html.count("initial structure with displacements") == 4  # one system in each validation split
+    assert html.count("structure from the side, with displacements") == 4  # one system in each validation split
     assert "displacements parity, val_ood_ads" in html
     assert equicat.load(tmp_path / "demo" / "run").info.energy_reference == "adsorption"
 

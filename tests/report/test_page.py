@@ -10,10 +10,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-import torch
 import yaml
 from places import FIXTURES
-from safetensors.torch import save_file
+from report_runs import KNOWN, ROWS, TRAIN, make_run
 
 from equicat.errors import InputError
 from equicat.report import figures as report_figures
@@ -21,75 +20,6 @@ from equicat.report import page as report
 from equicat.report.page import write_report
 
 VOID = {"meta", "input", "br", "path", "use", "image", "rect"}
-ROWS = {
-    "allegro": {"energy_mae": 0.1, "energy_within_threshold": 0.25, "forces_mae": 0.02},
-    "mean energy, F = 0": {"energy_mae": 1.0, "energy_within_threshold": 0.01, "forces_mae": 0.016},
-    "linear reference, F = 0": {"energy_mae": 0.5, "energy_within_threshold": 0.02, "forces_mae": 0.4},
-}
-TRAIN = {
-    "path": "data/emt/s2ef/train",
-    "n_structures": 264,
-    "n_systems": 12,
-    "has_ids": True,
-    "elements": ["O", "Cu"],
-    "energy_reference": "adsorption",
-    "reference_energies": {"H2O": -14.2},
-    "description": "relaxations of a group",
-    "set_aside": {
-        "systems": 2,
-        "frames": 31,
-        "reasons": {"not_converged": 1},
-        "listed": [{"system": "Cu111/O_top", "reasons": ["largest force 0.21 eV/Å"]}],
-    },
-}
-VAL = TRAIN | {"n_structures": 23, "n_systems": 1, "set_aside": {}}
-DOMAIN = {
-    "adsorbates": {"O": 8, "CO": 4},
-    "catalysts": {"Cu": 10, "Cu3Pd": 2},
-    "systems": {"O": {"Cu": 6, "Cu3Pd": 2}, "CO": {"Cu": 4}},
-}
-KNOWN = {"n_structures": 120, "n_systems": 30, "n_free_atoms": 2400, "n_trained_on": 0, "n_chose_checkpoint": 30}
-
-
-def make_run(folder: Path) -> Path:
-    """A complete run directory with two splits."""
-    run = folder / "cu-oxygen"
-    (run / "predictions").mkdir(parents=True)
-    (run / "metrics.csv").write_text(
-        "epoch,step,time_s,lr,train_loss,train_energy_mae,val_loss,val_energy_mae,val_forces_mae\n"
-        "0,10,30,0.002,3.0,1.0,,,\n"
-        "1,20,60,0.002,2.0,0.7,2.5,0.9,0.08\n"
-        "2,30,90,0.001,1.0,0.3,1.5,0.4,0.05\n"
-    )
-    (run / "config.yaml").write_text(yaml.safe_dump({"task": "s2ef", "data": {"train": ["data/emt"]}, "seed": 17}))
-    (run / "environment.json").write_text(
-        json.dumps({"versions": {"torch": "2.13.0"}, "commit": "abc123", "devices": []})
-    )
-    model = {"name": "allegro", "cutoff": 5.0, "n_layers": 2, "l_max": 1}
-    description = {
-        "task": "s2ef",
-        "model": model,
-        "energy_reference": "adsorption",
-        "statistics": {"elements": [8, 29]},
-    }
-    (run / "model.json").write_text(json.dumps(description | {"domain": DOMAIN}))
-    (run / "data.json").write_text(json.dumps({"train": TRAIN, "val": VAL}))
-    save_file({"weight": torch.zeros(30, 41), "scale": torch.tensor(1.0)}, run / "model.safetensors")
-    splits = {split: KNOWN | {"rows": ROWS} for split in ("val_id", "val_ood_ads")}
-    evaluation = {"task": "s2ef", "data": "data/emt", "energy_reference": "adsorption", "splits": splits}
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
-    rng = np.random.default_rng(0)
-    for split in splits:
-        energy, forces = rng.normal(size=120), rng.normal(size=(2400, 3))
-        np.savez(
-            run / "predictions" / f"{split}.npz",
-            energy_true=energy,
-            energy_pred=energy + 0.1 * rng.normal(size=120),
-            forces_true=forces,
-            forces_pred=forces + 0.02 * rng.normal(size=(2400, 3)),
-            n_atoms=np.full(120, 30),
-        )
-    return run
 
 
 @pytest.fixture
@@ -398,7 +328,7 @@ def test_written_atomically(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert write_report(run, out) == out
     before = out.read_text()
 
-    def fail(run: report.RunFiles, evaluations: tuple = ()) -> str:
+    def fail(run: report.RunFiles, parts: dict) -> str:
         raise RuntimeError("no space")
 
     monkeypatch.setattr(report, "render", fail)
@@ -418,7 +348,7 @@ def test_bad_directories(tmp_path: Path) -> None:
 def test_drawing_is_reproducible_and_leaves_matplotlib_alone() -> None:
     before = dict(matplotlib.rcParams)
     curve = report_figures.Curve(np.arange(3.0), np.array([3.0, 2.0, 1.0]), series=0)
-    first, second = (report_figures.learning_curves([curve], "epoch", "energy") for _ in range(2))
+    first, second = (report_figures.learning_curves([curve], "epoch", "energy").svg for _ in range(2))
     assert first == second
     assert dict(matplotlib.rcParams) == before
 
@@ -427,25 +357,28 @@ def test_parity_counts_what_it_does_not_show() -> None:
     target = np.linspace(-1, 1, 100)
     prediction = target + 0.1
     prediction[:3] = [math.nan, math.inf, 1e6]
-    svg, hidden = report_figures.parity(target, prediction, "eV", "energy")
+    drawing, hidden = report_figures.parity(target, prediction, "eV", "energy")
     assert hidden == 3
-    assert svg.count("<use") > 97 - 1
+    assert drawing.svg.count("<use") > 97 - 1
 
 
 def test_many_points_become_a_density() -> None:
     rng = np.random.default_rng(0)
     target = rng.normal(size=200_000)
-    svg, hidden = report_figures.parity(target, target + 0.1 * rng.normal(size=target.size), "eV/Å", "forces")
+    drawing, hidden = report_figures.parity(target, target + 0.1 * rng.normal(size=target.size), "eV/Å", "forces")
+    svg = drawing.svg
     assert "data:image/png;base64" in svg
     assert len(svg) < 60_000
+    assert len(drawing.columns["count"]) < 10_000
+    assert sum(drawing.columns["count"]) == target.size - hidden
     assert hidden < 0.005 * target.size
 
 
 @pytest.mark.parametrize("values", [[math.nan] * 3, [0.0] * 3, [2.5] * 3, []])
 def test_parity_of_degenerate_values(values: list[float]) -> None:
     array = np.array(values)
-    svg, hidden = report_figures.parity(array, array, "eV", "energy")
-    assert "<svg" in svg
+    drawing, hidden = report_figures.parity(array, array, "eV", "energy")
+    assert "<svg" in drawing.svg
     assert hidden == np.isnan(array).sum()
 
 
@@ -454,7 +387,7 @@ def test_curves_are_logarithmic_only_where_they_can_be() -> None:
 
     def ticks(y: list[float], log: bool = True) -> list[str]:
         curve = report_figures.Curve(x, np.array(y), series=0)
-        svg = report_figures.learning_curves([curve], "epoch", "energy", log=log)
+        svg = report_figures.learning_curves([curve], "epoch", "energy", log=log).svg
         return re.findall(r">([^<>]+)</text>", svg)
 
     assert {"0.1", "1", "10"} <= set(ticks([30.0, 3.0, math.nan, 0.05]))

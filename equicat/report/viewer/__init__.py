@@ -1,0 +1,1 @@
+"""Structures that can be turned on a page that opens offline."""
