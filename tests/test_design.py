@@ -38,6 +38,7 @@ ROWS = """
     interfaces
     training apply report bench vibrations
     studies adsorption barriers
+    serve
     cli
     __main__
 """

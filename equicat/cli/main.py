@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from equicat import __version__
-from equicat.cli import bench, completion, data, neb, relax, runs, search, study, vibrations
+from equicat.cli import bench, completion, data, neb, relax, runs, search, serve, study, vibrations
 from equicat.cli.export import export
 from equicat.cli.lammps import LammpsParser
 from equicat.cli.train import TrainParser
@@ -43,6 +43,7 @@ COMMANDS: Commands = {
     "info": runs.info,
     "relax": relax.relax,
     "adsorb": relax.adsorb,
+    "serve": serve.serve,
     "vibrations": vibrations.vibrations,
     "neb": neb.neb,
     "lammps": LammpsParser,

@@ -195,17 +195,30 @@ class Parts(Generic[K]):
 
     def finished(self) -> dict[int, K]:
         """The results of all processes so far, by number."""
-        lines = (line for path in sorted(self.folder.glob("*.jsonl")) for line in _complete_lines(path).splitlines())
-        try:
-            records = [self.read(line.decode()) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.folder}: damaged ({error}); remove it and begin anew") from error
-        return {record.number: record for record in records}
+        return kept_in(self.folder, self.read)
 
     def remove(self) -> None:
         """Take away what has become the result, and what overwritten work left."""
         for folder in (self.folder, *self.others):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept_in(folder: Path, read: Callable[[str], K]) -> dict[int, K]:
+    """The results of all processes in a folder of parts so far, by number; lines that are being written do not count.
+
+    Args:
+        folder: of the parts.
+        read: as in :class:`Parts`.
+
+    Raises:
+        InputError: if a line is damaged.
+    """
+    lines = (line for path in sorted(folder.glob("*.jsonl")) for line in _complete_lines(path).splitlines())
+    try:
+        records = [read(line.decode()) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: damaged ({error}); remove it and begin anew") from error
+    return {record.number: record for record in records}
 
 
 def _complete_lines(path: Path) -> bytes:
