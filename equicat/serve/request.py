@@ -5,7 +5,7 @@ must not, so names are checked here first.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ase.data import atomic_numbers
@@ -15,7 +15,7 @@ from equicat.adsorption.builders import slab_named
 from equicat.adsorption.energies import AdsorptionConfig
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
-from equicat.options.values import Checked, Range
+from equicat.options.values import Checked, Range, hints_of, read_value
 from equicat.serve.uploads import Uploads
 
 MAX_ATOMS = 400
@@ -68,11 +68,11 @@ class Request(Checked):
         Raises:
             InputError: for a key that is none, or a value that is not what it may be.
         """
-        known = [field.name for field in fields(cls)]
+        hints = hints_of(cls)
         for name in values:
-            if name not in known:
-                raise InputError(f"unknown key {str(name)[:MAX_TEXT]!r}{nearest(str(name), known)}")
-        return cls(**values)
+            if name not in hints:
+                raise InputError(f"unknown key {name[:MAX_TEXT]!r}{nearest(name, hints)}")
+        return cls(**{name: read_value(name, value, hints[name]) for name, value in values.items()})
 
     @property
     def tokens(self) -> list[str]:

@@ -62,10 +62,13 @@ function request() {
 
 function verdict(...children) {
   at("verdict").replaceChildren(...children);
+  at("verdict").setAttribute("aria-busy", "false");
 }
 
 function changed() {
   clearTimeout(form.timer);
+  at("submit").disabled = true;  // until the new request is checked
+  at("verdict").setAttribute("aria-busy", "true");
   form.timer = setTimeout(check, 350);
 }
 
@@ -218,9 +221,9 @@ function listJobs(jobs) {
 
 const COLUMNS = [
   { title: "adsorbate", key: row => row.adsorbate, text: true },
-  { title: "placed at", key: row => row.site, text: true },
-  { title: "relaxed to", key: row => row.relaxed_site || "–", text: true },
   { title: "energy [eV]", key: row => row.energy, digits: 3 },
+  { title: "relaxed to", key: row => row.relaxed_site || "–", text: true },
+  { title: "placed at", key: row => row.site, text: true },
   { title: "placements", key: row => row.n_placements, digits: 0 },
   { title: "steps", key: row => row.n_steps, digits: 0 },
   { title: "largest force [eV/Å]", key: row => row.fmax, digits: 3 },
