@@ -26,7 +26,7 @@ from equicat.serve import progress
 from equicat.serve.check import Model
 from equicat.serve.guard import Guard
 from equicat.serve.home import LOG, SCREENING, Home
-from equicat.serve.jobs import Job, Jobs, UnknownJob
+from equicat.serve.jobs import Job, UnknownJob
 from equicat.serve.request import Request as Asked
 from equicat.serve.runner import Runner
 from equicat.serve.uploads import MAX_BYTES, Kind, Uploads
@@ -41,7 +41,9 @@ FILES = {
     "log.txt": (Path(LOG), "text/plain"),
 }
 """Files of a job that can be had."""
-APART = "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+APART = (
+    "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+)
 """Content security policy of a job's own HTML page, which gets no access to this one."""
 
 
@@ -247,7 +249,7 @@ async def _body(request: Request, most: int) -> bytes:
     async for part in request.stream():
         content += part
         if len(content) > most:
-            raise TooLarge(f"this is larger than {most / 1e6:g} MB; upload only the last frame of one system")
+            raise TooLarge(f"this is larger than {most / 1e6:g} MB, more than is taken")
     return content
 
 
@@ -257,8 +259,9 @@ async def _json(request: Request) -> dict[str, Any]:
     Raises:
         InputError: if it is none.
     """
+    body = await _body(request, MAX_REQUEST)
     try:
-        values = json.loads(await _body(request, MAX_REQUEST))
+        values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InputError("the request is no JSON") from error
     if not isinstance(values, dict):

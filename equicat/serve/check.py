@@ -17,8 +17,8 @@ from equicat.serve.request import MAX_ATOMS, Request, open_request
 from equicat.serve.uploads import Uploads
 
 MAX_PLACEMENTS = 400
-LATTICES = ("fcc", "bcc", "hcp", "diamond", "sc")
-"""Lattices of the elements of which slabs can be built."""
+LATTICES = ("fcc", "hcp", "bcc", "sc", "diamond")
+"""Lattices of the elements of which slabs can be built, metals first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,8 @@ class Model:
     def facts(self) -> dict[str, Any]:
         """Choices and sentences for the page."""
         known = self.forces.elements or tuple(range(1, len(reference_states)))
-        bulks = [chemical_symbols[z] for z in known if (reference_states[z] or {}).get("symmetry") in LATTICES]
+        lattice = {chemical_symbols[z]: (reference_states[z] or {}).get("symmetry") for z in known}
+        bulks = [bulk for kind in LATTICES for bulk in lattice if lattice[bulk] == kind]
         possible = {name for name in NAMES if set(adsorbate(name).numbers.tolist()) <= set(known)}
         trained, bulk_first = "", bulks
         if isinstance(self.forces, PotentialForces) and (domain := self.forces.potential.info.domain) is not None:

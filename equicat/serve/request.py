@@ -68,7 +68,8 @@ class Request(Checked):
         Raises:
             InputError: for a key that is none, or a value that is not what it may be.
         """
-        hints = hints_of(cls)
+        this: Any = cls
+        hints = hints_of(this)
         for name in values:
             if name not in hints:
                 raise InputError(f"unknown key {name[:MAX_TEXT]!r}{nearest(name, hints)}")
@@ -100,11 +101,8 @@ def open_request(request: Request, uploads: Uploads) -> tuple[str | Structure, l
     """
     if bool(request.slab) == bool(request.slab_file):
         raise InputError("give a slab: either an element, a facet and a size, or an uploaded file")
-    slab: str | Structure
-    if request.slab_file:
-        slab = uploads.structure(request.slab_file, "slab")
-    else:
-        slab = checked_slab(request.slab)
+    from_file = bool(request.slab_file)
+    slab = uploads.structure(request.slab_file, "slab") if from_file else checked_slab(request.slab)
     if not request.adsorbates and not request.adsorbate_files:
         raise InputError("choose an adsorbate")
     names = [checked_load(name) for name in request.adsorbates]

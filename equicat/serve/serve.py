@@ -16,7 +16,9 @@ ADDRESS = "127.0.0.1"
 """The loopback address; there is no option for another one, see docs/serve.md."""
 
 
-def serve(run: str | Path, folder: str | Path, port: int, *, device: str = "auto", references: str | None = None) -> None:
+def serve(
+    run: str | Path, folder: str | Path, port: int, *, device: str = "auto", references: str | None = None
+) -> None:
     """Show the page and work on its queue until Ctrl-C or SIGTERM.
 
     Args:
@@ -64,6 +66,7 @@ def _listening(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((ADDRESS, port))
+        listening.listen()  # from here on, a browser that is too early waits
     except OSError as error:
         listening.close()
         raise InputError(f"port {port} of {ADDRESS} cannot be used ({error.strerror}); give another --port") from error

@@ -123,7 +123,9 @@ class Uploads:
             checked.replace(self.home.uploads / f"{token}.extxyz")
         with self.jobs.open() as connection:
             values = (token, kind, label, time.time())
-            connection.execute("INSERT OR REPLACE INTO uploads (token, kind, label, created) VALUES (?, ?, ?, ?)", values)
+            connection.execute(
+                "INSERT OR REPLACE INTO uploads (token, kind, label, created) VALUES (?, ?, ?, ?)", values
+            )
         return Upload(token, kind, label)
 
     def get(self, token: str, kind: Kind) -> Upload:
@@ -183,7 +185,9 @@ def _read_apart(folder: Path, kind: Kind, stored: str, label: str) -> Path:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=MAX_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{label}: takes longer than {MAX_SECONDS:g} s to read; leave only the last frame in it") from error
+        raise InputError(
+            f"{label}: takes longer than {MAX_SECONDS:g} s to read; leave only the last frame in it"
+        ) from error
     checked = folder / "checked.extxyz"
     if done.returncode == 2:
         raise InputError(done.stderr.strip().splitlines()[-1].replace(stored, label))

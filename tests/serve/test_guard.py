@@ -30,7 +30,9 @@ def test_another_machine_is_refused(serving, address):
     assert refused(browser(serving, address=address).get("/", params={"key": KEY}))
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8420", "127.0.0.1.evil.example", "localhost@evil.example", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8420", "127.0.0.1.evil.example", "localhost@evil.example", ""]
+)
 def test_another_name_of_this_machine_is_refused(serving, host):
     """DNS rebinding: a page of evil.example, whose name was made to point to 127.0.0.1."""
     assert refused(browser(serving, Host=host).get("/", params={"key": KEY}))

@@ -1,11 +1,11 @@
 """Jobs in processes of their own: how they end is noted, and they end with the server."""
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from serving import Serving
 
 from equicat import InputError
 
@@ -23,6 +23,14 @@ def waited(serving, state, number=1):
         assert time.monotonic() < end, job(serving, number)
         time.sleep(0.02)
     return job(serving, number)
+
+
+def process_of(serving):
+    """The process of the first job, once it runs."""
+    waited(serving, "running")
+    while serving.runner._process is None:
+        time.sleep(0.02)
+    return serving.runner._process[1]
 
 
 @pytest.fixture
@@ -58,8 +66,7 @@ def test_how_a_process_ends_is_how_its_job_ends(started):
 
 def test_a_cancelled_job_has_no_process(started):
     serving = started(SLEEP, "pass")
-    waited(serving, "running")
-    process = serving.runner._process[1]
+    process = process_of(serving)
     serving.jobs.cancel(1)
     serving.runner.stop(1)
     assert process.poll() is not None
@@ -69,10 +76,7 @@ def test_a_cancelled_job_has_no_process(started):
 
 def test_a_job_of_a_server_that_stops_is_not_lost(started):
     serving = started(SLEEP)
-    waited(serving, "running")
-    while serving.runner._process is None:
-        time.sleep(0.02)
-    process = serving.runner._process[1]
+    process = process_of(serving)
     serving.runner.close()
     assert process.poll() is not None
     assert job(serving).state == "running"  # the next server goes on with it
@@ -81,9 +85,7 @@ def test_a_job_of_a_server_that_stops_is_not_lost(started):
 def test_the_lock_is_held_until_the_job_has_ended(started, tmp_path):
     """Its process inherits the lock, so no second one can work on the same job, even if the server was killed."""
     serving = started(SLEEP)
-    waited(serving, "running")
-    import os
-
+    process_of(serving)
     os.close(serving.runner.lock)  # as the death of the server would
     with pytest.raises(InputError, match="another `equicat serve`"):
         serving.home.held(wait=0.0)
@@ -94,5 +96,4 @@ def test_the_lock_is_held_until_the_job_has_ended(started, tmp_path):
 def test_the_python_of_a_job_is_that_of_the_server(started):
     serving = started(f"assert sys.executable == {sys.executable!r}")
     assert waited(serving, "done").message == ""
-    assert isinstance(serving, Serving)
     assert Path(serving.home.job(1), "log.txt").read_text() == ""

@@ -22,6 +22,7 @@ window.equicatViewer = (() => {
   // ---- 3Dmol.js, unpacked when it is first needed ---------------------------------------------------------------
 
   async function unpack() {
+    if (window.$3Dmol) return;  // A page with a server loads the library as a file.
     const packed = atob(document.getElementById("equicat-3dmol").textContent.trim());
     const bytes = Uint8Array.from(packed, character => character.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
