@@ -139,6 +139,12 @@ class Jobs:
             row = connection.execute("SELECT systems FROM jobs WHERE id = ?", (number,)).fetchone()
         return [] if row is None else json.loads(row["systems"])
 
+    def set_systems(self, number: int, systems: Sequence[Mapping[str, Any]]) -> None:
+        """Note what a job relaxes, which depends on the model of the server that begins it."""
+        with self.open() as connection:
+            values = (json.dumps(systems), len(systems), number)
+            connection.execute("UPDATE jobs SET systems = ?, n_systems = ? WHERE id = ?", values)
+
     def begin(self) -> Job | None:
         """Take the first job of the queue, one that was running when a server was killed before all others."""
         with self.open() as connection:

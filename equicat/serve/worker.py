@@ -40,8 +40,10 @@ def work(home: Home, number: int, model: Model) -> None:
         InputError: if it cannot be done.
     """
     jobs = Jobs(home.database)
-    request = Request.read(jobs.get(number).request)
-    slab, adsorbates = open_request(request, Uploads(home, jobs))
+    uploads, request = Uploads(home, jobs), Request.read(jobs.get(number).request)
+    if not (home.job(number) / SCREENING).exists():
+        jobs.set_systems(number, model.check(request, uploads).systems)  # it was queued, maybe for another model
+    slab, adsorbates = open_request(request, uploads)
     folder = home.job(number)
     result = adsorption_energies(
         slab,

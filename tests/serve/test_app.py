@@ -110,6 +110,26 @@ def test_energies_while_it_runs_are_those_of_the_end_also_with_gases(tmp_path, m
     assert [live[row["system"]] for row in rows] == pytest.approx([row["energy"] for row in rows], abs=1e-5)
 
 
+def test_a_server_may_be_started_with_another_model(serving):
+    """A job that waits is done with the new model; one that was begun with the old one says what is wrong."""
+    waiting, begun = serving.add(sites=["fcc"], max_steps=1), serving.add(sites=["hcp"], max_steps=1)
+    serving.model.forces.energy_reference = "total"
+    serving.do(waiting)
+    folder, systems = serving.home.job(waiting), serving.jobs.systems(waiting)
+    assert [system["kind"] for system in systems] == ["slab", "gas", "placement"]
+    assert serving.jobs.get(waiting).n_systems == 3
+    (row,) = progress.result_rows(folder, systems)
+    assert len(progress.structure_of(folder, row["system"])) == 13
+    serving.do(begun)
+    serving.jobs.end(begun, "failed")
+    serving.model.forces = Serving.of(serving.home.path.parent / "other").model.forces
+    (serving.home.job(begun) / "screening" / "table.csv").unlink()
+    with serving.jobs.open() as connection:
+        connection.execute("UPDATE jobs SET state = 'queued' WHERE id = ?", (begun,))
+    with pytest.raises(InputError, match="was begun with other structures"):
+        serving.do(begun)
+
+
 def test_uploads_become_a_job(client, serving, tmp_path):
     slab = extxyz(fcc111("Cu", (2, 2, 3), vacuum=8.0, periodic=True), tmp_path)
     slab_file = client.post("/api/uploads?kind=slab&name=my slab.xyz", content=slab).json()

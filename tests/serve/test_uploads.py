@@ -110,7 +110,7 @@ def broken_slabs():
     yield "half.extxyz", lambda f: content(f, slab(), "x.extxyz")[:600], "frame 0: cannot be read as extxyz"
     yield "POSCAR", lambda f: b"Cu\n1.0\nnot a cell", "POSCAR, frame 0: cannot be read as vasp"
     yield "two.xyz", lambda f: content(f, slab(), "a.xyz") + content(f, other, "b.xyz"), "different systems"
-    yield "nan.xyz", lambda f: content(f, slab(), "a.xyz").replace(b" 0.00000000", b" nan", 1), "nan"
+    yield "nan.xyz", lambda f: content(f, slab(), "a.xyz").replace(b" 0.00000000", b" nan", 1), "not finite"
     yield "big.xyz", lambda f: content(f, slab((10, 10, 5)), "a.xyz"), "500 atoms; this page takes slabs of at most 400"
     yield "x.traj", lambda f: b"\x00" * 1000, "cannot be read as traj"
 
