@@ -307,7 +307,7 @@ function stateSentence(job) {
   const share = `${job.n_finished} of ${job.n_systems} relaxed`;
   return {
     queued: "Waits for the jobs before it.",
-    running: job.n_finished ? `${share}.` : "Starting: nothing is relaxed yet.",
+    running: job.n_finished ? `${share}.` : `Relaxing ${plural(job.n_systems, "system")} together; none has converged yet.`,
     done: `Done: ${plural(job.rows.length, "distinct structure")}, in ${duration(job)}.`,
     failed: `Failed: ${job.message}.`,
     cancelled: `Cancelled; ${share}.`,
