@@ -42,13 +42,14 @@ FILES = {
 }
 """Files of a job that can be had."""
 APART = (
-    "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+    "sandbox allow-scripts allow-downloads; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data: blob:"
 )
 """Content security policy of a job's own HTML page, which gets no access to this one."""
 
 
 class Pages:
-    """What the addresses answer.
+    """The answers of all addresses.
 
     Args:
         home: the folder.
@@ -152,6 +153,7 @@ class Pages:
             "base.css": (report / "page.css", "text/css"),
             "page.css": (ASSETS / "page.css", "text/css"),
             "page.js": (ASSETS / "page.js", "text/javascript"),
+            "3Dmol-license.txt": (report / "viewer" / "LICENSE", "text/plain"),
             "3Dmol.js": (report / "viewer" / "3Dmol-min.js", "text/javascript"),
         }
 

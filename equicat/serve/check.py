@@ -101,7 +101,7 @@ class Model:
 
 
 def systems_of(ready: Ready) -> list[dict[str, Any]]:
-    """What is relaxed, in order, as JSON can hold it: kind, name, and how energies become adsorption energies.
+    """All systems in order, as JSON can hold them: kind, name, and how energies become adsorption energies.
 
     The adsorption energy of a placement is its energy less that of system 0, those of the systems ``gases``, and
     ``gas`` (eV).

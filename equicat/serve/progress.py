@@ -1,4 +1,4 @@
-"""What a job has found so far: rows of its table and structures, read from the files of its screening."""
+"""Results of a job so far: rows of its table and structures, read from the files of its screening."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -18,12 +18,12 @@ from equicat.errors import InputError
 from equicat.serve.uploads import FORMATS
 
 SECONDS = 20
-"""Of processor time."""
+"""Processor time that reading may take."""
 BYTES = 4 * 1024**3
-"""Of address space, most of which is libraries."""
+"""Address space, most of which is libraries."""
 MAX_ATOMS = {"slab": 400, "adsorbate": 40}
 MAX_WRITTEN = 64 * 1024**2
-"""Bytes of a file."""
+"""Bytes of a file that is written."""
 
 
 def limit() -> None:

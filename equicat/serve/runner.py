@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from equicat.errors import InputError
+from equicat.files import writing_to
 from equicat.serve.home import LOG, Home
 from equicat.serve.jobs import Job, Jobs
 
 PAUSE = 0.3
 """Seconds between two looks at the queue."""
+PAUSE_AFTER_ERROR = 5.0
+"""Seconds until the queue is looked at again after it could not be."""
 WORKER = ("-P", "-m", "equicat.serve.worker")
 """Python's words before those of a job; -P, so that no file in the folder of a job is taken for a module."""
 
@@ -65,21 +69,33 @@ class Runner:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            with self._guard:
-                job = None if self._stopping.is_set() else self.jobs.begin()
-                process = None if job is None else self._started(job)
-                self._process = None if job is None or process is None else (job.id, process)
-            if job is None or process is None:
-                self._stopping.wait(PAUSE)
-                continue
-            with process:  # waits, and closes its standard input afterwards
-                process.wait()
-            if not self._stopping.is_set():
-                self._note(job, process.returncode)
+            try:
+                pause = 0.0 if self._one() else PAUSE
+            except InputError as error:  # the disk is full, say: tried again, because that may pass
+                print(f"equicat: {error}", file=sys.stderr, flush=True)
+                pause = PAUSE_AFTER_ERROR
+            self._stopping.wait(pause)
+
+    def _one(self) -> bool:
+        """Do the first job of the queue, and say whether there was one.
+
+        Raises:
+            InputError: if the folder cannot be written to.
+        """
+        with self._guard:
+            job = None if self._stopping.is_set() else self.jobs.begin()
+            if job is None:
+                return False
+            process = self._started(job)
+            self._process = (job.id, process)
+        with process:  # waits, and closes its standard input afterwards
+            process.wait()
+        if not self._stopping.is_set():
+            self._note(job, process.returncode)
+        return True
 
     def _started(self, job: Job) -> "subprocess.Popen[bytes]":
         folder = self.home.job(job.id)
-        folder.mkdir(parents=True, exist_ok=True)
         options = {
             "folder": str(self.home.path),
             "job": job.id,
@@ -87,7 +103,10 @@ class Runner:
             "device": self.device,
             "references": self.references,
         }
-        with (folder / LOG).open("ab") as log:
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            log = (folder / LOG).open("ab")
+        with log:
             return subprocess.Popen(
                 [sys.executable, *self.worker, json.dumps(options)],
                 stdin=subprocess.PIPE,
@@ -104,7 +123,8 @@ class Runner:
             self.jobs.end(job.id, "done")
             return
         if status < 0:
-            reason = f"its process was ended by {signal.Signals(-status).name}, perhaps for lack of memory"
+            names = {one.value: one.name for one in signal.Signals}
+            reason = f"its process was ended by {names.get(-status, -status)}, perhaps for lack of memory"
         else:
             lines = (self.home.job(job.id) / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
             reason = lines[-1] if lines else f"its process ended with status {status}"

@@ -1,4 +1,4 @@
-"""What the addresses of the page answer; EMT stands in for a model, and jobs are done in this process."""
+"""Answers of the page's addresses; EMT stands in for a model, and jobs are done in this process."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ def test_a_job_from_the_form_to_the_files(client, serving, tmp_path):
     assert structures.content == (tmp_path / "alone/structures.extxyz").read_bytes()
     page = client.get(f"/api/jobs/{number}/page.html")
     assert "O on Cu(111) 2x2x3" in page.text
-    assert page.headers["content-security-policy"].startswith("sandbox allow-scripts;")
+    assert page.headers["content-security-policy"].startswith("sandbox allow-scripts allow-downloads;")
     view = client.get(f"/api/jobs/{number}/systems/{job['rows'][0]['system']}").json()
     assert [state["title"] for state in view["states"]] == ["relaxed", "initial"]
     assert len(view["kinds"]) == 13

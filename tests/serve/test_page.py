@@ -1,45 +1,29 @@
 """The page in a real browser: a job from the form to its end, the table, the 3D view, two browsers, bad input."""
 
-import io
 import re
-import shutil
 
-import numpy as np
 import pytest
 from ase.build import fcc111
-from PIL import Image
+from chromium import browser, colours
 from places import FIXTURES
 from serving import Server
 
 pytest.importorskip("uvicorn", reason="equicat[serve] is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-expect = playwright.expect
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(FIXTURES / "runs_b139b12" / "allegro", tmp_path_factory.mktemp("page") / "screenings")
-    yield server
-    server.stop()
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield browser
-        browser.close()
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(chromium, tmp_path_factory):
+    server = Server(FIXTURES / "runs_b139b12" / "allegro", tmp_path_factory.mktemp("page") / "screenings")
+    yield server
+    server.stop()
 
 
 @pytest.fixture
@@ -56,12 +40,6 @@ def page(chromium, server):
 
 def column(page, place):
     return page.locator(f"#rows tbody td:nth-child({place})").all_inner_texts()
-
-
-def colours(locator):
-    """Number of different colours in what is drawn."""
-    pixels = np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB"))
-    return len(np.unique(pixels.reshape(-1, 3), axis=0))
 
 
 def test_a_job_runs_to_its_end(page, chromium, server):

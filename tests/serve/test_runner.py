@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from equicat import InputError
+from equicat.serve.jobs import Jobs
 
 SLEEP = "import time, sys; sys.stdin.close(); time.sleep(60)"
 
@@ -83,7 +84,7 @@ def test_a_job_of_a_server_that_stops_is_not_lost(started):
 
 
 def test_the_lock_is_held_until_the_job_has_ended(started, tmp_path):
-    """Its process inherits the lock, so no second one can work on the same job, even if the server was killed."""
+    """The process of a job inherits the lock, so that no second one works on the same job."""
     serving = started(SLEEP)
     process_of(serving)
     os.close(serving.runner.lock)  # as the death of the server would
@@ -97,3 +98,17 @@ def test_the_python_of_a_job_is_that_of_the_server(started):
     serving = started(f"assert sys.executable == {sys.executable!r}")
     assert waited(serving, "done").message == ""
     assert Path(serving.home.job(1), "log.txt").read_text() == ""
+
+
+def test_a_queue_that_cannot_be_read_is_tried_again(started, monkeypatch, capsys):
+    monkeypatch.setattr("equicat.serve.runner.PAUSE_AFTER_ERROR", 0.05)
+    begin, refusals = Jobs.begin, ["the disk is full", "the disk is full"]
+
+    def full(jobs):
+        if refusals:
+            raise InputError(refusals.pop())
+        return begin(jobs)
+
+    monkeypatch.setattr(Jobs, "begin", full)
+    waited(started("pass"), "done")
+    assert capsys.readouterr().err == "equicat: the disk is full\n" * 2
