@@ -161,9 +161,6 @@ def test_yaml_of_the_pages_is_what_it_says(block):
         from_mapping(values)
 
 
-@pytest.mark.parametrize("command", list(command_names(cli.COMMANDS)))
-def test_every_command_has_help_and_is_on_a_page(command, capsys):
-    assert cli.main([*command.split(), "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"usage: equicat {command}")
-    words = command.split()
-    assert any(given[: len(words)] == words for given in COMMANDS)
+def test_every_command_is_on_a_page():
+    wanted = [command.split() for command in command_names(cli.COMMANDS)]
+    assert [words for words in wanted if not any(given[: len(words)] == words for given in COMMANDS)] == []
