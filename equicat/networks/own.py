@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from equicat.errors import InputError
 from equicat.networks.features import Features
-from equicat.options.values import Cutoff, Form, Imported
+from equicat.options.values import Cutoff, Form, Imported, read_value
 
 FORM = "MODULE:CLASS"
 """A name of this form is that of a network outside of the catalogue."""
-OwnName = Annotated[str, Form("a name such as my_networks:PairNetwork", r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")]
+OwnName = Annotated[str, Form("a name such as my_networks:PairNetwork", r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def find_network(name: str) -> type[OwnNetwork]:
     Raises:
         InputError: if Python does not find the module, or there is no such class in it.
     """
-    module_name, _, class_name = name.partition(":")
+    module_name, _, class_name = read_value("model.name", name, OwnName).partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -93,6 +93,8 @@ def test_it_is_not_looked_for_in_the_run_or_the_working_directory(tmp_path, monk
     ("name", "message"),
     [
         ("not_there:Network", "model.name not_there:Network: Python finds no module not_there; install it, or let"),
+        (".here:Network", r"model\.name is \.here:Network; it must be a name such as my_networks:PairNetwork"),
+        (":Network", "it must be a name such as"),
         ("networks_of_mine.part:Network", "Python finds no module networks_of_mine"),
         ("needs_more:Network", "needs_more needs the package a_package_that_is_not_there; install it"),
         ("networks_of_mine:Pairs", r"no class Pairs in .*networks_of_mine\.py; there are OwnNetwork, PairNetwork"),
