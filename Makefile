@@ -5,10 +5,11 @@ BIN := .venv/bin
 # Set-up is done again when what it depends on changes.
 USER_SETUP := .venv/.installed
 DEV_SETUP := .venv/.installed-dev
+DOCS_SETUP := .venv/.installed-docs
 SETUP_FILES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage lint format clean
+.PHONY: help demo test test-slow coverage lint format docs clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,8 +35,11 @@ format: $(DEV_SETUP) ## put code into the agreed form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS_SETUP) ## the pages of docs/ as a site that needs no network: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove caches and the environment; data, runs and demo/ stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov build dist *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov build dist site *.egg-info
 	find equicat tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(USER_SETUP): .venv/pyvenv.cfg $(SETUP_FILES)
@@ -44,6 +48,10 @@ $(USER_SETUP): .venv/pyvenv.cfg $(SETUP_FILES)
 
 $(DEV_SETUP): .venv/pyvenv.cfg $(SETUP_FILES)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DOCS_SETUP): .venv/pyvenv.cfg $(SETUP_FILES)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $@
 
 .venv/pyvenv.cfg:

@@ -3,7 +3,6 @@
 import ast
 import io
 import re
-import shlex
 import subprocess
 import sys
 import tokenize
@@ -14,11 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import command_names
 from places import ROOT
 
 import equicat
-from equicat.cli import main as cli
 
 PACKAGE = ROOT / "equicat"
 
@@ -322,73 +319,6 @@ def test_no_file_names_a_folder_of_one_machine():
         except UnicodeDecodeError:
             continue
         assert re.findall(r"(?<![\w.])/(?:tmp|work|home|root)/", text) == [], file
-
-
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-"""Pages that are kept true; decisions are not rewritten."""
-
-
-def readme_blocks(language: str, page: Path = ROOT / "README.md") -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def readme_commands(program: str, page: Path = ROOT / "README.md") -> list[str]:
-    """Lines of the shell blocks that run ``program``, without comments, continued lines joined."""
-    text = "\n".join(readme_blocks("bash", page)).replace("\\\n", " ")
-    return [" ".join(line.split()) for line in text.splitlines() if line.split()[:1] == [program]]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_name_files_that_exist(page):
-    """Links between pages, and paths of the repository in the text, which leave the package's name out or not."""
-    text = page.read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not link.startswith("http")]
-    assert [link for link in links if not (page.parent / link).exists()] == []
-    paths = re.findall(r"`((?:equicat|tests|docs|benchmarks|configs)/[\w./-]+|[a-z_]+/[\w/]+\.(?:py|cpp|h))`", text)
-    assert [path for path in paths if not ((ROOT / path).exists() or (PACKAGE / path).exists())] == []
-
-
-def test_readme_names_every_folder():
-    (block,) = (b for b in readme_blocks("text") if b.startswith("equicat/"))
-    listed = [line.split()[0] for line in block.splitlines()[1:]]
-    folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert sorted(listed) == sorted(folders | {path.name for path in PACKAGE.glob("*.py")})
-
-
-def test_readme_makes_targets_that_exist():
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    wanted = [shlex.split(command, comments=True)[1] for command in readme_commands("make")]
-    assert wanted
-    assert set(wanted) <= set(targets)
-
-
-COMMANDS = list(dict.fromkeys(command for page in PAGES for command in readme_commands("equicat", page)))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_of_the_pages_parse(command, monkeypatch):
-    """Options, choices and configuration files are checked; nothing is run."""
-    runs = []
-    monkeypatch.setattr(cli, "chosen", lambda parser, options: (lambda: runs.append(options), {}))
-    monkeypatch.chdir(ROOT)
-    assert cli.main(shlex.split(command, comments=True)[1:]) == 0
-    assert len(runs) == 1
-
-
-@pytest.mark.parametrize("command", list(command_names(cli.COMMANDS)))
-def test_every_command_has_help_and_is_in_the_readme(command, capsys):
-    assert cli.main([*command.split(), "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"usage: equicat {command}")
-    assert any(line.startswith(f"equicat {command}") for line in readme_commands("equicat"))
-
-
-@pytest.mark.parametrize("block", readme_blocks("python"))
-def test_readme_python_uses_public_names(block):
-    tree = ast.parse(block)
-    names = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "equicat"]
-    assert names
-    assert set(names) <= set(equicat.__all__)
 
 
 def test_pre_commit_checks_what_ci_checks():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def relax(
     run: str,
-    structures: str,
+    structures: Annotated[tuple[str, ...], Words(positional=True)],
     *,
     out: str,
     dtype: Literal["float32", "float64"] | None = None,
@@ -28,7 +28,8 @@ def relax(
 
     Args:
         run: Run directory that `equicat train` wrote, of a model trained for s2ef.
-        structures: Structure file (anything ASE reads, also .gz and .xz) or store.
+        structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
+            store.
         out: File for the relaxed structures: extxyz (also .gz, .xz).
         dtype: Precision of the model; as it was trained if not given. Positions are float64 anyway.
         device: Where to compute; auto takes a GPU if there is one.
@@ -63,7 +64,7 @@ def _output_and_config(
 def adsorb(
     run: str,
     *,
-    adsorbates: str,
+    adsorbates: Annotated[tuple[str, ...], Words()],
     out: str,
     resume: bool = False,
     overwrite: bool = False,
@@ -75,7 +76,7 @@ def adsorb(
 
     Args:
         run: Run directory that `equicat train` wrote, of a model trained for s2ef.
-        adsorbates: Names, smiles:…, or structure files, with commas between; CO+O are two on one slab.
+        adsorbates: Names, smiles:…, or structure files, with spaces or commas between; CO+O are two on one slab.
         out: Directory for table.csv, structures.extxyz and page.html; of several slabs in folders of their own.
         resume: Go on where an interrupted run stopped.
         overwrite: Begin anew, and replace what is there.
@@ -85,7 +86,7 @@ def adsorb(
     from equicat.adsorption import energies, screening
 
     slabs, config = _slabs_and_config(**options)
-    names = [name.strip() for name in adsorbates.split(",") if name.strip()]
+    names = [name.strip() for word in adsorbates for name in word.split(",") if name.strip()]
     result: energies.AdsorptionEnergies | screening.Screening | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they stand in what is printed

@@ -138,7 +138,9 @@ def open_structures(paths: Sequence[str | Path], labels: Collection[str] = ()) -
     Raises:
         InputError: if a path is missing, a folder holds no structure files or several stores, or a file cannot be read.
     """
-    found = [Path(p) for path in map(str, paths) for p in sorted(glob(path), key=natural_order) or [path]]
+    found = [
+        Path(p) for path in map(str, paths) for p in sorted(glob(path, recursive=True), key=natural_order) or [path]
+    ]
     if not found:
         raise InputError("no structures are named; give structure files, folders with them, or a store")
     with_stores = [path for path in found if path.is_dir() and any(path.glob("**/index.json"))]

@@ -83,7 +83,10 @@ def structure_files(folder: Path) -> list[Path]:
     found = sorted((path for path, name in names.items() if STRUCTURE_FILE.fullmatch(name)), key=natural_order)
     if not found:
         entries = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise InputError(f"{folder}: no structure file in it; found {entries}")
+        raise InputError(
+            f"{folder}: no structure file in it; found {entries}; a pattern such as '{folder}/**/OUTCAR' finds those "
+            "in folders below"
+        )
     return found
 
 

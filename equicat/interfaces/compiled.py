@@ -21,7 +21,7 @@ from equicat.files import replacing_file
 from equicat.interfaces.nequip_allegro_export import compare
 from equicat.kernels.forms import Indexed
 from equicat.models.potential import Potential
-from equicat.networks.allegro import Allegro, Piece
+from equicat.networks.allegro import Allegro, NequipAllegroConfig, Piece
 from equicat.testing.structures import example_structures
 
 SUFFIX = ".pt2"
@@ -105,7 +105,7 @@ def export(potential: Potential, out: Path) -> None:
             f"this model is {potential.config.name} with {potential.info.force_head} forces; Allegro models of "
             "energies and their gradient can be compiled"
         )
-    if potential.config.name == "nequip-allegro" and potential.config.radial == "spline":
+    if isinstance(potential.config, NequipAllegroConfig) and potential.config.radial == "spline":
         raise InputError("this model has model.radial spline, whose steps depend on data; it cannot be compiled")
     structures = [example for seed in range(2) for example in example_structures(potential.elements, seed)]
     program = traced(potential, structures[1])

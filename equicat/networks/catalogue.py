@@ -8,7 +8,7 @@ from torch import nn
 
 from equicat.errors import InputError, nearest
 from equicat.kernels.cpu.call import Kernel
-from equicat.networks import allegro_cpu
+from equicat.networks import allegro_cpu, own
 from equicat.networks.allegro import AllegroConfig, NequipAllegroConfig
 from equicat.networks.allegro_parts import NequipAllegro, PublishedAllegro
 from equicat.networks.baselines.cgcnn import CGCNN, CGCNNConfig
@@ -26,6 +26,7 @@ NetworkConfig = (
     | NequIPConfig
     | NequipAllegroConfig
     | SchNetConfig
+    | own.OwnConfig
 )
 
 
@@ -69,11 +70,16 @@ NETWORKS = {
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of that name.
+    """The architecture of that name; one with a colon is found on Python's path (:mod:`equicat.networks.own`).
 
     Raises:
         InputError: if there is none; names the nearest.
     """
+    if ":" in name:
+        network = own.find_network(name)
+        return Architecture(
+            network.config_class, lambda c, elements, vectors: own.build(c, elements), network.strictly_local
+        )
     if name not in NETWORKS:
         raise InputError(f"model.name: no network {name!r}{nearest(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
     return NETWORKS[name]

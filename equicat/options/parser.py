@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from jsonargparse._core import ActionsContainer, ArgumentGroup
 
 from equicat.errors import InputError, nearest
-from equicat.options.values import Words, read_value, shown, words
+from equicat.options.values import Imported, Words, read_value, shown, words
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands under a field is its help
 
@@ -89,6 +89,9 @@ class Options(ActionsContainer):
         """The dataclass that an option is, of a union of them by name, and how to add it."""
         default = how.pop("default").name
         chosen = self.chosen.get(name, default)
+        imported = [member for member in members.values() if issubclass(member, Imported)]
+        if ":" in chosen and imported:
+            members = {**members, chosen: imported[0].find(chosen)}
         if chosen not in members:
             raise InputError(f"{name}.name is {chosen}{nearest(chosen, members)}; it must be {one_of(members)}")
         how["help"] = f"{how['help']} {name}.name may be {one_of(members)}"

@@ -151,6 +151,20 @@ class Checked:
         return f"{cls.section}.{name}" if cls.section else name
 
 
+@dataclass(frozen=True)
+class Imported(Checked):
+    """Base of dataclasses of options that stand for others, each found by a ``name`` with a colon in it."""
+
+    @classmethod
+    def find(cls, name: str) -> "type[Imported]":
+        """The dataclass of that name.
+
+        Raises:
+            InputError: if there is none.
+        """
+        raise NotImplementedError
+
+
 @cache
 def hints_of(cls: Any) -> dict[str, Any]:
     """The type of every field of a dataclass, limits included."""

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 from equicat.data.batch import Batch
-from equicat.data.datasets import MemoryDataset, open_dataset
+from equicat.data.datasets import MemoryDataset, open_structures
 from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import write
 from equicat.data.structure import Structure
@@ -43,7 +43,7 @@ class Relaxed:
 
 
 def relax(
-    structures: str | Path | Sequence[Structure | Atoms],
+    structures: str | Path | Sequence[str | Path] | Sequence[Structure | Atoms],
     model: str | Path | Potential | ForceModel,
     config: RelaxConfig | None = None,
     *,
@@ -57,7 +57,7 @@ def relax(
     Fixed atoms stay where they are, to the last bit. Positions are float64 whatever the model computes in.
 
     Args:
-        structures: file, store, or structures in memory.
+        structures: files, patterns of files, folders of files, or one store; or structures in memory.
         model: run directory, a loaded potential, or another source of energies and forces
             (:class:`~equicat.relaxation.models.ForceModel`, such as ASE calculators).
         config: how to relax.
@@ -133,10 +133,12 @@ class _Run:
         return done
 
 
-def _opened(structures: str | Path | Sequence[Structure | Atoms]) -> Sequence[Structure]:
-    if isinstance(structures, str | Path):
-        return open_dataset(structures)
-    named = ((f"structure {k}", s) for k, s in enumerate(structures))
+def _opened(structures: str | Path | Sequence[str | Path] | Sequence[Structure | Atoms]) -> Sequence[Structure]:
+    given = [structures] if isinstance(structures, str | Path) else list(structures)
+    paths = [path for path in given if isinstance(path, str | Path)]
+    if paths:
+        return open_structures(paths)
+    named = ((f"structure {k}", s) for k, s in enumerate(given) if isinstance(s, Structure | Atoms))
     return MemoryDataset(Structure.from_ase(s, source=name) if isinstance(s, Atoms) else s for name, s in named)
 
 

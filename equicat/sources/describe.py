@@ -60,7 +60,7 @@ def describe(
 def _describe_split(name: str, dataset: Dataset, verify: bool, progress: bool) -> str:
     checked = _verified(dataset, progress) if verify and isinstance(dataset, Store) else {}
     n_atoms, labels = dataset.n_atoms, [label for label in OPTIONAL if label in dataset.fields]
-    systems = f"{_n_systems(dataset):,} systems, " if "sid" in labels else ""
+    systems = f"{counted(_n_systems(dataset), 'system')}, " if "sid" in labels else ""
     references = ", ".join(f"{key} {value:.4f}" for key, value in dataset.info.reference_energies.items())
     lines = {
         "elements": " ".join(chemical_symbols[z] for z in dataset.elements),
@@ -80,7 +80,7 @@ def _describe_split(name: str, dataset: Dataset, verify: bool, progress: bool) -
     lines["fixed atoms"] = f"{sum(int(fixed.sum()) for (fixed,) in dataset.chunks('fixed')) / n_atoms.sum():.0%}"
     lines |= _of_store(dataset) | checked if isinstance(dataset, Store) else _of_file(dataset)
     lines["atoms a structure"] = f"{n_atoms.min()} to {n_atoms.max()}, mean {n_atoms.mean():.1f}"
-    text = [f"{name}: {systems}{len(dataset):,} structures, {n_atoms.sum(dtype=np.int64):,} atoms"]
+    text = [f"{name}: {systems}{counted(len(dataset), 'structure')}, {n_atoms.sum(dtype=np.int64):,} atoms"]
     text += [f"  {key:<18} {value}" for key, value in lines.items()]
     return "\n".join([*text, *_histogram(n_atoms), *_neighbors(dataset)])
 
@@ -127,6 +127,11 @@ def _n_clean_slabs(dataset: Dataset) -> int:
         n_clean += int((np.maximum.reduceat(tags, starts) < 2).sum())
         start += len(pbc)
     return n_clean
+
+
+def counted(n: int, noun: str) -> str:
+    """How many there are, in words: ``1 system``, ``2 systems``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _n_systems(dataset: Dataset) -> int:

@@ -100,12 +100,13 @@ def test_slabs_are_named_by_their_files(tmp_path):
 
 def test_the_command_takes_several_slabs(tmp_path, capsys):
     run = FIXTURES / "runs_b139b12" / "allegro"
-    arguments = ["adsorb", str(run), "--slab", "Cu(111) 1x1x3", "Cu(100) 1x1x3", "--adsorbates", "O"]
+    arguments = ["adsorb", str(run), "--slab", "Cu(111) 1x1x3", "Cu(100) 1x1x3", "--adsorbates", "O", "C"]
     arguments += ["--out", str(tmp_path / "out"), "--progress", "false", "--max_steps", "1", "--sites", "[ontop]"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "Cu(111)_1x1x3\n" in printed
     assert "Cu(100)_1x1x3\n" in printed
     assert len({row["slab"] for row in rows_of(tmp_path / "out")}) == 2
+    assert {row["adsorbate"] for row in rows_of(tmp_path / "out")} == {"O", "C"}
     assert cli.main(arguments) == 2
     assert "--resume" in capsys.readouterr().err

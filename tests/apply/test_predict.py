@@ -87,6 +87,7 @@ class TestManyFiles:
         more = ["more.extxyz, frame 0", "more.extxyz, frame 1"]
         assert self.sources(run, [folder / "poscars", folder / "more.extxyz"], folder) == [*poscars, *more]
         assert self.sources(run, f"{folder}/poscars/POSCAR_1*", folder) == [poscars[0], poscars[2]]
+        assert self.sources(run, f"{folder}/**/POSCAR_[12]", folder) == poscars[:2]
 
     def test_one_file_stays_as_it_is(self, run, folder, structures):
         predict(run, folder / "more.extxyz", out=folder / "out.extxyz", progress=False)
@@ -96,7 +97,7 @@ class TestManyFiles:
     def test_what_holds_nothing_is_named(self, run, data, folder):
         (folder / "empty").mkdir()
         for paths, message in (
-            ([folder / "empty"], "empty: no structure file in it; found nothing"),
+            ([folder / "empty"], "empty: no structure file in it; found nothing; a pattern such as"),
             ([folder / "none.xyz"], "none.xyz: no such file"),
             ([data, folder / "more.extxyz"], "a data set among several paths"),
             ([data], "holds several splits"),

@@ -432,7 +432,7 @@ class TestDescribe:
             tmp_path / "s", [structure(2, forces=forces, energy=-2.5), structure(9, forces=np.zeros((9, 3)))], INFO
         )
         text = describe(tmp_path / "s")
-        assert "1 systems, 2 structures, 11 atoms" in text
+        assert "1 system, 2 structures, 11 atoms" in text
         assert "RMS component 0.577, largest 3.000 eV/Å" in text
         assert "adsorption; references (eV): H -1.2500" in text
         assert "energy forces relaxed_energy relaxed_positions sid fid" in text
@@ -451,7 +451,7 @@ class TestDescribe:
     def test_file(self, tmp_path):
         write(tmp_path / "a.extxyz", [structure(2, energy=None, forces=None, sid="", source="")])
         text = describe(tmp_path / "a.extxyz")
-        assert text.startswith("a: 1 structures, 2 atoms")
+        assert text.startswith("a: 1 structure, 2 atoms")
         assert "energies are       total" in text
 
     def test_neighbours_of_a_sample(self, tmp_path):

@@ -25,8 +25,3 @@ def test_runs(example: Path, run, tmp_path, monkeypatch, capsys):
     assert re.search(r"\d", printed)
     if "slab" in example.stem:
         assert re.search(r"fixed atoms (moved )?0 Å", printed), printed
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_is_short(example: Path):
-    assert len(example.read_text(encoding="utf-8").splitlines()) <= 60

@@ -52,6 +52,20 @@ def same(a: Path, b: Path) -> None:
         assert {**one.info, "seconds": 0} == {**other.info, "seconds": 0}
 
 
+def test_many_files_are_one_relaxation(many, tmp_path):
+    """Patterns and folders stand for their files, in natural order; each structure says where it comes from."""
+    (tmp_path / "folder").mkdir()
+    slabs = [dataclasses.replace(s, sid="", fid=None) for s in list(read(many))[:3]]
+    for name, slab in zip(("folder/a10.xyz", "folder/a9.xyz", "b.extxyz"), slabs, strict=True):
+        write(tmp_path / name, [slab])
+    words = [RUN, tmp_path / "folder", tmp_path / "b*.extxyz", "--out", tmp_path / "out.extxyz", "--max_steps", 1]
+    assert main(["relax", *map(str, words), "--progress", "false"]) == 0
+    relaxed = list(read(tmp_path / "out.extxyz"))
+    assert [Path(s.info["source"].split(",")[0]).name.split()[0] for s in relaxed] == ["a9.xyz", "a10.xyz", "b.extxyz"]
+    one = equicat.relax([slabs[2]], RUN, RelaxConfig(max_steps=1), progress=False).structures[0]
+    assert relaxed[2].energy == one.energy
+
+
 def test_emt_relaxations_reach_the_minima_of_ase():
     slabs = [rattled_slab(seed) for seed in range(3)]
     for optimizer in ("lbfgs", "fire"):
