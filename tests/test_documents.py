@@ -98,6 +98,13 @@ each_block = pytest.mark.parametrize(
 )
 
 
+def write_files(page, folder):
+    """Write the blocks of a page that are files."""
+    for block in blocks(page, *CODE):
+        if block.file:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+
+
 @each_page
 def test_every_block_is_checked_or_says_why_not(page):
     found = re.findall(r"^```(\w*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -112,10 +119,9 @@ def test_python_of_the_pages_runs(page, folder):
     """The blocks of a page are run one after the other, in one namespace, beside a tiny model and small structures."""
     torch.manual_seed(0)
     namespace = {"equicat": equicat, "__name__": "__main__"}
-    for block in blocks(page, *CODE):
-        if block.file:
-            (folder / block.file).write_text(block.text, encoding="utf-8")
-        elif block.language == "python" and not block.not_run:
+    write_files(page, folder)
+    for block in blocks(page, "python"):
+        if not (block.file or block.not_run):
             exec(compile(block.text, f"{page.name}: {block.text[:40]!r}", "exec"), namespace)
 
 
@@ -124,9 +130,7 @@ def test_lines_for_the_shell_would_run(block, folder, monkeypatch):
     """Commands of equicat: options, choices and configuration files are checked; of others what is ours in them."""
     runs = []
     monkeypatch.setattr(cli, "chosen", lambda parser, options: (lambda: runs.append(options), {}))
-    for written in blocks(block.page, *CODE):
-        if written.file:
-            (folder / written.file).write_text(written.text, encoding="utf-8")
+    write_files(block.page, folder)
     for line in lines(block):
         found = list(commands(line))
         for words in found:
@@ -154,8 +158,9 @@ def other_line(line: str) -> bool:
 
 
 @pytest.mark.parametrize("block", [b for page in PAGES for b in blocks(page, "yaml")], ids=lambda b: b.page.stem)
-def test_yaml_of_the_pages_is_what_it_says(block):
-    """A configuration is one that training would take; all else is YAML."""
+def test_yaml_of_the_pages_is_what_it_says(block, folder):
+    """A configuration is one that training would take, with the files of its page; all else is YAML."""
+    write_files(block.page, folder)
     values = yaml.safe_load(block.text)
     if set(values) & {field.name for field in fields(TrainConfig)}:
         from_mapping(values)
