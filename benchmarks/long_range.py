@@ -56,6 +56,9 @@ WAYS = ("kernel", "operators", "latent charges")
 """How forces are computed: by the C++ kernel, by PyTorch's operators, and by these with latent charges."""
 
 
+COMMAND = ("python benchmarks/long_range.py OUT --json benchmarks/results/long_range.json",)
+
+
 def cluster(random: np.random.Generator) -> Structure:
     """A cluster of dimers in random places and directions, with its energy and forces."""
     middles = np.empty((0, 3))
@@ -212,7 +215,7 @@ def main() -> None:
             f"{N_VALIDATION} clusters of {2 * N_DIMERS} atoms to validate on, seed {options.seed}; the reference "
             "charges are ±0.5 e. A training step is one of a batch of one system."
         ]
-        write(options.json, "Forces from beyond the cutoff: latent charges", results, notes=notes)
+        write(options.json, "Forces from beyond the cutoff: latent charges", results, command=COMMAND, notes=notes)
 
 
 if __name__ == "__main__":

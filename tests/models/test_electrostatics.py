@@ -65,7 +65,7 @@ def model(config=SMALL, smearing: float = 1.0, **more) -> Potential:
 
 @pytest.mark.parametrize("smearing", [0.4, 0.7])
 def test_rock_salt_has_its_madelung_constant(smearing):
-    """What Gaussians lack against points, erfc(r / (√2 σ)) / r, is short-ranged and added in real space."""
+    """Gaussians lack erfc(r / (√2 σ)) / r against points, which is short-ranged and added in real space."""
     sites = float64(list(itertools.product((0, 1), repeat=3)))
     charges = 1 - 2 * (sites.sum(1) % 2)
     lattice = 2 * torch.eye(3, dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_the_vacuum_of_a_slab_does_not_count():
 
 
 def test_virial_is_the_derivative_by_strain():
-    """Of molecules, slabs and crystals in one batch, direct dependence on positions and cells included."""
+    """One batch has molecules, slabs and crystals; direct dependence on positions and cells is included."""
     found, structures, step = model(), example_structures(ELEMENTS), 1e-5
     batch = Batch.from_structures(structures, 4.0, dtype=torch.float64)
     out = found(batch, virial=True)
@@ -278,7 +278,7 @@ def test_options_that_exclude_each_other(options, message):
 
 
 def test_a_run_trains_saves_loads_and_predicts_the_same(data, run, tmp_path):
-    """Its relaxations and vibrations compute all centres; a run without charges is described as before there were."""
+    """Relaxations and vibrations compute all centres; a run without charges is described as before there were any."""
     s2ef = data / "s2ef" / "train"
     config = from_mapping(configuration(s2ef, tmp_path / "run", long_range={"smearing": 1.2}, run={"max_epochs": 1}))
     result = train(config)
