@@ -105,6 +105,8 @@ def export(potential: Potential, out: Path) -> None:
             f"this model is {potential.config.name} with {potential.info.force_head} forces; Allegro models of "
             "energies and their gradient can be compiled"
         )
+    if potential.long_range is not None:
+        raise InputError("this model has latent charges (long_range), which a compiled model cannot have yet")
     if isinstance(potential.config, NequipAllegroConfig) and potential.config.radial == "spline":
         raise InputError("this model has model.radial spline, whose steps depend on data; it cannot be compiled")
     structures = [example for seed in range(2) for example in example_structures(potential.elements, seed)]

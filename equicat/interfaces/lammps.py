@@ -292,6 +292,11 @@ def read_pairs(lmp: Any, n_local: int) -> Int[Tensor, "2 n_listed"]:
 
 
 def _check_potential(potential: Potential) -> None:
+    if potential.long_range is not None:
+        raise InputError(
+            "this model has latent charges (long_range), which ends strict locality, so its atoms cannot be shared "
+            "between ranks"
+        )
     if not architecture(potential.config.name).strictly_local:
         raise InputError(f"{potential.config.name} is not strictly local, so its atoms cannot be shared between ranks")
     if potential.direct_forces is not None:

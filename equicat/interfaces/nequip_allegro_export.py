@@ -108,6 +108,8 @@ def describe(potential: Potential) -> tuple[dict[str, Any], Arrays, dict[str, An
         )
     if potential.direct_forces is not None:
         raise InputError("this model has direct forces; nequip-allegro has forces that are derivatives")
+    if potential.long_range is not None:
+        raise InputError("this model has latent charges (long_range), which nequip-allegro does not have")
     if config.radial == "spline" and config.spline_span > config.n_radial:
         raise InputError(
             f"model.spline_span is {config.spline_span} and model.n_radial {config.n_radial}; nequip-allegro wants at "

@@ -15,6 +15,7 @@ from equicat.data.fitted import Domain, Statistics
 from equicat.data.info import DatasetInfo
 from equicat.data.padded import PaddedBatch
 from equicat.errors import InputError
+from equicat.models.electrostatics import LongRange
 from equicat.models.heads import DisplacementHead
 from equicat.models.repulsion import EnergyTerms
 from equicat.models.uncertainty import Grade, Graded
@@ -46,6 +47,11 @@ class ModelInfo:
     """Whose energies a relaxed energy is the sum of: all atoms, or those with tag 2."""
     domain: Domain | None = None
     """Chemistry and distances of the training data; None for runs of earlier versions, which did not keep it."""
+
+    @property
+    def long_range(self) -> LongRange:
+        """Energy of latent charges."""
+        return self.terms.long_range
 
     @property
     def element_symbols(self) -> list[str]:

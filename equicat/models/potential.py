@@ -11,16 +11,31 @@ from torch import Tensor
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.kernels.cpu.call import Kernel
+from equicat.models.electrostatics import LatentCharges
 from equicat.models.gradient import DEFAULTS, ComputeOptions, Energies, PairGradients
 from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
-from equicat.models.model import AtomisticModel, Prediction, float64_bits
+from equicat.models.model import AtomisticModel, Prediction, float64_bits, minus_gradient
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
-from equicat.networks.catalogue import NetworkConfig
+from equicat.networks.catalogue import NetworkConfig, architecture
 from equicat.networks.features import Features
 
 
+def check_long_range(force_head: DisplacementHead, recompute: bool) -> None:
+    """Refuse what does not go with the energy of latent charges.
+
+    Raises:
+        InputError: if forces are direct ones, or centres are to be computed a few at a time.
+    """
+    if force_head != "gradient":
+        raise InputError(
+            f"long_range is an energy, but force_head {force_head} makes forces that are no derivative; leave one out"
+        )
+    if recompute:
+        raise InputError("run.recompute takes a few centres at a time, but long_range couples all; leave one out")
+
+
 class Potential(AtomisticModel, Energies):
-    """E = Σ_i (s f_{Z_i} Σ_j E_ij / sqrt(avg_num_neighbors) + E_i,ZBL + ε_{Z_i}), F = −dE/dr.
+    """E = Σ_i (s f_{Z_i} Σ_j E_ij / sqrt(avg_num_neighbors) + E_i,ZBL + ½ q_i φ_i + ε_{Z_i}), F = −dE/dr.
 
     Args:
         config: of the network, ``avg_num_neighbors`` set.
@@ -28,13 +43,13 @@ class Potential(AtomisticModel, Energies):
         output_mlp: the map from pair features to pair energy: hidden widths, or its form.
         scale: s, eV; the root mean square force of the training data is a good choice.
         reference_energies: ε by element, eV, in the order of ``elements``.
-        terms: f and the repulsion; neither by default.
+        terms: f, the repulsion, and the latent charges q (:mod:`equicat.models.electrostatics`); none by default.
         force_head: ``gradient``, or another head of :mod:`equicat.models.heads` for direct forces, which are faster and
             not the derivative of the energy.
         compute: how derivatives are computed.
 
     Raises:
-        InputError: if the network cannot feed the head.
+        InputError: if the network cannot feed the head, or latent charges are to go with direct forces or recomputing.
     """
 
     factor_bits: Tensor | None
@@ -61,7 +76,18 @@ class Potential(AtomisticModel, Energies):
             self.direct_forces = vector_head(
                 config.name, force_head, self.network, output.hidden, self.avg_num_neighbors
             )
+        self.long_range = None
+        if terms.long_range.smearing is not None:
+            check_long_range(force_head, compute.recompute)
+            self.long_range = LatentCharges(
+                terms.long_range.smearing, self.network.n_features, output, self.avg_num_neighbors
+            )
         self.pair_gradients = PairGradients(compute)
+
+    @property
+    def strictly_local(self) -> bool:
+        """Whether all forces are derivatives of energies of atoms that depend on their own neighbours only."""
+        return architecture(self.config.name).strictly_local and self.direct_forces is None and self.long_range is None
 
     def forward(self, batch: Batch, forces: bool = True, virial: bool = False) -> Prediction:
         """Energies, and forces that stay differentiable by the weights while training.
@@ -72,13 +98,16 @@ class Potential(AtomisticModel, Energies):
             virial: also compute dE/dε.
 
         Raises:
-            InputError: for an element that the model was not trained on, or for the virial of direct forces.
+            InputError: for an element that the model was not trained on, for the virial of direct forces, or for a
+                system that is periodic in one direction, if there are latent charges.
         """
         species = self.species(batch)
         if self.direct_forces is not None:
             if virial:
                 raise InputError("a model with direct forces has no virial: they are not the derivative of its energy")
             return self.with_direct_forces(batch, species, forces)
+        if self.long_range is not None:
+            return self.with_long_range(batch, species, forces, virial)
         if not (forces or virial):
             atom_energies = self.atom_energies(batch.edge_vec(), batch.edge_index, species)
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
@@ -103,7 +132,8 @@ class Potential(AtomisticModel, Energies):
         edge_index: Int[Tensor, "2 n_edges"],
         species: Int[Tensor, "n_atoms"],
     ) -> Float[Tensor, "n_atoms"]:
-        """E_i − ε_{Z_i} of every centre in eV: a pure function of tensors, for autograd, compilers and exports."""
+        """E_i − ε_{Z_i} of every centre in eV, without latent charges: a pure function of tensors, for autograd,
+        compilers and exports."""
         return self._energies(self.network(edge_vec, edge_index, species), edge_vec, edge_index, species)
 
     def with_direct_forces(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool) -> Prediction:
@@ -118,6 +148,28 @@ class Potential(AtomisticModel, Energies):
                 unit = torch.nn.functional.normalize(edge_vec, dim=1)
                 force = self.direct_forces(features, index[0], unit, len(species)) * self.scale
         return Prediction(self.system_energies(atom_energies, species, batch), atom_energies, force)
+
+    def with_long_range(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool, virial: bool) -> Prediction:
+        """Energies with those of latent charges; derivatives by autograd, through charges and directly."""
+        assert self.long_range is not None
+        training = self.training and torch.is_grad_enabled()
+        index, force, strained = batch.edge_index, None, None
+        edge_vec, positions, strain = batch.edge_vec().detach(), batch.positions.detach(), torch.zeros_like(batch.cell)
+        with torch.set_grad_enabled(training or forces or virial):
+            variables = [x.requires_grad_(forces or virial) for x in (edge_vec, positions, strain)]
+            features = self.network(edge_vec, index, species)
+            atom_energies = self._energies(features, edge_vec, index, species)
+            atom_energies = atom_energies + self.long_range(features, batch, positions, strain).to(self.dtype)
+            if forces or virial:
+                slopes = torch.autograd.grad(atom_energies.sum(), variables, create_graph=training)
+                by_pair, by_position, by_strain = (slope.to(self.dtype) for slope in slopes)
+                force = minus_gradient(by_pair, index, len(species)) - by_position
+        if virial:
+            outer = edge_vec.detach()[:, :, None] * by_pair[:, None, :]
+            strained = by_strain.index_add(0, batch.system_idx[index[0]], outer)
+        atom_energies = atom_energies if training else atom_energies.detach()
+        energy = self.system_energies(atom_energies, species, batch)
+        return Prediction(energy, atom_energies, force if forces else None, strained)
 
     def kernel_energies(
         self,

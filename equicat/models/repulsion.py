@@ -3,16 +3,15 @@
 What a model learned says nothing of distances that its data lack; this keeps atoms apart there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equicat.models.electrostatics import COULOMB, LongRange
 from equicat.networks.layers import polynomial_envelope
 
-COULOMB = 14.399645
-"""e² / 4πε₀, eV Å, as in LAMMPS's metal units."""
 LENGTH = 0.4685
 """Å; over Z_i^0.23 + Z_j^0.23 it is the screening length."""
 SCREENING = ((0.02817, 0.20162), (0.28022, 0.4029), (0.50986, 0.94229), (0.18175, 3.1998))
@@ -73,13 +72,15 @@ class ZBL(nn.Module):
 
 @dataclass(frozen=True)
 class EnergyTerms:
-    """Per-element scale factors and a short-range repulsion; models converted from nequip-allegro have them."""
+    """Per-element scale factors and a repulsion, which models converted from nequip-allegro have; latent charges."""
 
     factors: tuple[float, ...] | None = None
     """Factor on the energies of each element's atoms, ascending by atomic number; None: 1."""
     repulsion: Repulsion | None = None
     """Repulsion of the nuclei, added to the energies; None: none."""
+    long_range: LongRange = field(default_factory=LongRange)
+    """Energy of latent charges, added to the energies; by default there is none."""
 
 
 NO_TERMS = EnergyTerms()
-"""Neither factors nor a repulsion."""
+"""Neither factors nor a repulsion, and no latent charges."""

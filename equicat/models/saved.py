@@ -17,6 +17,7 @@ from equicat.errors import InputError
 from equicat.files import replace_json, replacing_file
 from equicat.models.devices import torch_device
 from equicat.models.direct import DirectModel
+from equicat.models.electrostatics import LongRange
 from equicat.models.gradient import DEFAULTS, ComputeOptions
 from equicat.models.heads import OutputMLP
 from equicat.models.model import AtomisticModel, ModelInfo
@@ -83,6 +84,8 @@ def save_info(run: str | Path, info: ModelInfo) -> None:
     """Write ``model.json``, complete or not at all."""
     description = asdict(info)
     # The hyperparameters of the network stand under the name that they have in a configuration.
+    if info.long_range == LongRange():  # as before there was any, so that earlier versions read it
+        del description["terms"]["long_range"]
     description = {"format_version": FORMAT_VERSION, "model": description.pop("network"), **description}
     replace_json(Path(run) / DESCRIPTION, description)
 
@@ -173,6 +176,8 @@ def load_potential(
 def _terms(values: dict[str, Any]) -> EnergyTerms:
     if values["repulsion"] is not None:
         values["repulsion"] = Repulsion(**_tuples(values["repulsion"]))
+    if "long_range" in values:
+        values["long_range"] = LongRange(**values["long_range"])
     return EnergyTerms(**_tuples(values))
 
 

@@ -17,7 +17,6 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.models.potential import Potential
 from equicat.models.saved import load_potential
-from equicat.networks.catalogue import architecture
 from equicat.relaxation.pairs import PairBatch
 
 EDGES = {True: 100_000, False: 10_000}
@@ -53,7 +52,7 @@ class PotentialForces:
         self.elements: tuple[int, ...] | None = potential.elements
         self.energy_reference = potential.info.energy_reference
         self.device = potential.scale.device
-        self.is_strictly_local = architecture(potential.config.name).strictly_local and potential.direct_forces is None
+        self.is_strictly_local = potential.strictly_local
         """Whether all forces are derivatives of energies of atoms that depend on their own neighbours only."""
         self.edges = EDGES[self.is_strictly_local]
 

@@ -10,7 +10,9 @@ from equicat.data.noise import NoiseConfig
 from equicat.data.training_data import DataConfig, data_options
 from equicat.errors import InputError
 from equicat.models.direct import EnergyAtoms
+from equicat.models.electrostatics import LongRange
 from equicat.models.heads import DisplacementHead
+from equicat.models.potential import check_long_range
 from equicat.networks.allegro import AllegroConfig
 from equicat.networks.catalogue import NetworkConfig
 from equicat.options.parser import Parser
@@ -122,6 +124,7 @@ class TrainConfig(Checked):
     energy_atoms: EnergyAtoms = "all"
     """Relaxed energies (is2re, is2rs) are a sum over all atoms, or over the adsorbate's (tag 2), which is for
     adsorption energies: a clean slab then has exactly 0."""
+    long_range: LongRange = field(default_factory=LongRange)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -139,6 +142,10 @@ class TrainConfig(Checked):
                     f"{option} is published, which is for model.name allegro, but that is {self.model.name}; "
                     "leave it out"
                 )
+        if self.long_range.smearing is not None:
+            if self.task != "s2ef":
+                raise InputError(f"long_range is for energies and forces (task s2ef); leave it out for {self.task}")
+            check_long_range(self.force_head, self.run.recompute)
         if self.task == "s2ef":
             if self.energy_atoms != "all":
                 raise InputError("energy_atoms is for the tasks is2re and is2rs; leave it out for s2ef")

@@ -32,6 +32,7 @@ from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.gradient import ComputeOptions
 from equicat.models.model import AtomisticModel, ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
+from equicat.models.repulsion import EnergyTerms
 from equicat.networks.catalogue import architecture
 from equicat.networks.published import draw_as_published
 from equicat.tasks.tasks import Task, outputs_of, resolved
@@ -70,6 +71,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
         energy_atoms=config.energy_atoms,
         dataset_references=data.info.reference_energies,
         domain=fit_domain(data, config.model.cutoff, system_numbers(data)),
+        terms=EnergyTerms(long_range=config.long_range),
     )
     norm = replace(config.normalization, references=config.normalization.references or "linear")
     linear, residual = fitted.linear_reference, fitted.energy_residual_rms
@@ -190,6 +192,7 @@ def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> N
         "outputs": outputs,
         "force_head": config.force_head,
         "energy_atoms": config.energy_atoms,
+        "long_range": config.long_range,
     }
     if "displacements" in outputs:
         ours["displacement_head"] = config.displacement_head

@@ -16,7 +16,6 @@ from equicat.models.direct import DirectModel
 from equicat.models.gradient import ComputeOptions
 from equicat.models.model import ModelInfo
 from equicat.models.potential import Potential
-from equicat.models.repulsion import EnergyTerms
 
 NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
 """Atomic numbers at which the periods of the periodic table end."""
@@ -106,7 +105,9 @@ def _info_for(info: ModelInfo, like: list[int], pairs: list[int]) -> ModelInfo:
     if repulsion is not None and len(repulsion.cutoffs) > 1:
         repulsion = replace(repulsion, cutoffs=_taken(repulsion.cutoffs, pairs))
     factors = None if terms.factors is None else _taken(terms.factors, like)
-    return replace(info, network=replace(info.network, **grown), terms=EnergyTerms(factors, repulsion))
+    return replace(
+        info, network=replace(info.network, **grown), terms=replace(terms, factors=factors, repulsion=repulsion)
+    )
 
 
 def _taken(values: Sequence[float], rows: list[int]) -> tuple[float, ...]:

@@ -81,8 +81,9 @@ class RecordedSteps:
 
     def takes(self, batch: Batch) -> bool:
         """Whether a step on that batch can be recorded, and is small enough to gain by it."""
-        network = self.objective.model.network
-        recordable = isinstance(self.objective.model, Potential) and isinstance(network, Allegro) and network.recordable
+        model, network = self.objective.model, self.objective.model.network
+        recordable = isinstance(network, Allegro) and network.recordable
+        recordable = recordable and isinstance(model, Potential) and model.long_range is None  # for want of positions
         on_gpu = backend.has_triton(batch.positions.device)
         return recordable and self.recorder.works and 0 < batch.n_edges <= MAX_EDGES and on_gpu
 

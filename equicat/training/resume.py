@@ -39,6 +39,7 @@ FIXED = (
     "force_head",
     "displacement_head",
     "energy_atoms",
+    "long_range",
     "normalization",
     "loss",
     "optimizer.name",

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from equicat.networks.catalogue import architecture
 from equicat.relaxation.driver import EDGES_OF_AN_ATOM
 from equicat.relaxation.models import ForceModel, PotentialForces
 from equicat.relaxation.pairs import Pairs, VerletList, on_device, verlet_lists
@@ -104,9 +103,7 @@ def _all_copies(model: ForceModel, systems: Iterable[System], config: VibrationC
 
 def is_strictly_local(model: ForceModel) -> bool:
     """Whether forces on an atom come from the energies of centres within one cutoff of it, and of nothing else."""
-    if not isinstance(model, PotentialForces):
-        return False
-    return architecture(model.potential.config.name).strictly_local and model.potential.direct_forces is None
+    return isinstance(model, PotentialForces) and model.is_strictly_local
 
 
 def _felt(pairs: VerletList, system: System) -> VerletList:
