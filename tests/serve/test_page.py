@@ -82,6 +82,14 @@ def test_a_job_runs_to_its_end(page, chromium, server):
         page.click("text=table (CSV)")
     assert download.value.suggested_filename == "job-1-table.csv"
 
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="page").click()
+    report = opened.value  # apart from this page: its scripts run, and may ask for nothing
+    report.locator("button[data-view]").first.click()
+    report.locator(".status", has_text="14 atoms").wait_for(timeout=20_000)
+    assert colours(report.locator(".canvas")) > 20
+    report.close()
+
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#job-actions button:has-text('Remove')")
     expect(page.locator("#no-jobs")).to_be_visible()
