@@ -1,4 +1,4 @@
-"""What the site does beside MkDocs: README is its first page, and links out of docs/ stay whole.
+"""Hooks of the site for MkDocs: README is its first page, and links out of docs/ stay whole.
 
 Pages link files of the repository as on GitHub (``../benchmarks/LOG.md``). Each such file becomes part of the site
 under its path in the repository, and the link is changed to fit. Docstrings lose the roles of Sphinx.

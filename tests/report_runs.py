@@ -10,10 +10,11 @@ import yaml
 from emt_slabs import rattled_slab
 from safetensors.torch import save_file
 
-from equicat.apply.kept import Example, Frames, Kept
+from equicat.apply.kept import Kept
 from equicat.data.batch import Batch
 from equicat.data.fitted import Domain
 from equicat.data.structure import Structure
+from equicat.tasks.examples import Example, Frames
 from equicat.tasks.metrics import Values
 
 ROWS = {

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from equicat.apply.clean_slab import clean_slab_of
 from equicat.apply.evaluate import usable
-from equicat.apply.kept import Example, Kept, examples_of
+from equicat.apply.kept import Kept, examples_of
 from equicat.apply.options import ApplyOptions
 from equicat.apply.predict import predictions
 from equicat.apply.results import SplitResult, check_writable, folder_for, summary_of, write_other
@@ -40,6 +40,7 @@ from equicat.relaxation import summary as relaxations
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.relax import relax
 from equicat.run_directory import TRAINED_ON, data_config
+from equicat.tasks.examples import Example
 from equicat.tasks.metrics import Values
 from equicat.tasks.tables import MetricSums, amount, format_table
 from equicat.tasks.tasks import task_of, values_of

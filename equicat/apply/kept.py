@@ -15,46 +15,14 @@ from torch import Tensor
 from equicat.data.batch import Batch
 from equicat.data.fitted import Domain
 from equicat.models.domain import adsorbate_and_catalyst
+from equicat.tasks.examples import N_WORST, Example, arrays_of
 from equicat.tasks.metrics import Values
 
 VECTORS = ("forces", "displacements")
-N_WORST = 10
-"""Structures with the largest errors of energies, and as many with those of forces, that are kept whole."""
 N_MOVED = 3
 """Systems whose free atoms move most, which are kept whole for models of relaxed structures."""
 UNKNOWN = "?"
 """Stands for an adsorbate or a catalyst that cannot be told."""
-
-
-@dataclass(frozen=True, eq=False)
-class Frames:
-    """Steps of a relaxation."""
-
-    steps: Int[ndarray, "n_frames"]
-    energies: Float[ndarray, "n_frames"]
-    """eV."""
-    fmax: Float[ndarray, "n_frames"]
-    """eV/Å; the longest force on a free atom."""
-    positions: Float[ndarray, "n_frames n_atoms 3"]
-    """Å."""
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One structure kept whole; vectors are forces (eV/Å) or displacements (Å) of all atoms."""
-
-    name: str
-    fields: dict[str, ndarray]
-    """``numbers``, ``positions``, ``fixed``, ``tags``, ``true`` and ``pred``, a row for each atom."""
-    cell: Float[ndarray, "3 3"]
-    energies: tuple[float, float]
-    """True and predicted, eV; NaN where there is none."""
-    scores: dict[str, float]
-    """Errors of the energy (eV) and of the vectors of free atoms (per component), and how far those atoms move (Å)."""
-    why: str = ""
-    """The reason why it is kept, where that is no score: ``best``, ``median`` or ``worst``."""
-    frames: Frames | None = None
-    """The steps that led to it, where it was relaxed."""
 
 
 @dataclass
@@ -82,30 +50,6 @@ class Examples:
             what: of the vectors: ``forces`` or ``displacements``.
         """
         return arrays_of(self.kept, what)
-
-
-def arrays_of(examples: list[Example], what: str) -> dict[str, Shaped[ndarray, "_ ..."]]:
-    """The examples as arrays of a file of predictions; see :meth:`Examples.arrays`."""
-    if not examples:
-        return {}
-    fields, scores = (getattr(examples[0], name) for name in ("fields", "scores"))
-    found = {f"example_{n}": np.concatenate([e.fields[n] for e in examples]) for n in fields}
-    found |= {f"example_{n}": np.array([e.scores.get(n, np.nan) for e in examples]) for n in scores}
-    found |= {
-        "example_n_atoms": np.array([len(e.fields["numbers"]) for e in examples]),
-        "example_names": np.array([e.name for e in examples]),
-        "example_why": np.array([e.why for e in examples]),
-        "example_cells": np.stack([e.cell for e in examples]),
-        "example_energies": np.array([e.energies for e in examples]),
-        "example_what": np.array(what),
-    }
-    frames = [e.frames for e in examples]
-    if not any(frames):
-        return found
-    found["example_n_frames"] = np.array([0 if f is None else len(f.steps) for f in frames])
-    there = [f for f in frames if f is not None]
-    found |= {f"frame_{n}": np.concatenate([getattr(f, n) for f in there]) for n in ("steps", "energies", "fmax")}
-    return found | {"frame_positions": np.concatenate([f.positions.reshape(-1, 3) for f in there])}
 
 
 def examples_of(batch: Batch, found: Values, target: Values, what: str) -> list[Example]:

@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from equicat.apply.kept import Example, Frames
 from equicat.data.structure import Structure
 from equicat.models.potential import Potential
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.driver import Driver, Outcome
 from equicat.relaxation.models import force_model
+from equicat.tasks.examples import Example, Frames
 
 CHOSEN = ("best", "median", "worst")
 MAX_FRAMES = 40

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,6 +20,7 @@ from equicat.adsorption.page import PAGE
 from equicat.adsorption.results import STRUCTURES, TABLE
 from equicat.errors import InputError
 from equicat.options.values import read_value
+from equicat.report.templates import template
 from equicat.report.viewer.viewer import view_of
 from equicat.serve import progress
 from equicat.serve.check import Model
@@ -64,9 +64,7 @@ class Pages:
 
     async def index(self, request: Request) -> Response:
         """The page."""
-        template = (ASSETS / "page.html.j2").read_text(encoding="utf-8")
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return HTMLResponse(environment.from_string(template).render(facts=self.facts))
+        return HTMLResponse(template("page/page.html.j2", "equicat.serve").render(facts=self.facts))
 
     async def asset(self, request: Request) -> Response:
         """A script or a style of the page, by its fixed name."""
