@@ -140,7 +140,7 @@ class Training:
             step.loss(value).backward()
             return value
         batch = self.batch.to(self.device)
-        terms, rows = objective.judged(objective.task.predict(objective.model, batch), batch)
+        terms, rows = objective.judged(objective.model(batch, **objective.task.extras), batch)
         loss = total_loss(terms)
         rows.tolist()
         loss.backward()

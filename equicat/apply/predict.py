@@ -66,7 +66,7 @@ def predictions(
     for batch in progress_bar(loader, desc=title, unit="batch", disable=not options.progress, leave=False):
         batch = batch.to(device)
         with torch.no_grad():
-            prediction = task.predict(model, batch)
+            prediction = model(batch, **task.extras)
             if options.minus_clean_slab:
                 prediction = minus_clean_slab(model, batch, prediction)
         watch.look(batch)

@@ -2,16 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import Namespace
 
 from equicat.errors import InputError
 from equicat.options.parser import Parser
 from equicat.options.text import read_yaml
-
-if TYPE_CHECKING:
-    from equicat.training.config import TrainConfig
 
 
 def train(*, print_config: bool = False, **options: Any) -> None:
@@ -23,31 +20,25 @@ def train(*, print_config: bool = False, **options: Any) -> None:
     Args:
         print_config: Print the configuration with all its options, as a file to start from, and stop.
     """
+    from equicat.apply.evaluate import evaluate_validation
+    from equicat.apply.results import as_text
+    from equicat.report.page import write_report
     from equicat.training import train as training
     from equicat.training.config import TrainConfig, as_yaml
+    from equicat.training.trainer import is_main_process
 
     config = TrainConfig(**options)
     if print_config:
         print(as_yaml(config), end="")
         return
     for member in training.members(config):
-        _train_one(member)
-
-
-def _train_one(config: "TrainConfig") -> None:
-    from equicat.apply.evaluate import evaluate_validation
-    from equicat.apply.results import as_text
-    from equicat.report.page import write_report
-    from equicat.training import train as training
-    from equicat.training.trainer import is_main_process
-
-    result = training.train(config)
-    if not is_main_process():
-        return
-    if result.seconds:
-        print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
-    print(as_text(evaluate_validation(result.run, progress=config.run.progress)))
-    print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
+        result = training.train(member)
+        if not is_main_process():
+            continue
+        if result.seconds:
+            print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
+        print(as_text(evaluate_validation(result.run, progress=member.run.progress)))
+        print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
 
 
 class TrainParser(Parser):

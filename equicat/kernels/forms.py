@@ -128,7 +128,7 @@ class Indexed:
 
     center: Int[Tensor, "n_edges"]
     atoms: Int[Tensor, "n_atoms"]
-    """Any one number for each atom."""
+    """Numbers of any meaning, one for each atom; only how many there are is read, which a trace leaves open."""
 
     def environment(
         self, w: Float[Tensor, "n_edges n_weights"], y: Float[Tensor, "n_edges dim_env"]
@@ -247,7 +247,7 @@ class _Environment(torch.autograd.Function):
 
 
 class _EnvironmentGradient(torch.autograd.Function):
-    """(w, Y, G) → ∂F/∂w, ∂F/∂Y at a = 1. Each is bilinear: what follows from h_w and h_Y is more of the same."""
+    """(w, Y, G) → ∂F/∂w, ∂F/∂Y at a = 1. Both are bilinear: their derivatives are made of functions already here."""
 
     @staticmethod
     def forward(ctx: Any, forms: Forms, w: Tensor, y: Tensor, g: Tensor, first: Tensor) -> tuple[Tensor, ...]:

@@ -126,7 +126,7 @@ def activated_plain(
 
 
 class _Activated(torch.autograd.Function):
-    """Fused: neither silu(Z) nor what is added up is written; only where it is differentiated again, operators are."""
+    """Fused: silu(Z) and its products are never written by themselves; a gradient to be differentiated is operators."""
 
     @staticmethod
     def forward(ctx: Any, widths: tuple[int, ...], z: Tensor, w: Tensor, *added: Tensor | None) -> tuple[Tensor, ...]:

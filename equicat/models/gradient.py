@@ -1,13 +1,15 @@
-"""How the energies of atoms and their derivatives by the pair vectors are computed; the only place that chooses.
+"""Chooses how energies are differentiated by the pair vectors; the only place that does.
 
-:class:`~equicat.models.potential.Potential` says what the energy is. Here is decided whether PyTorch's autograd or the
-network's kernel differentiates it, on the whole batch or some centres at a time, keeping or computing again what
-training needs, and whether a CUDA graph repeats it. The numbers are the same, to rounding (tests hold them together).
+:class:`~equicat.models.potential.Potential` says what the energy is, and has two ways to differentiate it: PyTorch's
+autograd, and the network's kernel. Here is decided which of them is called, on the whole batch or some centres at a
+time, keeping or computing again what training needs, and whether a CUDA graph repeats it. The numbers are the same, to
+rounding (tests hold them together).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from equicat.data.batch import Batch
 from equicat.kernels import backend
-from equicat.kernels.cpu.call import Kernel
+from equicat.kernels.edges import Edges
 from equicat.kernels.forms import consecutive
 from equicat.kernels.gpu.graphs import MAX_EDGES, Graphs
 from equicat.networks.allegro import Allegro
@@ -43,8 +45,13 @@ class ComputeOptions:
 DEFAULTS = ComputeOptions()
 
 
+EnergiesAndGradient = tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]
+"""E_i of every centre in eV, without reference energies, and dE/dr_ij in eV/Å."""
+GradientFunction = Callable[[Edges], EnergiesAndGradient]
+
+
 class Energies(ABC):
-    """A sum of energies of atoms, which depend on pair vectors: what :class:`PairGradients` differentiates.
+    """A sum of energies of atoms, which depend on pair vectors, and its two ways to be differentiated.
 
     Not a protocol: from Python 3.12 on these do not see the submodules of a module.
     """
@@ -54,25 +61,12 @@ class Energies(ABC):
     network: Any
 
     @abstractmethod
-    def atom_energies(
-        self,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
-    ) -> Float[Tensor, "n_atoms"]:
-        """E_i of every centre in eV, without reference energies, by PyTorch's operators."""
+    def by_autograd(self, edges: Edges, training: bool = False) -> EnergiesAndGradient:
+        """Energies and gradient by PyTorch's operators; while training both stay differentiable by the weights."""
 
     @abstractmethod
-    def kernel_energies(
-        self,
-        kernel: Kernel,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
-        training: bool,
-        keep: bool,
-    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """E_i of every centre in eV and dE/dr_ij in eV/Å, by the network's kernel."""
+    def by_kernel(self, edges: Edges, training: bool = False, keep: bool = True) -> EnergiesAndGradient:
+        """Energies and gradient by the network's kernel; ``keep`` takes less time and more memory while training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,26 +80,6 @@ class Piece:
     edge_index: Int[Tensor, "2 n_edges"]
     """Centre and neighbour of each edge, counted in ``species``."""
     species: Int[Tensor, "n_atoms"]
-
-
-@dataclass(frozen=True, eq=False)
-class PairGradient:
-    """The energies of some atoms, and their derivative by the pair vectors of their edges."""
-
-    edges: slice
-    """Edges of the batch whose centres these atoms are."""
-    edge_vec: Float[Tensor, "n_edges 3"]
-    """r_ij in Å."""
-    atom_energies: Float[Tensor, "n_own"]
-    """E_i in eV, without reference energies."""
-    gradient: Float[Tensor, "n_edges 3"]
-    """dE/dr_ij in eV/Å, perhaps in memory that the next piece overwrites."""
-
-
-def can_be_recorded(potential: Energies, edge_vec: Float[Tensor, "n_edges 3"]) -> bool:
-    """Whether the gradient of so many edges is one that a CUDA graph can repeat, and small enough to gain by it."""
-    recordable = isinstance(potential.network, Allegro) and potential.network.recordable
-    return recordable and 0 < len(edge_vec) <= MAX_EDGES and backend.has_triton(edge_vec.device)
 
 
 def whole(edge_index: Int[Tensor, "2 n_edges"], species: Int[Tensor, "n_atoms"]) -> Piece:
@@ -136,118 +110,85 @@ def pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int, 
 
 
 class PairGradients:
-    """Differentiates the energies of a potential by its pair vectors, in the way that options and machine allow."""
+    """Decides how the energies of a potential are differentiated by its pair vectors, as options and machine allow."""
 
     def __init__(self, options: ComputeOptions) -> None:
         self.options = options
         self._graphs: tuple[tuple[int, ...], Graphs] | None = None
         """Recorded CUDA graphs, and the addresses of the weights that they read."""
 
-    def __call__(
+    def plan(
         self, potential: Energies, batch: Batch, species: Int[Tensor, "n_atoms"], training: bool
-    ) -> Iterator[PairGradient]:
-        """Energies and gradients of all atoms, some consecutive centres at a time.
+    ) -> Iterator[tuple[Piece, GradientFunction]]:
+        """Some consecutive centres at a time, and the function that differentiates their energies.
 
         Args:
             potential: the energy to differentiate.
             batch: built with its cutoff.
             species: of each atom, as the potential counts elements.
-            training: whether both must stay differentiable by the weights.
+            training: whether energies and gradient must stay differentiable by the weights.
+
+        Yields:
+            A piece, and a function of its edges; what this returns for edges may lie in memory that the next piece
+            overwrites.
         """
-        kernel = self._kernel(potential, batch.edge_vec(slice(0)))
-        for piece in self._pieces(potential, batch, species, training, kernel):
-            edge_vec = batch.edge_vec(piece.edges).detach()
-            energies, gradient = self._compute(potential, edge_vec, piece, training, kernel)
-            yield PairGradient(piece.edges, edge_vec, energies[piece.own], gradient)
+        known = architecture(potential.config.name)
+        kernel = known.kernel if self.options.kernels else None
+        has_kernel = kernel is not None and kernel.library(potential.network, batch.edge_vec(slice(0))) is not None
+        cut = [whole(batch.edge_index, species)]
+        if known.strictly_local and (self.options.recompute or not training):
+            floats_per_edge = KERNEL_FLOATS_PER_EDGE if has_kernel else potential.network.floats_per_edge
+            cut = pieces(batch, species, floats_per_edge, len(potential.elements))
+        for piece in cut:
+            yield piece, self._function(potential, piece, training, has_kernel)
 
-    def _kernel(self, potential: Energies, edge_vec: Float[Tensor, "n_edges 3"]) -> Kernel | None:
-        """The C++ kernel for such pair vectors, if the network has one that can be used."""
-        kernel = architecture(potential.config.name).kernel if self.options.kernels else None
-        return kernel if kernel is not None and kernel.library(potential.network, edge_vec) is not None else None
-
-    def _pieces(
-        self,
-        potential: Energies,
-        batch: Batch,
-        species: Int[Tensor, "n_atoms"],
-        training: bool,
-        kernel: Kernel | None,
-    ) -> list[Piece]:
-        strictly_local = architecture(potential.config.name).strictly_local
-        if not strictly_local or (training and not self.options.recompute):
-            return [whole(batch.edge_index, species)]
-        floats = potential.network.floats_per_edge if kernel is None else KERNEL_FLOATS_PER_EDGE
-        return pieces(batch, species, floats, len(potential.elements))
-
-    def _compute(
-        self,
-        potential: Energies,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        piece: Piece,
-        training: bool,
-        kernel: Kernel | None,
-    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        if kernel is not None:
-            keep = not self.options.recompute
-            return potential.kernel_energies(kernel, edge_vec, piece.edge_index, piece.species, training, keep)
+    def _function(self, potential: Energies, piece: Piece, training: bool, has_kernel: bool) -> GradientFunction:
+        if has_kernel:
+            return partial(potential.by_kernel, training=training, keep=not self.options.recompute)
         if training and self.options.recompute:
-            assert isinstance(potential, nn.Module)
-            weights = [p for p in potential.parameters() if p.requires_grad]
-            return _Recomputed.apply(potential, edge_vec, piece, *weights)
-        if self.options.cuda_graphs and not training and can_be_recorded(potential, edge_vec):
-            return self._recorded(potential)(edge_vec, piece.edge_index, piece.species)
-        return by_autograd(potential, edge_vec, piece.edge_index, piece.species, training)
+            return partial(recomputed, potential)
+        if self.options.cuda_graphs and not training and can_be_recorded(potential, piece):
+            return self._recorded(potential)
+        return partial(potential.by_autograd, training=training)
 
     def _recorded(self, potential: Energies) -> Graphs:
         """CUDA graphs of the potential; recorded anew if its weights lie elsewhere than before."""
         assert isinstance(potential, nn.Module)
         addresses = tuple(p.data_ptr() for p in potential.parameters())
         if self._graphs is None or self._graphs[0] != addresses:
-
-            def function(edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
-                return by_autograd(potential, edge_vec, edge_index, species, training=False)
-
-            self._graphs = addresses, Graphs(function, far=2 * potential.config.cutoff)
+            self._graphs = addresses, Graphs(potential.by_autograd, far=2 * potential.config.cutoff)
         return self._graphs[1]
 
 
-def by_autograd(
-    potential: Energies,
-    edge_vec: Float[Tensor, "n_edges 3"],
-    edge_index: Int[Tensor, "2 n_edges"],
-    species: Int[Tensor, "n_atoms"],
-    training: bool,
-) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-    """E_i of every centre in eV and dE/dr_ij in eV/Å, by PyTorch's operators and autograd.
+def can_be_recorded(potential: Energies, piece: Piece) -> bool:
+    """Whether the gradient of that piece is one that a CUDA graph can repeat, and small enough to gain by it."""
+    recordable, n_edges = (
+        isinstance(potential.network, Allegro) and potential.network.recordable,
+        len(piece.edge_index[0]),
+    )
+    return recordable and 0 < n_edges <= MAX_EDGES and backend.has_triton(piece.edge_index.device)
 
-    Args:
-        potential: the energy to differentiate.
-        edge_vec: r_ij in Å.
-        edge_index: centre and neighbour of each edge, sorted by centre.
-        species: of each atom.
-        training: whether both must stay differentiable by the weights.
-    """
-    with torch.enable_grad():
-        edge_vec = edge_vec.detach().requires_grad_()
-        energies = potential.atom_energies(edge_vec, edge_index, species)
-        (gradient,) = torch.autograd.grad(energies.sum(), edge_vec, create_graph=training)
-    return (energies if training else energies.detach()), gradient
+
+def recomputed(potential: Energies, edges: Edges) -> EnergiesAndGradient:
+    """:meth:`Energies.by_autograd` for training that keeps nothing but its inputs and computes everything again."""
+    assert isinstance(potential, nn.Module)
+    weights = [p for p in potential.parameters() if p.requires_grad]
+    return _Recomputed.apply(potential, *edges, *weights)
 
 
 class _Recomputed(torch.autograd.Function):
-    """:func:`by_autograd` that keeps nothing but its inputs; the backward pass computes everything again."""
-
     @staticmethod
     def forward(
-        ctx: Any, potential: Energies, edge_vec: Tensor, piece: Piece, *weights: Tensor
+        ctx: Any, potential: Energies, edge_vec: Tensor, edge_index: Tensor, species: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.potential, ctx.piece = potential, piece
-        ctx.save_for_backward(edge_vec, *weights)
-        return by_autograd(potential, edge_vec, piece.edge_index, piece.species, training=False)
+        ctx.potential = potential
+        ctx.save_for_backward(edge_vec, edge_index, species, *weights)
+        return potential.by_autograd(Edges(edge_vec, edge_index, species))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, to_energies: Tensor, to_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        edge_vec, *weights = ctx.saved_tensors
-        found = by_autograd(ctx.potential, edge_vec, ctx.piece.edge_index, ctx.piece.species, training=True)
-        return None, None, None, *torch.autograd.grad(found, weights, (to_energies, to_gradient), allow_unused=True)
+        edge_vec, edge_index, species, *weights = ctx.saved_tensors
+        found = ctx.potential.by_autograd(Edges(edge_vec, edge_index, species), training=True)
+        to_weights = torch.autograd.grad(found, weights, (to_energies, to_gradient), allow_unused=True)
+        return None, None, None, None, *to_weights

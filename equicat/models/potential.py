@@ -1,7 +1,7 @@
 """Energies, forces and virials of a network's features: the physics of a potential, and nothing else.
 
-How derivatives are computed (autograd or a kernel, in pieces, recomputed, recorded) is the business of
-:mod:`equicat.models.gradient`.
+Which of its two ways to differentiate is taken (autograd or a kernel), and whether in pieces, recomputed or recorded,
+:mod:`equicat.models.gradient` decides.
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from equicat.data.batch import Batch
 from equicat.errors import InputError
-from equicat.kernels.cpu.call import Kernel
+from equicat.kernels.edges import Edges
 from equicat.models.electrostatics import LatentCharges
-from equicat.models.gradient import DEFAULTS, ComputeOptions, Energies, PairGradients
+from equicat.models.gradient import DEFAULTS, ComputeOptions, Energies, EnergiesAndGradient, PairGradients
 from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
 from equicat.models.model import AtomisticModel, Prediction, float64_bits, minus_gradient
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
@@ -109,44 +109,46 @@ class Potential(AtomisticModel, Energies):
         if self.long_range is not None:
             return self.with_long_range(batch, species, forces, virial)
         if not (forces or virial):
-            atom_energies = self.atom_energies(batch.edge_vec(), batch.edge_index, species)
+            edges = Edges(batch.edge_vec(), batch.edge_index, species)
+            atom_energies = self.atom_energies(self.network(*edges), edges)
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
         energies = []
         force = batch.edge_vec(slice(0)).new_zeros(len(species), 3)
         strain = force.new_zeros(batch.n_systems, 3, 3)
-        for part in self.pair_gradients(self, batch, species, self.training and torch.is_grad_enabled()):
-            energies.append(part.atom_energies)
-            center, neighbor = batch.edge_index[:, part.edges]
+        training = self.training and torch.is_grad_enabled()
+        for piece, differentiate in self.pair_gradients.plan(self, batch, species, training):
+            edge_vec = batch.edge_vec(piece.edges).detach()
+            found, gradient = differentiate(Edges(edge_vec, piece.edge_index, piece.species))
+            energies.append(found[piece.own])
+            center, neighbor = batch.edge_index[:, piece.edges]
             # r_ij = r_j − r_i: F_i = −dE/dr_i = Σ_j dE/dr_ij over the edges of i, less that of edges that end at i.
-            force.index_add_(0, center, part.gradient).index_add_(0, neighbor, part.gradient, alpha=-1)
+            force.index_add_(0, center, gradient).index_add_(0, neighbor, gradient, alpha=-1)
             if virial:
-                outer = part.edge_vec[:, :, None] * part.gradient[:, None, :]
+                outer = edge_vec[:, :, None] * gradient[:, None, :]
                 strain.index_add_(0, batch.system_idx[center], outer)
         atom_energies = torch.cat(energies)
         energy = self.system_energies(atom_energies, species, batch)
         return Prediction(energy, atom_energies, force if forces else None, strain if virial else None)
 
-    def atom_energies(
-        self,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
-    ) -> Float[Tensor, "n_atoms"]:
-        """E_i − ε_{Z_i} of every centre in eV, without latent charges: a pure function of tensors, for autograd,
-        compilers and exports."""
-        return self._energies(self.network(edge_vec, edge_index, species), edge_vec, edge_index, species)
+    def atom_energies(self, features: Features, edges: Edges) -> Float[Tensor, "n_atoms"]:
+        """E_i − ε_{Z_i} of every centre in eV, without latent charges, from the network's features of these edges."""
+        species = edges.species
+        energies = self.head(features, edges.edge_index[0], len(species)) * self.factor(species)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(*edges, len(self.elements))
+        return energies
 
     def with_direct_forces(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool) -> Prediction:
         """Energies, and forces from a head of their own, which are not the derivative of the energy."""
         assert self.direct_forces is not None
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            edge_vec, index = batch.edge_vec(), batch.edge_index
-            features = self.network(edge_vec, index, species)
-            atom_energies = self._energies(features, edge_vec, index, species)
+            edges = Edges(batch.edge_vec(), batch.edge_index, species)
+            features = self.network(*edges)
+            atom_energies = self.atom_energies(features, edges)
             force = None
             if forces:
-                unit = torch.nn.functional.normalize(edge_vec, dim=1)
-                force = self.direct_forces(features, index[0], unit, len(species)) * self.scale
+                unit = torch.nn.functional.normalize(edges.edge_vec, dim=1)
+                force = self.direct_forces(features, edges.edge_index[0], unit, len(species)) * self.scale
         return Prediction(self.system_energies(atom_energies, species, batch), atom_energies, force)
 
     def with_long_range(self, batch: Batch, species: Int[Tensor, "n_atoms"], forces: bool, virial: bool) -> Prediction:
@@ -157,8 +159,9 @@ class Potential(AtomisticModel, Energies):
         edge_vec, positions, strain = batch.edge_vec().detach(), batch.positions.detach(), torch.zeros_like(batch.cell)
         with torch.set_grad_enabled(training or forces or virial):
             variables = [x.requires_grad_(forces or virial) for x in (edge_vec, positions, strain)]
-            features = self.network(edge_vec, index, species)
-            atom_energies = self._energies(features, edge_vec, index, species)
+            edges = Edges(edge_vec, index, species)
+            features = self.network(*edges)
+            atom_energies = self.atom_energies(features, edges)
             atom_energies = atom_energies + self.long_range(features, batch, positions, strain).to(self.dtype)
             if forces or virial:
                 slopes = torch.autograd.grad(atom_energies.sum(), variables, create_graph=training)
@@ -171,35 +174,38 @@ class Potential(AtomisticModel, Energies):
         energy = self.system_energies(atom_energies, species, batch)
         return Prediction(energy, atom_energies, force if forces else None, strained)
 
-    def kernel_energies(
-        self,
-        kernel: Kernel,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
-        training: bool,
-        keep: bool,
-    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """E_i − ε_{Z_i} of every centre in eV and dE/dr_ij in eV/Å; the kernel gives those of Σ_j MLP(x^ij).
+    def by_autograd(self, edges: Edges, training: bool = False) -> EnergiesAndGradient:
+        """E_i − ε_{Z_i} of every centre in eV and dE/dr_ij in eV/Å, by PyTorch's operators.
 
         Args:
-            kernel: the network's.
-            edge_vec: r_ij in Å.
-            edge_index: centre and neighbour of each edge, sorted by centre.
-            species: of each atom.
+            edges: of some centres, all that they have.
+            training: whether both must stay differentiable by the weights.
+        """
+        with torch.enable_grad():
+            edges = edges._replace(edge_vec=edges.edge_vec.detach().requires_grad_())
+            energies = self.atom_energies(self.network(*edges), edges)
+            (gradient,) = torch.autograd.grad(energies.sum(), edges.edge_vec, create_graph=training)
+        return (energies if training else energies.detach()), gradient
+
+    def by_kernel(self, edges: Edges, training: bool = False, keep: bool = True) -> EnergiesAndGradient:
+        """:meth:`by_autograd` by the network's kernel, which gives Σ_j MLP(x^ij) and its derivative.
+
+        Args:
+            edges: of some centres, all that they have.
             training: whether both must stay differentiable by the weights.
             keep: keep products of large matrices for that: less time, more memory.
         """
-        readout = self.head.mlp.matrices()
-        sums, slope = kernel.energies_and_gradient(self.network, readout, edge_vec, edge_index, species, training, keep)
-        factor = self.factor(species) * self.head.sum.norm
+        kernel, readout = architecture(self.config.name).kernel, self.head.mlp.matrices()
+        assert kernel is not None
+        sums, slope = kernel.energies_and_gradient(self.network, readout, edges, training, keep)
+        factor = self.factor(edges.species) * self.head.sum.norm
         energies = sums * factor
-        gradient = slope * (factor[edge_index[0]][:, None] if factor.ndim else factor)
+        gradient = slope * (factor[edges.edge_index[0]][:, None] if factor.ndim else factor)
         if self.repulsion is not None:
             with torch.enable_grad():
-                edge_vec = edge_vec.detach().requires_grad_()
-                repulsion = self.repulsion(edge_vec, edge_index, species, len(self.elements))
-                (slope,) = torch.autograd.grad(repulsion.sum(), edge_vec)
+                edges = edges._replace(edge_vec=edges.edge_vec.detach().requires_grad_())
+                repulsion = self.repulsion(*edges, len(self.elements))
+                (slope,) = torch.autograd.grad(repulsion.sum(), edges.edge_vec)
             energies, gradient = energies + repulsion.detach(), gradient + slope
         return energies, gradient
 
@@ -208,15 +214,3 @@ class Potential(AtomisticModel, Energies):
         if self.factor_bits is None:
             return self.scale
         return self.scale * self.factor_bits.view(torch.float64)[species].to(self.dtype)
-
-    def _energies(
-        self,
-        features: Features,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
-    ) -> Float[Tensor, "n_atoms"]:
-        energies = self.head(features, edge_index[0], len(species)) * self.factor(species)
-        if self.repulsion is not None:
-            energies = energies + self.repulsion(edge_vec, edge_index, species, len(self.elements))
-        return energies

@@ -197,7 +197,7 @@ class Piece:
     segments: Segments | Indexed
     """Which edges belong to which centre."""
     prepared: Any
-    """Functions of the weights alone, computed once for all pieces of a call (:meth:`Allegro.prepared`)."""
+    """Result of :meth:`Allegro.prepared`, made once for all pieces of a call."""
 
 
 @dataclass(frozen=True, eq=False)

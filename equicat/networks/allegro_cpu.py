@@ -31,7 +31,7 @@ from equicat.networks.layers import BesselBasis
 
 
 @dataclass(frozen=True, eq=False)
-class Lists:
+class ProductTerms:
     """The tensor products of a layer: M[row] = Σ_t coefficient_t A[b_t], in the second flavour times weight[p_t]."""
 
     terms: Int[Tensor, "n_terms 3"]
@@ -43,7 +43,7 @@ class Lists:
     """Fields of that structure, by their names."""
 
     def structure(self) -> Layer:
-        """These lists as the kernel reads them, valid as long as this object."""
+        """These terms as the kernel reads them, valid as long as this object."""
         arrays = self.arrays | {"terms": self.terms, "coefficients": self.coefficients}
         addresses = {name: array.data_ptr() for name, array in arrays.items()}
         return Layer(n_terms=len(self.terms), **self.sizes, **addresses)
@@ -51,7 +51,7 @@ class Lists:
 
 def _problem(
     network: PublishedAllegro | NequipAllegro,
-    lists: list[Lists],
+    lists: list[ProductTerms],
     sizes: tuple[int, ...],
     radial: Radial,
     norm: Float[Tensor, "n_centers"],
@@ -66,7 +66,7 @@ def _problem(
 
 
 @remembered
-def _published_lists(layer: AllegroLayer, like: Tensor) -> Lists:
+def _published_lists(layer: AllegroLayer, like: Tensor) -> ProductTerms:
     """The layer's :class:`~equicat.kernels.irreps.Contraction`, in the precision of ``like``.
 
     Columns of M are (irrep of V, its components, first row of M), ordered by output, component and path; outputs are
@@ -80,7 +80,7 @@ def _published_lists(layer: AllegroLayer, like: Tensor) -> Lists:
     columns = torch.stack([irrep, n_components, n_components.cumsum(0) - n_components], dim=1)
     components = torch.tensor([dim([out]) for out in layer.paths])
     outputs = torch.stack([components, widths // components, first_column], dim=1)
-    return Lists(
+    return ProductTerms(
         torch.nn.functional.pad(row_and_b, (0, 1)),
         contraction.coefficients[tuple(row_and_b.t())],
         {"n_rows": len(contraction.coefficients), "n_outputs": len(outputs)}
@@ -145,12 +145,12 @@ PUBLISHED = Kernel("Published", _published_problem, _published_weights)
 
 
 @remembered
-def _nequip_lists(product: TensorProduct, like: Tensor) -> Lists:
+def _nequip_lists(product: TensorProduct, like: Tensor) -> ProductTerms:
     """The dense coefficients [a, c, p, b], in the precision of ``like``; row a · dim_out + c of M is its entry ac."""
     dense = product.coefficients.like(like)
     rows = dense.transpose(2, 3).flatten(0, 1)
     terms = rows.nonzero().contiguous()
-    return Lists(
+    return ProductTerms(
         terms, rows[tuple(terms.t())].contiguous(), {"n_rows": len(rows), "n_columns": dense.shape[1]}, arrays={}
     )
 

@@ -121,9 +121,10 @@ class Task:
         """The fields of :class:`~equicat.tasks.metrics.Values` that are predicted, to be compared with the labels."""
         return tuple("energy" if name == "relaxed_energy" else name for name in self.outputs)
 
-    def predict(self, model: Potential | DirectModel, batch: Batch) -> AnyPrediction:
-        """The model's prediction for a batch; with the virial if the task has a stress."""
-        return model(batch, virial=True) if "stress" in self.outputs else model(batch)
+    @property
+    def extras(self) -> dict[str, bool]:
+        """Options of a model's call that give all that the task needs: the virial if it has a stress."""
+        return {"virial": True} if "stress" in self.outputs else {}
 
     def target(self, batch: Batch) -> Values:
         """The labels of a batch, as far as the model predicts them."""

@@ -107,7 +107,7 @@ class TrainingModule(pl.LightningModule):
         objective = self.late_objective if is_late else self.objective
         if self._is_recorded(batch):
             return self._recorded_step(batch, batch_idx, objective, self.late_recorded if is_late else self.recorded)
-        prediction = self.task.predict(self.model, batch)
+        prediction = self.model(batch, **self.task.extras)
         terms, rows = objective.judged(prediction, batch)
         losses = rows[: len(terms)]
         others = losses.new_tensor([[self.seconds(), 1.0], [float(self.is_told_to_end), 1.0]])
@@ -153,7 +153,7 @@ class TrainingModule(pl.LightningModule):
         return float(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        _, rows = self.late_objective.judged(self.task.predict(self.model, batch), batch)
+        _, rows = self.late_objective.judged(self.model(batch, **self.task.extras), batch)
         self._count(self.stages[dataloader_idx], rows, self.late_objective)
 
     def _results(self, stage: str) -> dict[str, float]:

@@ -120,7 +120,7 @@ class _Judged(nn.Module):
     def forward(self, filled: PaddedBatch) -> tuple[Float[Tensor, ""], Float64[Tensor, "n_rows 2"]]:
         """The loss; and sum and count of each of its terms and of each metric."""
         batch = filled.without_last_system()
-        prediction = _of_systems(self.objective.task.predict(self.model, filled), batch.n_systems)
+        prediction = _of_systems(self.model(filled, **self.objective.task.extras), batch.n_systems)
         terms, rows = self.objective.judged(prediction, batch)
         return weighted_sum(terms), rows
 

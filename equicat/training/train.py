@@ -3,14 +3,15 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 
 from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, batches, edge_costs
 from equicat.data.datasets import AnyDataset, Joined, Subset, require_elements
@@ -21,9 +22,11 @@ from equicat.data.training_data import training_data
 from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.devices import require_devices
+from equicat.models.direct import DirectModel
+from equicat.models.potential import Potential
 from equicat.models.uncertainty import Grade
 from equicat.run_directory import GRADE, NewRun, check_free, has_checkpoint, new_run
-from equicat.tasks.tasks import outputs_of, resolved, task_of
+from equicat.tasks.tasks import Task, outputs_of, resolved, task_of
 from equicat.training.callbacks import RunWriter
 from equicat.training.config import RunConfig, TrainConfig
 from equicat.training.initial_model import fine_tuned_model, new_model
@@ -84,40 +87,77 @@ def train(config: TrainConfig) -> TrainResult:
     earlier = read_resumption(run) if config.run.resume else None
     if earlier is None and is_main_process():
         check_free(run, config.run.overwrite)
-    config = replace(config, loss=resolved(config.task, config.loss))
-    task = task_of(outputs_of(config.task, config.loss))
-    labels = [*task.labels, *(["relaxed_positions"] if config.noise.share else [])]
-    train_set, val_set = training_data(config.data, config.task, labels)
-    summaries = {"training": data_summary(train_set, task.energy), "validation": data_summary(val_set, task.energy)}
-    seed_everything(config.run.seed, verbose=False)
-    message = ""
-    if earlier is not None:
-        check_same_data(earlier, summaries)
-        model, config, message = resumed_model(earlier, config, train_set)
-        reason = nothing_left(earlier, config)
-        if reason is not None:
-            if is_main_process():
-                print(f"{run}: nothing to do, {reason}", flush=True)
-            return TrainResult(run, min(earlier.val_losses, default=math.inf), 0.0)
-    elif config.run.init_from is not None:
-        model, config = fine_tuned_model(config, task, train_set, config.run.init_from)
-    else:
-        model, config = new_model(config, task, train_set)
-    further = train_set.held_out if isinstance(train_set, Joined) else {}
-    for held_out in (val_set, *further.values()):
-        require_elements(held_out, model.elements)
-    freeze(model, config.optimizer.rates)
-    module = TrainingModule(model, task, config, summaries)
-    module.stages += tuple(f"val_{name}" for name in further)
-    if earlier is not None:
-        module.val_losses, module.elapsed = earlier.val_losses, earlier.seconds
-    origin = Origin.of(config, train_set, val_set) if is_main_process() else None
-    result = _fit(
-        module, _loaders(config, task.labels, train_set, (val_set, *further.values())), origin, earlier, message
-    )
+    start = _Start.of(replace(config, loss=resolved(config.task, config.loss)), earlier)
+    config, options = start.config, start.config.run
+    if earlier is not None and (reason := nothing_left(earlier, config)) is not None:
+        if is_main_process():
+            print(f"{run}: nothing to do, {reason}", flush=True)
+        return TrainResult(run, min(earlier.val_losses, default=math.inf), 0.0)
+    module, origin = start.module(earlier), None
+    train_loader, *val_loaders = _loaders(config, start.task.labels, start.train_set, tuple(start.held_out.values()))
     if is_main_process():
-        write_grade(result.run, train_set, "cpu" if config.run.accelerator == "cpu" else "auto")
-    return result
+        origin = Origin.of(config, start.train_set, start.held_out["val"])
+    started = time.monotonic()
+    with quiet_lightning(), matmul_precision(options.matmul_precision), _directory(options) as directory:
+        writer = RunWriter(directory, origin, [] if earlier is None else earlier.rows, start.message)
+        trainer = make_trainer(config, directory.path, writer, train_loader)
+        checkpoint = None if earlier is None else earlier.path
+        with _interrupts(trainer, directory, run):
+            trainer.fit(module, train_loader, val_loaders, ckpt_path=checkpoint, weights_only=True)
+        if math.isinf(writer.best):
+            raise InputError(f"{run}: no validation loss was a number, so there is no model; lower optimizer.lr")
+    seconds = time.monotonic() - started
+    if is_main_process():
+        write_grade(run, start.train_set, "cpu" if options.accelerator == "cpu" else "auto")
+    return TrainResult(run, writer.best, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """All that a training begins with."""
+
+    config: TrainConfig
+    """The configuration, with what was left to the data or an earlier run."""
+    task: Task
+    model: Potential | DirectModel
+    train_set: AnyDataset
+    held_out: dict[str, AnyDataset]
+    """Validation data by the name of their columns; the first, ``val``, choose the model."""
+    summaries: dict[str, dict[str, Any]]
+    """Words on the data, for checkpoints."""
+    message: str
+    """Remark on a run that goes on."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, earlier: Resumption | None) -> "_Start":
+        """Open the data; make the model, or take that of the run that goes on or is fine-tuned."""
+        task = task_of(outputs_of(config.task, config.loss))
+        labels = [*task.labels, *(["relaxed_positions"] if config.noise.share else [])]
+        train_set, val_set = training_data(config.data, config.task, labels)
+        summaries = {"training": data_summary(train_set, task.energy), "validation": data_summary(val_set, task.energy)}
+        seed_everything(config.run.seed, verbose=False)
+        message = ""
+        if earlier is not None:
+            check_same_data(earlier, summaries)
+            model, config, message = resumed_model(earlier, config, train_set)
+        elif config.run.init_from is not None:
+            model, config = fine_tuned_model(config, task, train_set, config.run.init_from)
+        else:
+            model, config = new_model(config, task, train_set)
+        further = train_set.held_out if isinstance(train_set, Joined) else {}
+        held_out = {"val": val_set, **{f"val_{name}": data for name, data in further.items()}}
+        for data in held_out.values():
+            require_elements(data, model.elements)
+        return cls(config, task, model, train_set, held_out, summaries, message)
+
+    def module(self, earlier: Resumption | None) -> TrainingModule:
+        """The model with its loss and optimiser, at the point where the earlier run stopped, if there is one."""
+        freeze(self.model, self.config.optimizer.rates)
+        module = TrainingModule(self.model, self.task, self.config, self.summaries)
+        module.stages = tuple(self.held_out)
+        if earlier is not None:
+            module.val_losses, module.elapsed = earlier.val_losses, earlier.seconds
+        return module
 
 
 def write_grade(run: Path, data: AnyDataset, device: str) -> None:
@@ -136,37 +176,24 @@ def write_grade(run: Path, data: AnyDataset, device: str) -> None:
     Grade.fit(model, seen, len(model.elements)).save(run / GRADE)
 
 
-def _fit(
-    module: TrainingModule,
-    loaders: tuple[ResumableLoader, ...],
-    origin: Origin | None,
-    earlier: Resumption | None,
-    message: str,
-) -> TrainResult:
-    """Run the loop and write what it gives."""
-    options, run = module.config.run, Path(module.config.run.out)
-    started = time.monotonic()
-    with quiet_lightning(), matmul_precision(options.matmul_precision), _directory(options) as directory:
-        writer = RunWriter(directory, origin, [] if earlier is None else earlier.rows, message)
-        train, *val = loaders
-        trainer = make_trainer(module.config, directory.path, writer, train)
-        checkpoint = None if earlier is None else earlier.path
-        try:
-            trainer.fit(module, train, val, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as exit_:  # what Lightning makes of an interrupt
-            if not trainer.interrupted:
-                raise
-            kept = (
-                "go on with `--run.resume true`" if directory.is_kept else "there is no model yet, so nothing is kept"
-            )
-            if is_main_process():
-                print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
-            raise KeyboardInterrupt from exit_
-        finally:
-            finish_loggers(trainer)
-        if math.isinf(writer.best):
-            raise InputError(f"{run}: no validation loss was a number, so there is no model; lower optimizer.lr")
-    return TrainResult(run, writer.best, time.monotonic() - started)
+@contextmanager
+def _interrupts(trainer: Trainer, directory: NewRun, run: Path) -> Iterator[None]:
+    """Say what an interrupt leaves behind, and make an end of the loggers, however the loop ends.
+
+    Raises:
+        KeyboardInterrupt: in the place of what Lightning makes of an interrupt.
+    """
+    try:
+        yield
+    except SystemExit as exit_:
+        if not trainer.interrupted:
+            raise
+        kept = "go on with `--run.resume true`" if directory.is_kept else "there is no model yet, so nothing is kept"
+        if is_main_process():
+            print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt from exit_
+    finally:
+        finish_loggers(trainer)
 
 
 def _directory(options: RunConfig) -> AbstractContextManager[NewRun]:

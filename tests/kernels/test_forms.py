@@ -15,7 +15,6 @@ from equicat.kernels.forms import Segments
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, harmonics
 from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
-from equicat.networks.allegro_parts import NequipAllegro, PublishedAllegro
 
 DEVICE = torch.device("cpu")
 COUNTS = (0, 5, 0, 1, 3, 0)
@@ -178,6 +177,7 @@ def batch() -> Batch:
     return Batch.from_structures(systems, SMALL_NEQUIP.cutoff, dtype=torch.float64).to(DEVICE)
 
 
+@pytest.mark.parametrize("version", ["triton"], indirect=True)  # the network in C++ and by operators: test_allegro.py
 @pytest.mark.parametrize(
     ("small", "changes"),
     [
@@ -190,36 +190,18 @@ def batch() -> Batch:
     ids=["nequip-allegro", "deep, shared weights, spline", "published", "published, deep", "published, scalars alone"],
 )
 def test_a_potential_trains_on_the_same_numbers(small, changes, monkeypatch, version):
-    results = []
-    for used in (None, version):
+    """By Triton some centres at a time, by PyTorch's operators all together."""
+    torch.manual_seed(0)
+    model = Potential(dataclasses.replace(small, **changes), ELEMENTS, (5,), compute=OPERATORS).double().to(DEVICE)
+    system, results = batch(), []
+    for used, edges_at_a_time in ((None, 1000), (version, 5)):
         monkeypatch.setattr(backend, "forms", lambda like, l_max, used=used: used)
-        torch.manual_seed(0)
-        model = (
-            Potential(dataclasses.replace(small, **changes), ELEMENTS, (5,), compute=OPERATORS)
-            .double()
-            .to(DEVICE)
-            .train()
-        )
-        found = model(batch())
-        (found.energy.square().sum() + found.forces.square().sum()).backward()
-        results.append([found.energy, found.forces, *(p.grad for p in model.parameters() if p.requires_grad)])
+        monkeypatch.setattr(forms, "MIN_EDGES", 1)
+        monkeypatch.setitem(forms.FLOATS_AT_A_TIME, DEVICE.type, edges_at_a_time * model.network.floats_per_edge)
+        found = model.train()(system)
+        loss, weights = found.energy.square().sum() + found.forces.square().sum(), model.parameters()
+        gradients = torch.autograd.grad(loss, [p for p in weights if p.requires_grad])
+        results.append([found.energy, found.forces, *gradients])
     assert results[0][1].abs().max() > 1e-3
     for plain, found in zip(*results, strict=True):
         torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize(("network", "small"), [(NequipAllegro, SMALL_NEQUIP), (PublishedAllegro, SMALL)])
-def test_vectors_and_several_pieces(network, small, monkeypatch, version):
-    torch.manual_seed(0)
-    model = network(dataclasses.replace(small, l_max=1), 3, vectors=True).double().to(DEVICE)
-    system = batch()
-    species = torch.searchsorted(torch.tensor(ELEMENTS, device=DEVICE), system.numbers)
-    monkeypatch.setattr(backend, "forms", lambda like, l_max: None)
-    expected = model(system.edge_vec(), system.edge_index, species)
-    monkeypatch.setattr(backend, "forms", lambda like, l_max: version)
-    monkeypatch.setitem(forms.FLOATS_AT_A_TIME, DEVICE.type, 5 * model.floats_per_edge)
-    monkeypatch.setattr(forms, "MIN_EDGES", 1)
-    assert len(forms.cut(system.edge_index[0], len(species), model.floats_per_edge)) == 4
-    found = model(system.edge_vec(), system.edge_index, species)
-    torch.testing.assert_close(found.scalars, expected.scalars, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found.vectors, expected.vectors, rtol=1e-10, atol=1e-12)

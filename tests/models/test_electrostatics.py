@@ -16,6 +16,7 @@ from equicat.apply.evaluate import evaluate
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.interfaces import compiled, lammps, nequip_allegro_export
+from equicat.kernels.edges import Edges
 from equicat.models import electrostatics, saved
 from equicat.models.electrostatics import COULOMB, LongRange, potential
 from equicat.models.gradient import ComputeOptions
@@ -172,7 +173,8 @@ def test_charges_see_what_is_beyond_the_cutoff():
         potentials.check_strict_locality(found)
     batch = Batch.from_structures(example_structures(ELEMENTS), 4.0, dtype=torch.float64)
     far = found(batch, forces=False)
-    near = found.atom_energies(batch.edge_vec(), batch.edge_index, found.species(batch))
+    edges = Edges(batch.edge_vec(), batch.edge_index, found.species(batch))
+    near = found.atom_energies(found.network(*edges), edges)
     assert (far.atom_energies - near).abs().max() > 0.05, "the charges of this model matter"
 
 

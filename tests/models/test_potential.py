@@ -35,8 +35,23 @@ def potential(**changes) -> Potential:
     [{"n_layers": 1}, {"l_max": 1}, {"n_layers": 3, "tensor_channels": 2}, {"l_max": 3, "parity": "restricted"}],
     ids=str,
 )
-def test_physics(variant):
+def test_physics_of_the_published_flavour(variant):
     check_all(potential(**variant))
+
+
+@pytest.mark.parametrize(
+    ("changes", "terms"),
+    [
+        ({}, EnergyTerms()),
+        ({"n_layers": 3, "l_max": 3}, EnergyTerms(factors=(0.5, 1.0, 2.0))),
+        ({"radial": "spline", "n_radial": 8, "spline_span": 6}, EnergyTerms(repulsion=Repulsion(6, (4.0,)))),
+    ],
+    ids=["bessel", "deep, own factors", "spline, ZBL"],
+)
+def test_physics_of_the_other_flavour(changes, terms):
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL_NEQUIP, **changes)
+    check_all(Potential(config, ELEMENTS, (), 0.7, (-13.6, -432.0, -1.5), terms))
 
 
 def test_potentials_are_energies_by_inheritance():

@@ -62,7 +62,7 @@ def batch_of(*seeds: int) -> Batch:
 def plain(objective: Objective, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
     """Rows, loss and gradients of a step that is not filled up."""
     batch = batch.to(DEVICE)
-    terms, rows = objective.judged(objective.task.predict(objective.model, batch), batch)
+    terms, rows = objective.judged(objective.model(batch, **objective.task.extras), batch)
     loss = total_loss(terms)
     objective.model.zero_grad()
     loss.backward()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from equicat.kernels import backend
 from equicat.kernels.cpu import build
+from equicat.kernels.edges import Edges
 from equicat.kernels.harmonics import raise_degree
 
 BLOCK_BYTES = 64
@@ -176,9 +177,7 @@ class Kernel:
         self,
         network: nn.Module,
         readout: Sequence[Float[Tensor, "_ _"]],
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
+        edges: Edges,
         create_graph: bool,
         keep: bool = True,
     ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
@@ -190,9 +189,7 @@ class Kernel:
         Args:
             network: makes x^ij; :meth:`library` has a kernel for it.
             readout: weights of the MLP, the last with one column.
-            edge_vec: Å.
-            edge_index: sorted by centre.
-            species: of atoms.
+            edges: of some centres, all that they have.
             create_graph: both results stay differentiable once by the weights.
             keep: for this derivative, keep results of large matrix products: less time, more memory.
 
@@ -201,21 +198,16 @@ class Kernel:
             RuntimeError: if the kernel refuses its arguments.
         """
         with torch.set_grad_enabled(create_graph):
-            launch, weights = self.launch(network, readout, edge_vec.detach(), edge_index, species)
-            return _EnergiesAndGradient.apply(launch, keep, *weights) if create_graph else launch.first_pass(weights)
+            launch, weights = self.launch(network, readout, edges)
+            return _EnergiesAndGradient.apply(launch, keep and create_graph, *weights)
 
     def launch(
-        self,
-        network: nn.Module,
-        readout: Sequence[Float[Tensor, "_ _"]],
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
+        self, network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], edges: Edges
     ) -> tuple["Launch", list[Float[Tensor, "_ _"]]]:
         """A call of the kernel, and the weights that it reads."""
+        edge_vec, (center, neighbor), species = edges.edge_vec.detach(), edges.edge_index, edges.species
         library = self.library(network, edge_vec)
         assert library is not None
-        center, neighbor = edge_index
         first_edge = torch.nn.functional.pad(torch.bincount(center, minlength=len(species)).cumsum(0), (1, 0))
         operation, matrices, plain = self._listed(network, readout, block(edge_vec.dtype))
         launch = Launch(
@@ -282,7 +274,7 @@ class Launch:
         listed = [_Matrix(_address(w), *w.shape, _address(g)) for w, g in zip(weights, grads, strict=True)]
         matrices, plain = listed[: self.n_matrices], listed[self.n_matrices :]
         problem, radial, dtype = self.problem, self.problem.radial, self.edge_vec.dtype
-        terms, coefficients = _harmonics(problem.l_max, dtype)
+        terms, coefficients = harmonic_terms(problem.l_max, dtype)
         n_species = math.isqrt(len(radial.inverse_cutoff))
         call = _Call(
             network=ctypes.pointer(problem.network),
@@ -308,15 +300,6 @@ class Launch:
         )
         build.call(self.library, function, call)
 
-    def first_pass(
-        self, weights: Sequence[Float[Tensor, "_ _"]], tape: "_Tape | None" = None
-    ) -> tuple[Float[Tensor, "n_centers"], Float[Tensor, "n_edges 3"]]:
-        """Energies of centres and their derivative by the pair vectors, which autograd does not see."""
-        energy, gradient = torch.empty_like(self.problem.norm), torch.empty_like(self.edge_vec)
-        out = {"energy": energy, "gradient": gradient}
-        self.run("energies_and_gradient", weights, [None] * len(weights), tape, out)
-        return energy, gradient
-
 
 class _Tape:
     """Results of matrix products, kept between the two passes in memory of the kernel."""
@@ -337,10 +320,12 @@ class _EnergiesAndGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, launch: Launch, keep: bool, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        weights = tuple(w.contiguous() for w in weights)
         ctx.launch, ctx.tape = launch, _Tape(launch.library) if keep and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(*weights)
-        return launch.first_pass(weights, ctx.tape)
+        energy, gradient = torch.empty_like(launch.problem.norm), torch.empty_like(launch.edge_vec)
+        written = {"energy": energy, "gradient": gradient}
+        launch.run("energies_and_gradient", weights, [None] * len(weights), ctx.tape, written)
+        return energy, gradient
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -353,7 +338,7 @@ class _EnergiesAndGradient(torch.autograd.Function):
 
 
 @cache
-def _harmonics(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"], Float[Tensor, "n_terms"]]:
+def harmonic_terms(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"], Float[Tensor, "n_terms"]]:
     """(c, a, b) and coefficient of all terms of Y_c = Σ coefficient Y_a Y_b, degree by degree, b of degree 1."""
     terms, values = [torch.zeros(0, 3, dtype=torch.int64)], [torch.zeros(0, dtype=dtype)]
     for degree in range(1, l_max):

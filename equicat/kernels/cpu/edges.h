@@ -29,7 +29,7 @@ template <int D> class EdgeTile : public Tile<D> {
     using Base::first_center, Base::n_centers, Base::n;
     using Base::array, Base::linear, Base::linear_backward, Base::for_centers, Base::at, Base::add_at, Base::set_at;
 
-    const int frequencies, table, last;  // numbers of these arrays in call.plain
+    const int frequencies, table, last;  // numbers of these arrays, the end of call.plain
     Array geometry, geometry_bar;          // [harmonics and the envelope, edges of the tile]
     Array row_geometry, row_geometry_bar;  // [the envelope, rows]
     Array e, radial;                       // radial functions of rows, and these times W₀
@@ -55,7 +55,7 @@ template <int D> class EdgeTile : public Tile<D> {
     Indices pair;               // ordered pair of elements of each row
     std::vector<int64_t> edge;  // one edge of each row, counted in the call
     int tile_start = 0;         // the tile's first edge, counted in the group
-    typename Base::Mark group;  // where the memory of tiles begins
+    typename Base::MemoryMark group;  // where the memory of tiles begins
 
     int n_rows() const { return edge.size(); }
     bool own_rows() const { return !weights.large; }  // each edge has its own row, and a group is one tile
@@ -86,7 +86,7 @@ template <int D> class EdgeTile : public Tile<D> {
         return -1;
     }
 
-    // Arrays made so far, of rows, stay until the next group.
+    // Keeps the arrays made so far, which are those of rows, until the next group.
     void end_rows() { group = this->mark(); }
 
     // Begins with centres [start, stop) of the group: the geometry of their edges; false if they have none.

@@ -18,11 +18,13 @@ template <int D> class Nequip : public Layers<D> {
     using Base::numbers, Base::network, Base::n_layers, Base::layer, Base::n_weights, Base::two_body;
     using Base::env_weights, Base::env_weights_bar, Base::rows, Base::rows_bar;
 
-    struct Part {        // numbers of the matrices of a layer by their purpose; part 0: the two-body embedding
-        int first, env;  // env: to the next layer's environment weights; unused in the last
-        Indices rest, shares;  // shares: of this layer's scalars in the sums that later readers see
+    // Numbers of the matrices of an MLP. first: for the scalars of its layer; rest: between its hidden features; env: from
+    // its last ones to the next environment's weights; shares: to what they add to the sums of later MLPs and the readout.
+    struct MatrixNumbers {
+        int first, env;
+        Indices rest, shares;
     };
-    std::vector<Part> parts;
+    std::vector<MatrixNumbers> of_mlp;  // 0: the two-body MLP, which has no `first`; k: the latent MLP of layer k - 1
     Array row_hidden;  // by row of the group
     std::vector<Array> sums, sums_bar, scalars, hidden, matrices, matrices_bar;
     std::vector<std::vector<Array>> chains;
@@ -34,11 +36,11 @@ template <int D> class Nequip : public Layers<D> {
 
     Nequip(const Call& call, const Weights& weights) : Base(call, weights) {
         for (int k = 0; k <= n_layers; k++) {
-            Part part{};
-            if (k > 0) part.first = numbers.one(), part.rest = numbers.several(network.n_latent - 1);
-            if (k < n_layers) part.env = numbers.one();
-            part.shares = numbers.several(n_layers + 1 - k);
-            parts.push_back(part);
+            MatrixNumbers number{};
+            if (k > 0) number.first = numbers.one(), number.rest = numbers.several(network.n_latent - 1);
+            if (k < n_layers) number.env = numbers.one();
+            number.shares = numbers.several(n_layers + 1 - k);
+            of_mlp.push_back(number);
         }
         this->head = numbers.several(call.n_matrices - numbers.next);
     }
@@ -46,8 +48,8 @@ template <int D> class Nequip : public Layers<D> {
   protected:
     void embed() {
         row_hidden = hidden_layers(this->embedded(), two_body, two_body_hidden);
-        rows = {linear(row_hidden, parts[0].env)};
-        for (int share : parts[0].shares) rows.push_back(linear_part(row_hidden, share));
+        rows = {linear(row_hidden, of_mlp[0].env)};
+        for (int share : of_mlp[0].shares) rows.push_back(linear_part(row_hidden, share));
     }
 
     Array embed_backward() {
@@ -68,22 +70,22 @@ template <int D> class Nequip : public Layers<D> {
     }
 
     void products(int k, const Array& m) {
-        const Part& part = parts[k + 1];
+        const MatrixNumbers& number = of_mlp[k + 1];
         matrices[k] = m;
         chain(k);
         scalars[k] = read_out(chains[k][0]);
-        linear(scalars[k], part.first, sums[k], true), complete(sums[k]);
-        hidden[k] = hidden_layers(activated(sums[k]), part.rest, rest[k]);
-        if (k + 1 < n_layers) env_weights[k + 1] = linear(hidden[k], part.env);
-        for (int r = k + 1; r <= n_layers; r++) linear(hidden[k], part.shares[r - k - 1], sums[r], true);
+        linear(scalars[k], number.first, sums[k], true), complete(sums[k]);
+        hidden[k] = hidden_layers(activated(sums[k]), number.rest, rest[k]);
+        if (k + 1 < n_layers) env_weights[k + 1] = linear(hidden[k], number.env);
+        for (int r = k + 1; r <= n_layers; r++) linear(hidden[k], number.shares[r - k - 1], sums[r], true);
     }
 
     // Adds to geometry_bar, env_weights_bar[0] and matrices_bar.
     Array products_backward(int k) {
         const Array bar = hidden_bar(hidden[k], k + 1, sums_bar, env_weights_bar[k + 1]);
-        sums_bar[k] = hidden_layers_backward(bar, parts[k + 1].rest, rest[k]);
+        sums_bar[k] = hidden_layers_backward(bar, of_mlp[k + 1].rest, rest[k]);
         activated_backward(sums[k], sums_bar[k]);
-        const Array s_bar = linear_backward(scalars[k], parts[k + 1].first, sums_bar[k]);
+        const Array s_bar = linear_backward(scalars[k], of_mlp[k + 1].first, sums_bar[k]);
         chain_backward(k, read_out_backward(chains[k][0], s_bar));
         if (k) env_weights_bar[k] = array(n, n_weights());
         return matrices_bar[k];
@@ -187,12 +189,12 @@ template <int D> class Nequip : public Layers<D> {
         }
     }
 
-    // The derivative by the last hidden features h of part k: the sum over all maps that read them.
+    // The derivative by the last hidden features h of MLP k: the sum over all maps that read them.
     Array hidden_bar(const Array& h, int k, const std::vector<Array>& sums_bar, const Array& env_bar) {
-        const Indices& shares = parts[k].shares;
+        const Indices& shares = of_mlp[k].shares;
         const Array bar = linear_backward_part(h, shares[0], sums_bar[k]);
         for (size_t r = 1; r < shares.size(); r++) linear_backward(h, shares[r], sums_bar[k + r], bar, true);
-        if (k < n_layers) linear_backward(h, parts[k].env, env_bar, bar, true);
+        if (k < n_layers) linear_backward(h, of_mlp[k].env, env_bar, bar, true);
         complete(bar);
         return bar;
     }

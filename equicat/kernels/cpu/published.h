@@ -23,35 +23,37 @@ template <int D> class Published : public Layers<D> {
     // Weights of the residual update x + u MLP / 2, normalised.
     static constexpr real CHANGE = 0.44721359549995793928, KEEP = 2 * CHANGE;
 
-    struct Part {  // numbers of a layer's matrices by their purpose
-        int env;   // the first of the environment's weights
+    // Numbers of a layer's matrices. env, env_rest: of the map from x to the environment's weights; from_x, from_scalars:
+    // the first of the latent MLP, in two pieces; rest: its others; mix: one for each output that is passed on.
+    struct MatrixNumbers {
+        int env, from_x, from_scalars;
         Indices env_rest, rest, mix;
-        int from_x, from_scalars;  // the first of the latent MLP, in two pieces
     };
     // z → silu → W₁ → silu → W₂ …, from and to numbers before the nonlinearity.
     struct MLP {
         Array slope;  // of the first nonlinearity
         Hidden hidden;
     };
-    // The part of a layer that depends on scalar features alone: environment weights, and their share of the first sum
-    // of the latent MLP.
-    struct Reading {
+    // A layer's input that is made of scalar features x alone: the environment's weights, and the share z of x in the
+    // first sum of the latent MLP.
+    struct LayerInput {
         Array x, weights, z;
         MLP env_mlp;
     };
-    struct Saved {  // of a layer
-        Reading reading;
+    // A layer's arrays that its reverse reads again; y comes out of the latent MLP.
+    struct LayerState {
+        LayerInput input;
         Array y, m;
         std::vector<Array> v, products;  // by irrep that enters, by output
         MLP latent;
     };
-    std::vector<Part> parts;
-    std::vector<Saved> saved;
+    std::vector<MatrixNumbers> of_layer;
+    std::vector<LayerState> saved;
     MLP two_body_mlp;
-    Array two_body_out;   // by row of the group
-    Reading row_reading;  // of the first layer, by row of the group
+    Array two_body_out;        // by row of the group
+    LayerInput row_input;      // of the first layer, by row of the group
     Array x;                   // after the last layer
-    Reading bar;               // derivatives by what a layer reads
+    LayerInput bar;            // derivatives by a layer's input
     std::vector<Array> v_bar;  // derivatives by its tensor features
 
   public:
@@ -59,11 +61,11 @@ template <int D> class Published : public Layers<D> {
 
     Published(const Call& call, const Weights& weights) : Base(call, weights) {
         for (int k = 0; k < n_layers; k++) {
-            Part part{};
-            part.env = numbers.one(), part.env_rest = numbers.several(network.n_env - 1);
-            part.from_x = numbers.one(), part.from_scalars = numbers.one();
-            part.rest = numbers.several(network.n_latent - 1), part.mix = numbers.several(layer(k).n_mixed);
-            parts.push_back(part);
+            MatrixNumbers number{};
+            number.env = numbers.one(), number.env_rest = numbers.several(network.n_env - 1);
+            number.from_x = numbers.one(), number.from_scalars = numbers.one();
+            number.rest = numbers.several(network.n_latent - 1), number.mix = numbers.several(layer(k).n_mixed);
+            of_layer.push_back(number);
         }
         this->head = numbers.several(call.n_matrices - numbers.next);
     }
@@ -71,21 +73,21 @@ template <int D> class Published : public Layers<D> {
   protected:
     void embed() {
         two_body_out = mlp(this->embedded(), two_body, two_body_mlp);
-        row_reading = read(updated(nullptr, two_body_out, this->row_geometry, 0), parts[0]);
-        rows = {row_reading.weights, row_reading.x, row_reading.z};
+        row_input = read(updated(nullptr, two_body_out, this->row_geometry, 0), of_layer[0]);
+        rows = {row_input.weights, row_input.x, row_input.z};
     }
 
     Array embed_backward() {
-        const Reading row_bar{rows_bar[1], rows_bar[0], rows_bar[2], {}};
-        read_backward(row_reading, parts[0], row_bar);
+        const LayerInput row_bar{rows_bar[1], rows_bar[0], rows_bar[2], {}};
+        read_backward(row_input, of_layer[0], row_bar);
         const Array y_bar =
             updated_backward(two_body_out, row_bar.x, true, this->row_geometry, this->row_geometry_bar, 0);
         return mlp_backward(y_bar, two_body, two_body_mlp);
     }
 
     void begin_layers(const std::vector<Array>& edges) {
-        saved.assign(n_layers, Saved{});
-        saved[0].reading = {edges[1], edges[0], edges[2], {}};
+        saved.assign(n_layers, LayerState{});
+        saved[0].input = {edges[1], edges[0], edges[2], {}};
         saved[0].v = first_tensors(edges[0]);
     }
 
@@ -96,35 +98,35 @@ template <int D> class Published : public Layers<D> {
 
     void products(int k, const Array& m) {
         const Layer& sizes = layer(k);
-        Saved& s = saved[k];
+        LayerState& s = saved[k];
         s.m = m, s.products = tensor_products(sizes, s.v, m);
         std::vector<Array> v;
         for (int o = 0, i = 0; o < sizes.n_outputs; o++)
-            if (mixed(sizes, o)) v.push_back(linear(s.products[o], parts[k].mix[i++]));
-        const Array& z = s.reading.z;
-        linear(s.products[0], parts[k].from_scalars, z, true), complete(z);
-        s.y = mlp(z, parts[k].rest, s.latent);
-        x = updated(&s.reading.x, s.y, geometry, dims);
+            if (mixed(sizes, o)) v.push_back(linear(s.products[o], of_layer[k].mix[i++]));
+        const Array& z = s.input.z;
+        linear(s.products[0], of_layer[k].from_scalars, z, true), complete(z);
+        s.y = mlp(z, of_layer[k].rest, s.latent);
+        x = updated(&s.input.x, s.y, geometry, dims);
         if (k + 1 == n_layers) return;
-        saved[k + 1].v = v, saved[k + 1].reading = read(x, parts[k + 1]);
-        env_weights[k + 1] = saved[k + 1].reading.weights;
+        saved[k + 1].v = v, saved[k + 1].input = read(x, of_layer[k + 1]);
+        env_weights[k + 1] = saved[k + 1].input.weights;
     }
 
     // Adds to geometry_bar; turns bar and v_bar into those of this layer, but for bar.weights, which it makes room for.
     Array products_backward(int k) {
         const Layer& sizes = layer(k);
-        const Saved& s = saved[k];
-        if (k + 1 < n_layers) read_backward(saved[k + 1].reading, parts[k + 1], bar);
+        const LayerState& s = saved[k];
+        if (k + 1 < n_layers) read_backward(saved[k + 1].input, of_layer[k + 1], bar);
         const Array y_bar = updated_backward(s.y, bar.x, false, geometry, geometry_bar, dims);
-        bar.z = mlp_backward(y_bar, parts[k].rest, s.latent);
+        bar.z = mlp_backward(y_bar, of_layer[k].rest, s.latent);
         std::vector<Array> bars(sizes.n_outputs);
         for (int o = 0, i = 0; o < sizes.n_outputs; o++)
             if (mixed(sizes, o)) {
-                bars[o] = linear_backward_part(s.products[o], parts[k].mix[i], v_bar[i]), i++;
+                bars[o] = linear_backward_part(s.products[o], of_layer[k].mix[i], v_bar[i]), i++;
                 if (o) complete(bars[o]);
             }
         if (!bars[0].p) bars[0] = array(n, s.products[0].width, true);
-        linear_backward(s.products[0], parts[k].from_scalars, bar.z, bars[0], true), complete(bars[0]);
+        linear_backward(s.products[0], of_layer[k].from_scalars, bar.z, bars[0], true), complete(bars[0]);
         v_bar.clear();
         for (int i = 0; i < sizes.n_irreps; i++) v_bar.push_back(array(n * sizes.dims[i], channels, true));
         const Array m_bar = array(n_centers * sizes.n_rows, channels);
@@ -156,17 +158,17 @@ template <int D> class Published : public Layers<D> {
         return bar;
     }
 
-    Reading read(const Array& x, const Part& part) {
-        Reading r;
+    LayerInput read(const Array& x, const MatrixNumbers& number) {
+        LayerInput r;
         r.x = x;
-        r.weights = mlp(linear(x, part.env), part.env_rest, r.env_mlp);
-        r.z = linear_part(x, part.from_x);
+        r.weights = mlp(linear(x, number.env), number.env_rest, r.env_mlp);
+        r.z = linear_part(x, number.from_x);
         return r;
     }
     // Adds the derivative by the scalar features to bar.x.
-    void read_backward(const Reading& r, const Part& part, const Reading& bar) {
-        linear_backward(r.x, part.from_x, bar.z, bar.x, true);
-        linear_backward(r.x, part.env, mlp_backward(bar.weights, part.env_rest, r.env_mlp), bar.x, true);
+    void read_backward(const LayerInput& r, const MatrixNumbers& number, const LayerInput& bar) {
+        linear_backward(r.x, number.from_x, bar.z, bar.x, true);
+        linear_backward(r.x, number.env, mlp_backward(bar.weights, number.env_rest, r.env_mlp), bar.x, true);
         complete(bar.x);
     }
 
@@ -249,14 +251,14 @@ template <int D> class Published : public Layers<D> {
                 const Output& out = layer.outputs[o];
                 for (int i = 0; i < out.dim * out.n_paths; i++) {
                     const Column& column = layer.columns[out.first_column + i];
-                    const Place place{start, stop, int(c * layer.n_rows + column.row), int(i / out.n_paths),
+                    const ColumnOfCenter place{start, stop, int(c * layer.n_rows + column.row), int(i / out.n_paths),
                                       int(out.dim), int(i % out.n_paths * channels), int(column.irrep), o};
                     for_degree(column.size / 2, [&](auto degree) { f(degree, place); });
                 }
             }
         });
     }
-    struct Place {
+    struct ColumnOfCenter {
         int start, stop;              // edges of the centre
         int m_row;                    // first row of the column in M
         int component, n_components;  // of the output: row (edge, component) of the product
@@ -269,7 +271,7 @@ template <int D> class Published : public Layers<D> {
         std::vector<Array> out(layer.n_outputs);
         for (int o = 0; o < layer.n_outputs; o++)
             out[o] = array(n * layer.outputs[o].dim, layer.outputs[o].n_paths * channels);
-        for_columns(layer, [&](auto degree, const Place& p) {
+        for_columns(layer, [&](auto degree, const ColumnOfCenter& p) {
             constexpr int size = 2 * degree + 1;
             const Array &left = v[p.irrep], &to = out[p.output];
             for (int u = 0; u < channels; u += LANES) {
@@ -289,7 +291,7 @@ template <int D> class Published : public Layers<D> {
     void tensor_products_backward(const Layer& layer, const std::vector<Array>& v, const Array& m,
                                   const std::vector<Array>& bars, const std::vector<Array>& v_bar,
                                   const Array& m_bar) {
-        for_columns(layer, [&](auto degree, const Place& p) {
+        for_columns(layer, [&](auto degree, const ColumnOfCenter& p) {
             constexpr int size = 2 * degree + 1;
             const Array &left = v[p.irrep], &left_bar = v_bar[p.irrep], &from = bars[p.output];
             for (int u = 0; u < channels; u += LANES) {

@@ -23,7 +23,7 @@ struct Call {
     int64_t l_max, channels, n_matrices, n_plain, n_threads, n_centers, embedding;  // embedding: enum Embedding
     const int64_t* first_edge;       // [n_centers + 1]
     const real* norm;                // of each centre's environment
-    const Matrix *matrices, *plain;  // k and n of matrices are multiples of BLOCK; the end of plain is EdgeTile's
+    const Matrix *matrices, *plain;  // sizes of matrices are multiples of BLOCK; of plain see EdgeTile
     const real* to_energy;
     real* energy;
     struct Tape* tape;  // null: keep nothing
@@ -134,11 +134,11 @@ template <int D> class Tile {
     // ---- memory ---------------------------------------------------------------------------------------------------
 
     // Arrays taken after `mark` last until `release`.
-    struct Mark {
+    struct MemoryMark {
         size_t block = 0, used = 0;
     };
-    Mark mark() const { return taken; }
-    void release(Mark to) { taken = to; }
+    MemoryMark mark() const { return taken; }
+    void release(MemoryMark to) { taken = to; }
 
     // Begins with centres [start, stop); false if they have no edges.
     bool begin_tile(int start, int stop) {
@@ -265,6 +265,6 @@ template <int D> class Tile {
 
   private:
     std::vector<std::vector<real>> blocks;  // memory, used again by every tile
-    Mark taken;
+    MemoryMark taken;
     Tape::Reel* reel = nullptr;
 };

@@ -95,10 +95,10 @@ def _load_rows(matrix, first_row, u, n_channels, n_rows: constexpr, dtype: const
 
 @triton.jit
 @no_type_check
-def _zeros(tile: constexpr, width: constexpr, n_rows: constexpr, dtype: constexpr):
-    """Accumulators over tiles, [edges of a tile, channels] for each component lm."""
+def zeros(tile: constexpr, width: constexpr, n: constexpr, dtype: constexpr):
+    """Accumulators of n components over tiles, each [edges of a tile, channels]."""
     sums = ()
-    for _ in tl.static_range(n_rows):
+    for _ in tl.static_range(n):
         sums = sums + (tl.zeros((tile, width), dtype),)
     return sums
 
@@ -120,7 +120,7 @@ def _environment(
     """∂F/∂G at a = 1."""
     w, y = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
-    sums = _zeros(tile, width, n_degrees * n_degrees, dtype)
+    sums = zeros(tile, width, n_degrees * n_degrees, dtype)
     for start in range(begin, end, tile):
         e, in_eu = _tile(start, end, u, n_channels, tile)
         added = ()
@@ -161,7 +161,7 @@ def _gradient(
     a, w, y, g = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
     g_u = _load_rows(g, rows, u, n_channels, n_degrees * n_degrees, dtype)
-    sums = _zeros(tile, width, n_degrees * n_degrees, dtype)
+    sums = zeros(tile, width, n_degrees * n_degrees, dtype)
     for start in range(begin, end, tile):
         e, in_eu = _tile(start, end, u, n_channels, tile)
         a_eu = tl.full((tile, width), 1, dtype)
@@ -193,7 +193,7 @@ def _change(
     u, rows, begin, end = _center(first, width, n_degrees)
     g_u = _load_rows(g, rows, u, n_channels, n_degrees * n_degrees, dtype)
     dg_u = _load_rows(h_g, rows, u, n_channels, n_degrees * n_degrees, dtype)
-    sums = _zeros(tile, width, n_degrees * n_degrees, dtype)
+    sums = zeros(tile, width, n_degrees * n_degrees, dtype)
     for start in range(begin, end, tile):
         e, in_eu = _tile(start, end, u, n_channels, tile)
         a_eu = _load(a, e, u, in_eu, dtype)

@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from equicat.kernels.edges import Edges
 from equicat.kernels.products import SPLIT
 
 Inputs = TypeVar("Inputs")
@@ -144,10 +145,8 @@ class Recorder(Generic[Inputs, Outputs]):
             return None
 
 
-Edges = tuple[Tensor, Tensor, Tensor]
-"""Pair vectors [n_edges, 3], edge_index [2, n_edges] and species [n_atoms]."""
-Derivatives = tuple[Tensor, Tensor]
-"""Energies [n_atoms], and their derivatives by pair vectors [n_edges, 3]."""
+Derivatives = tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]
+"""Energies, and their derivatives by pair vectors."""
 
 
 class Graphs:
@@ -158,38 +157,25 @@ class Graphs:
         far: Å, longer than any cutoff.
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Derivatives], far: float):
+    def __init__(self, function: Callable[[Edges], Derivatives], far: float):
         self.function, self.far = function, far
-        self.recorder: Recorder[Edges, Derivatives] = Recorder(lambda edges: function(*edges), "an inference")
+        self.recorder: Recorder[Edges, Derivatives] = Recorder(function, "an inference")
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Graphs":
         """A copy without recordings: graphs stay with the model that they were recorded for."""
         return Graphs(self.function, self.far)
 
-    def __call__(
-        self,
-        edge_vec: Float[Tensor, "n_edges 3"],
-        edge_index: Int[Tensor, "2 n_edges"],
-        species: Int[Tensor, "n_atoms"],
-    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """The results of ``function``: by atom in new memory, by edge in memory that the next call overwrites.
-
-        Args:
-            edge_vec: Å.
-            edge_index: sorted by centre.
-            species: of atoms.
-        """
+    def __call__(self, edges: Edges) -> Derivatives:
+        """The results of ``function``: by atom in new memory, by edge in memory that the next call overwrites."""
         from equicat.kernels.gpu.fill import fill  # needs Triton
 
-        system = edge_vec.contiguous(), edge_index.contiguous(), species.contiguous()
+        edge_vec, edge_index, species = system = tuple(x.contiguous() for x in edges)
         n_atoms, n_edges = padded_sizes(len(species), len(edge_vec))
         by_atom, by_edge = self.recorder(
             (n_atoms, n_edges),
-            new=lambda: (
-                edge_vec.new_empty(n_edges, 3),
-                edge_index.new_empty(2, n_edges),
-                species.new_empty(n_atoms),
+            new=lambda: Edges(
+                edge_vec.new_empty(n_edges, 3), edge_index.new_empty(2, n_edges), species.new_empty(n_atoms)
             ),
-            write=lambda inputs: fill(inputs, system, self.far),
+            write=lambda inputs: fill(tuple(inputs), system, self.far),
         )
         return by_atom[: len(species)].clone(), by_edge[: len(edge_vec)]

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.language import constexpr
 
+from equicat.kernels.gpu.environment import zeros
 from equicat.kernels.irreps import Contraction
 
 LANES = 32
@@ -75,23 +76,13 @@ def _entries(column, columns, b, e, channels):
 
 @triton.jit
 @no_type_check
-def _zeros(n: constexpr, tile: constexpr, width: constexpr, dtype: constexpr):
-    """Accumulators [edges, channels] of n components."""
-    sums = ()
-    for _ in tl.static_range(n):
-        sums = sums + (tl.zeros((tile, width), dtype),)
-    return sums
-
-
-@triton.jit
-@no_type_check
 def _by_v(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, width: constexpr):
     """∂F/∂V[e, k] = Σ_c B[e, c] M[c, k]."""
     v, m, b = arguments
     u, n_channels = channels
     for start in range(edges[0], edges[1], tile):
         e, in_eu, u_eu = _tile(start, edges[1], channels, tile)
-        sums = _zeros(dim, tile, width, m.dtype.element_ty)
+        sums = zeros(tile, width, dim, m.dtype.element_ty)
         for column in range(columns[1], columns[2]):
             b_eu = tl.load(_entries(column, columns, b, e, channels), mask=in_eu, other=0)
             row = m + (column - columns[1]) * dim * n_channels
@@ -110,7 +101,7 @@ def _by_m(arguments, edges, columns, channels, dim: constexpr, tile: constexpr, 
     v, m, b = arguments
     u, n_channels = channels
     for block in range(columns[1], columns[2], COLUMNS):
-        sums = _zeros(COLUMNS * dim, tile, width, m.dtype.element_ty)
+        sums = zeros(tile, width, COLUMNS * dim, m.dtype.element_ty)
         for start in range(edges[0], edges[1], tile):
             e, in_eu, _ = _tile(start, edges[1], channels, tile)
             v_k = _load_irrep(v, e, in_eu, channels, dim)

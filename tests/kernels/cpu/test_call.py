@@ -14,11 +14,11 @@ from equicat.kernels.cpu import build
 from equicat.kernels.cpu import forms as cpu_forms
 from equicat.kernels.cpu.build import MAX_DEGREE
 from equicat.kernels.cpu.call import Kernel
-from equicat.models.gradient import ComputeOptions, PairGradients, by_autograd
+from equicat.kernels.edges import Edges
+from equicat.models.gradient import ComputeOptions, PairGradients
 from equicat.models.model import minus_gradient
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
-from equicat.networks import catalogue as networks
 from equicat.networks.allegro_cpu import _nequip_lists
 from equicat.networks.catalogue import architecture
 from equicat.testing import example_structures
@@ -43,8 +43,9 @@ def potential(dtype=torch.float64, config=SMALL_NEQUIP, output_mlp=(8,), **chang
     return model.to(dtype).train()
 
 
-def found(model: Potential, dtype=torch.float64) -> list[torch.Tensor]:
+def found(model: Potential, **options) -> list[torch.Tensor]:
     """Energies, forces, virial, and the gradient of something that depends on energies and forces."""
+    model.pair_gradients, dtype = PairGradients(ComputeOptions(**options)), model.dtype
     batch = Batch.from_structures(structures(), model.cutoff, dtype=dtype)
     prediction = model(batch, virial=True)
     weights = torch.linspace(-1, 2, len(batch.numbers), dtype=dtype)
@@ -54,19 +55,11 @@ def found(model: Potential, dtype=torch.float64) -> list[torch.Tensor]:
     return [prediction.atom_energies, prediction.forces, prediction.virial, *gradients]
 
 
-def without_kernel(monkeypatch, model: Potential, dtype=torch.float64) -> list[torch.Tensor]:
-    with monkeypatch.context() as patch:
-        used = networks.NETWORKS[model.config.name]
-        patch.setitem(networks.NETWORKS, model.config.name, dataclasses.replace(used, kernel=None))
-        return found(model, dtype)
-
-
 @needs_compiler
 @pytest.mark.parametrize(("config", "variant"), VARIANTS, ids=name)
 def test_agrees_with_the_operators(monkeypatch, config, variant):
     model = potential(config=config, **variant, output_mlp=(8, 9) if variant.get("l_max") == 3 else (8,))
-    expected = without_kernel(monkeypatch, model)
-    calls = count_calls(monkeypatch)
+    expected, calls = found(model, kernels=False), count_calls(monkeypatch)
     for mine, theirs in zip(found(model), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * theirs.abs().max().item())
     assert len(calls) == 1, "the kernel was not used"
@@ -87,10 +80,9 @@ def count_calls(monkeypatch) -> list[str]:
 
 @needs_compiler
 @each_flavour
-def test_single_precision(monkeypatch, config):
+def test_single_precision(config):
     model = potential(torch.float32, config)
-    expected = without_kernel(monkeypatch, model, torch.float32)
-    for mine, theirs in zip(found(model, torch.float32), expected, strict=True):
+    for mine, theirs in zip(found(model), found(model, kernels=False), strict=True):
         assert mine.dtype == theirs.dtype
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
@@ -114,21 +106,14 @@ def test_any_number_of_threads(n_threads):
 @each_flavour
 def test_training_computes_again_or_keeps(config):
     model = potential(config=config, **LARGE[config.name])
-    kept = found(model)
-    model.pair_gradients = PairGradients(ComputeOptions(recompute=True))
-    for mine, other in zip(found(model), kept, strict=True):
+    for mine, other in zip(found(model, recompute=True), found(model), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11 * other.abs().max().item())
 
 
-def of_edges(model: Potential, edge_vec: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
-    """Energies, their derivative by pair vectors and by atoms, and the gradient of something that depends on both."""
-    kernel = architecture(model.config.name).kernel
-    arguments = edge_vec, batch.edge_index, model.species(batch), True
-    if kernel is None:
-        energy, gradient = by_autograd(model, *arguments)
-    else:
-        energy, gradient = model.kernel_energies(kernel, *arguments, keep=True)
-    forces = minus_gradient(gradient, batch.edge_index, len(batch.numbers))
+def of_edges(model: Potential, differentiate, edges: Edges) -> list[torch.Tensor]:
+    """Energies, their derivative by atoms and by pair vectors, and the gradient of something that depends on both."""
+    energy, gradient = differentiate(edges, training=True)
+    forces = minus_gradient(gradient, edges.edge_index, len(edges.species))
     loss = (energy * torch.linspace(-1, 2, len(energy))).sum() + forces.sin().sum()
     return [energy, forces, gradient, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
 
@@ -136,22 +121,19 @@ def of_edges(model: Potential, edge_vec: torch.Tensor, batch: Batch) -> list[tor
 @needs_compiler
 @each_flavour
 @pytest.mark.parametrize("case", ["all", "some edges missing", "vectors of both ends differ"])
-def test_edges_that_share_their_embedding(monkeypatch, config, case):
+def test_edges_that_share_their_embedding(config, case):
     """ij and ji do between atoms of one element, if both are there and one vector is minus the other."""
     model = potential(config=config, **LARGE[config.name])
     batch = Batch.from_structures(structures(), model.cutoff, dtype=torch.float64)
-    edge_vec, chance = batch.edge_vec(), torch.Generator().manual_seed(0)
+    edge_vec, edge_index, chance = batch.edge_vec(), batch.edge_index, torch.Generator().manual_seed(0)
     if case == "some edges missing":
         kept = torch.rand(len(edge_vec), generator=chance) < 0.7
-        batch = dataclasses.replace(batch, edge_index=batch.edge_index[:, kept], edge_shift=batch.edge_shift[kept])
-        edge_vec = edge_vec[kept]
+        edge_vec, edge_index = edge_vec[kept], edge_index[:, kept]
     if case == "vectors of both ends differ":
         edge_vec = edge_vec + 1e-6 * torch.randn(edge_vec.shape, generator=chance, dtype=torch.float64)
-    energy, forces, gradient, *others = of_edges(model, edge_vec, batch)
-    with monkeypatch.context() as patch:
-        used = networks.NETWORKS[model.config.name]
-        patch.setitem(networks.NETWORKS, model.config.name, dataclasses.replace(used, kernel=None))
-        expected_energy, expected_forces, expected_gradient, *expected = of_edges(model, edge_vec, batch)
+    edges = Edges(edge_vec, edge_index, model.species(batch))
+    energy, forces, gradient, *others = of_edges(model, model.by_kernel, edges)
+    expected_energy, expected_forces, expected_gradient, *expected = of_edges(model, model.by_autograd, edges)
     for mine, theirs in zip([energy, forces, *others], [expected_energy, expected_forces, *expected], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11 * theirs.abs().max().item())
     # The radial part of the gradient of both edges is at one of them.
@@ -192,14 +174,12 @@ def test_no_edge_at_all(monkeypatch, config):
 
 
 @needs_compiler
-def test_large_values_do_not_overflow(monkeypatch):
+def test_large_values_do_not_overflow():
     """silu far outside the range of the exponential function."""
     model = potential(torch.float32, output_mlp=())
     with torch.no_grad():
         model.network.embedding.center.mul_(1e4)
-    for mine, theirs in zip(
-        found(model, torch.float32)[:2], without_kernel(monkeypatch, model, torch.float32)[:2], strict=True
-    ):
+    for mine, theirs in zip(found(model)[:2], found(model, kernels=False)[:2], strict=True):
         assert mine.isfinite().all()
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
 
@@ -228,8 +208,8 @@ def launch_and_weights(model: Potential, **changes):
     """A call of the kernel with these arguments changed, the weights that it reads, and where it writes."""
     batch = Batch.from_structures(structures()[:1], model.cutoff, dtype=torch.float64)
     kernel, readout = architecture(model.config.name).kernel, list(model.head.mlp.weights)
-    edges = batch.edge_vec(), batch.edge_index, model.species(batch)
-    launch, weights = kernel.launch(model.network, readout, *edges)
+    edges = Edges(batch.edge_vec(), batch.edge_index, model.species(batch))
+    launch, weights = kernel.launch(model.network, readout, edges)
     launch = dataclasses.replace(launch, **changes)
     return launch, weights, {"energy": launch.problem.norm.clone(), "gradient": launch.edge_vec.clone()}
 

@@ -12,6 +12,7 @@ from replays import computed_again
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.kernels import backend
+from equicat.kernels.edges import Edges
 from equicat.kernels.gpu import graphs
 from equicat.kernels.gpu.graphs import FILL, Graphs, padded_size
 from equicat.kernels.products import SPLIT, split_products
@@ -120,11 +121,11 @@ def test_filled_up_evenly():
     seen = []
     edge_vec, index = torch.ones(1100, 3, device=DEVICE), torch.zeros(2, 1100, dtype=torch.long, device=DEVICE)
 
-    def function(edge_vec, edge_index, species):
-        seen.append((edge_vec.clone(), edge_index.clone(), species.clone()))
-        return species.double(), edge_vec
+    def function(edges):
+        seen.append([x.clone() for x in edges])
+        return edges.species.double(), edges.edge_vec
 
-    Graphs(function, 8.0)(edge_vec, index, torch.ones(5, dtype=torch.long, device=DEVICE))
+    Graphs(function, 8.0)(Edges(edge_vec, index, torch.ones(5, dtype=torch.long, device=DEVICE)))
     vectors, (center, neighbor), species = (x.cpu() for x in seen[-1])
     assert (len(vectors), len(species)) == (1280, 16)
     assert torch.equal(vectors[:1100], torch.ones(1100, 3))
@@ -140,10 +141,10 @@ def test_filled_up_evenly():
 
 def test_no_more_graphs_than_memory_should_hold(monkeypatch, recorded):
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
-    found = Graphs(lambda edge_vec, edge_index, species: (species.double(), 2 * edge_vec), 8.0)
+    found = Graphs(lambda edges: (edges.species.double(), 2 * edges.edge_vec), 8.0)
     for n in (1, 1, 2, 2, 3, 3, 1):
         zeros = torch.zeros(2, n, dtype=torch.long, device=DEVICE)
-        _, doubled = found(torch.full((n, 3), n, device=DEVICE).double(), zeros, zeros[0, :1])
+        _, doubled = found(Edges(torch.full((n, 3), n, device=DEVICE).double(), zeros, zeros[0, :1]))
         assert torch.equal(doubled, torch.full_like(doubled, 2 * n))
         assert len(found.recorder.recorded) <= 2
     assert len(recorded) == 4

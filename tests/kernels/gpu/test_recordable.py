@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from equicat.kernels import backend, harmonics
 from equicat.kernels.backend import Forms
-from equicat.models.gradient import by_autograd
+from equicat.kernels.edges import Edges
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 
@@ -76,9 +76,10 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(backend, "forms", lambda like, l_max: nothing)
 
 
-def edges(n_atoms: int = 9, n_edges: int = 50) -> tuple[torch.Tensor, ...]:
+def edges(n_atoms: int = 9, n_edges: int = 50) -> Edges:
     index = torch.empty(2, n_edges, dtype=torch.long, device=META)
-    return torch.empty(n_edges, 3, device=META), index, torch.empty(n_atoms, dtype=torch.long, device=META)
+    species = torch.empty(n_atoms, dtype=torch.long, device=META)
+    return Edges(torch.empty(n_edges, 3, device=META), index, species)
 
 
 def potential(config) -> Potential:
@@ -88,7 +89,7 @@ def potential(config) -> Potential:
 
 def differentiated_twice(model: Potential) -> None:
     """Energies, their gradient, and the derivatives of both by the weights."""
-    energies, gradient = by_autograd(model, *edges(), training=True)
+    energies, gradient = model.by_autograd(edges(), training=True)
     weights = [p for p in model.parameters() if p.requires_grad]
     torch.autograd.grad(energies.sum() + gradient.square().sum(), weights, allow_unused=True)
 
