@@ -15,7 +15,8 @@ on the way. A budget of seconds is processor time of one thread, so that other w
   the label F(x) and the model's F(x + d): exact to the third order of d.
 - ``dens``: half of the structures corrupted by 0.05 Å (arXiv 2403.09549): the network gets the forces of the structure
   as it was, and tells the noise and the energy. Forces enter V^ij,0 as vectors; the noise is read out pair by pair.
-- ``A/B``: the network of nequip-allegro with a cutoff of A Å, and of B Å for pairs with an atom of the adsorbate.
+- ``A/B adsorbate``: the network of nequip-allegro with a cutoff of A Å, and of B Å for pairs with an atom of tag 2;
+  ``A/B surface``: of B Å for pairs whose atoms both have the tags 1 or 2. For this, elements are told apart by tag.
 - ``cutoff A``: the preset with a cutoff of A Å.
 - ``screened A``: cutoff A Å, and an envelope of triplets: pair ij fades out where a third atom lies between i and j.
 """
@@ -27,10 +28,11 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,13 +40,14 @@ from envelope import markdown, table, write
 from torch import Tensor, nn
 
 from equicat.data.batch import Batch
+from equicat.data.datasets import AnyDataset, MemoryDataset
 from equicat.data.structure import Structure
 from equicat.data.training_data import training_data
 from equicat.kernels.forms import cut, environment
-from equicat.models.gradient import ComputeOptions
+from equicat.models.gradient import ComputeOptions, PairGradients
 from equicat.models.heads import PairVectors
 from equicat.models.potential import Potential
-from equicat.networks.allegro import Geometry, NequipAllegroConfig, Piece
+from equicat.networks.allegro import Geometry, Piece
 from equicat.networks.allegro_parts import PublishedAllegro
 from equicat.networks.features import Features
 from equicat.options.text import read_yaml
@@ -61,69 +64,94 @@ SHARE = 0.5
 SIGMA = {"taylor": 0.01, "trapezoid": 0.03, "dens": 0.05}
 """Å, standard deviation of the noise along each axis."""
 BETWEEN = (0.1, 0.2)
-"""(r_ik + r_kj) / r_ij − 1 of a third atom k: up to the first one the pair is gone, from the second one on untouched."""
+"""(r_ik + r_kj) / r_ij − 1 of a third atom k: up to the first one pair ij is gone, from the second on untouched."""
 PLAIN = ("plain", "direct-first", "taylor", "trapezoid", "dens")
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """One training: its model, what else is trained, and the loss of a batch of structures."""
+    """One training: its model, what else is trained, and the loss."""
 
     config: TrainConfig
     model: Potential
     trained: nn.Module
     """Everything with weights: the model, or the model and what helps it."""
-    loss: Callable[[Sequence[Structure], float], Tensor]
-    """Of some structures, when a share of the run is over."""
-    prune: Callable[[Batch], Batch] = lambda batch: batch
+    loss: Callable[["Training", Sequence[Structure], float], Tensor] | None = None
+    """Of some structures when a share of the run is over; None for the plain one."""
+    prune: Callable[[Batch], Batch] | None = None
     """Drops pairs of atoms whose envelope is zero."""
+    kinds: Callable[[Structure], Structure] | None = None
+    """Tells elements apart by more than their number."""
 
-    def batch(self, structures: Sequence[Structure], labels: Sequence[str] = LABELS) -> Batch:
+    def batch(self, structures: Sequence[Structure]) -> Batch:
         """The structures with the pairs that count."""
-        return self.prune(Batch.from_structures(structures, self.model.cutoff, labels=labels))
+        told_apart = structures if self.kinds is None else list(map(self.kinds, structures))
+        batch = Batch.from_structures(told_apart, self.model.cutoff, labels=LABELS)
+        return batch if self.prune is None else self.prune(batch)
+
+
+def neighbors(made: Training, structures: Sequence[Structure]) -> float:
+    """Pairs of an atom on average."""
+    batch = made.batch(structures)
+    return batch.n_edges / len(batch.numbers)
 
 
 # ---- variants --------------------------------------------------------------------------------------------------------
 
 
-def training(variant: str, preset: dict[str, Any], train: Any, seed: int) -> Training:
+def training(variant: str, preset: dict[str, Any], train: AnyDataset, seed: int) -> Training:
     """The variant of that name with an untrained model."""
-    values = copy.deepcopy(preset)
+    values, tags, kinds = copy.deepcopy(preset), None, None
     values["run"]["seed"] = seed
+    if variant.endswith(tuple(Tags.PAIRS)):
+        tags = Tags.of(train)
+        values["model"], kinds = tags.network(values["model"], variant), tags.told_apart
+        train = MemoryDataset(map(kinds, train), train.info)
     if variant.startswith(("cutoff", "screened")):
         values["model"]["cutoff"] = float(variant.split()[1])
-    elif variant[0].isdecimal():
-        values["model"] = paired(values["model"], variant, train.elements)
     if variant == "direct-first":
         values["force_head"] = "pair"
+    made = built(values, train, variant)
+    if made.prune is not None:  # sums over neighbours are normalised by those that are left
+        values["model"]["avg_num_neighbors"] = neighbors(made, [train[i] for i in range(0, len(train), 20)])
+        made = built(values, train, variant)
+    return replace(made, kinds=kinds)
+
+
+def built(values: dict[str, Any], train: AnyDataset, variant: str) -> Training:
+    """The training of a configuration."""
     config = from_mapping(values)
     model, config = new_model(config, TASK, train)
     assert isinstance(model, Potential)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(config.run.seed)
+    if variant == "direct-first":
+        return Training(config, model, model, direct_first)
     if variant == "dens":
-        return dens(config, model, rng)
+        denoiser = Denoiser(model)
+        return Training(config, model, nn.ModuleList([model, denoiser]), partial(with_noise, denoiser, rng))
+    if variant == "taylor":
+        return Training(config, model, model, partial(with_taylor, rng))
+    if variant == "trapezoid":
+        return Training(config, model, model, partial(with_trapezoid, rng))
     if variant.startswith("screened"):
-        return screened(config, model)
-
-    def loss(structures: Sequence[Structure], progress: float) -> Tensor:
-        if variant == "taylor":
-            structures = [taylor(s, rng) if rng.random() < SHARE else s for s in structures]
-        if variant == "trapezoid":
-            return with_trapezoid(made, structures, rng)
-        if progress >= 0.5:
-            model.direct_forces = None  # from here on forces are derivatives
-        return of(made, made.batch(structures))
-
-    made = Training(config, model, model, loss)
-    if isinstance(model.config, NequipAllegroConfig):
-        made = replace(made, prune=lambda batch: within_pair_cutoffs(model, batch))
-    return made
+        screen(model)
+        return Training(config, model, model, prune=lit)
+    if variant.endswith(tuple(Tags.PAIRS)):
+        return Training(config, model, model, prune=partial(within_pair_cutoffs, model))
+    return Training(config, model, model)
 
 
-def of(made: Training, batch: Batch) -> Tensor:
+def plain(made: Training, structures: Sequence[Structure], progress: float) -> Tensor:
     """The loss of energies and forces."""
-    terms = TASK.loss_terms(TASK.predict(made.model, batch), batch, made.model, made.config.loss)
-    return total_loss(terms)
+    batch = made.batch(structures)
+    return total_loss(TASK.loss_terms(TASK.predict(made.model, batch), batch, made.model, made.config.loss))
+
+
+def direct_first(made: Training, structures: Sequence[Structure], progress: float) -> Tensor:
+    """The loss with direct forces in the first half, and with derivatives of the energy from then on."""
+    if progress >= 0.5:
+        made.model.direct_forces = None
+    return plain(made, structures, progress)
 
 
 def noise(structure: Structure, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -131,32 +159,47 @@ def noise(structure: Structure, sigma: float, rng: np.random.Generator) -> np.nd
     return np.where(structure.fixed[:, None], 0.0, rng.normal(0, sigma, structure.positions.shape))
 
 
-def taylor(structure: Structure, rng: np.random.Generator) -> Structure:
-    """The structure shaken, with the energy to first order and forces unchanged."""
-    d = noise(structure, SIGMA["taylor"], rng)
-    return replace(
-        structure, positions=structure.positions + d, energy=structure.energy - float((structure.forces * d).sum())
-    )
+def moved(structures: Sequence[Structure], moves: Sequence[np.ndarray]) -> list[Structure]:
+    """The structures elsewhere, with the labels of where they were."""
+    return [replace(s, positions=s.positions + d) for s, d in zip(structures, moves, strict=True)]
 
 
-def with_trapezoid(made: Training, structures: Sequence[Structure], rng: np.random.Generator) -> Tensor:
-    """Energies and forces of some structures, and of the others shaken the energy by the trapezoidal rule."""
-    clean, shaken, moves = [], [], []
-    for structure in structures:
-        if rng.random() >= SHARE:
-            clean.append(structure)
-            continue
-        moves.append(noise(structure, SIGMA["trapezoid"], rng))
-        shaken.append(replace(structure, positions=structure.positions + moves[-1]))
-    loss = of(made, made.batch(clean)) if clean else torch.zeros(())
-    if shaken:
-        batch, d = made.batch(shaken), torch.from_numpy(np.concatenate(moves))
-        found = made.model(batch)
-        work = (0.5 * (batch.forces + found.forces).double() * d).sum(1)
-        target = batch.energy.index_add(0, batch.system_idx, -work)
-        error = (found.energy - target) / made.model.scale.double() / batch.n_atoms
-        loss = loss + made.config.loss.energy_weight * error.abs().mean().to(loss)
-    return loss
+def split(structures: Sequence[Structure], rng: np.random.Generator) -> tuple[list[Structure], list[Structure]]:
+    """Structures that stay as they are, and those to be moved."""
+    chosen = rng.random(len(structures)) < SHARE
+    return tuple([s for s, c in zip(structures, chosen, strict=True) if c == wanted] for wanted in (False, True))
+
+
+def with_taylor(rng: np.random.Generator, made: Training, structures: Sequence[Structure], progress: float) -> Tensor:
+    """The loss where some structures are shaken, their energy known to first order and their forces unchanged."""
+    still, shaken = split(structures, rng)
+    moves = [noise(s, SIGMA["taylor"], rng) for s in shaken]
+    labelled = [
+        replace(s, energy=s.energy - float((s.forces * d).sum()))
+        for s, d in zip(moved(shaken, moves), moves, strict=True)
+    ]
+    return plain(made, [*still, *labelled], progress)
+
+
+def with_trapezoid(
+    rng: np.random.Generator, made: Training, structures: Sequence[Structure], progress: float
+) -> Tensor:
+    """The loss of some structures, and of the others shaken the error of the energy by the trapezoidal rule."""
+    still, shaken = split(structures, rng)
+    loss = plain(made, still, progress) if still else torch.zeros(())
+    if not shaken:
+        return loss
+    moves = [noise(s, SIGMA["trapezoid"], rng) for s in shaken]
+    batch, d = made.batch(moved(shaken, moves)), torch.from_numpy(np.concatenate(moves))
+    found = made.model(batch)
+    work = (0.5 * (batch.forces + found.forces).double() * d).sum(1)
+    return loss + energy_loss(made, found.energy, batch.energy.index_add(0, batch.system_idx, -work), batch)
+
+
+def energy_loss(made: Training, energy: Tensor, target: Tensor, batch: Batch) -> Tensor:
+    """Mean absolute error per atom, in units of the model's scale, with the weight of energies."""
+    error = (energy - target) / made.model.scale.double() / batch.n_atoms
+    return (made.config.loss.energy_weight * error.abs().mean()).float()
 
 
 # ---- denoising with forces -------------------------------------------------------------------------------------------
@@ -205,48 +248,64 @@ class Denoiser(nn.Module):
         return network.features(latent)
 
 
-def dens(config: TrainConfig, model: Potential, rng: np.random.Generator) -> Training:
-    """Denoising of non-equilibrium structures beside energies and forces of the others."""
-    denoiser = Denoiser(model)
-
-    def loss(structures: Sequence[Structure], progress: float) -> Tensor:
-        chosen = rng.random(len(structures)) < SHARE
-        clean = [s for s, c in zip(structures, chosen, strict=True) if not c]
-        total = of(made, made.batch(clean)) if clean else torch.zeros(())
-        corrupted = [s for s, c in zip(structures, chosen, strict=True) if c]
-        if corrupted:
-            moves = [noise(s, SIGMA["dens"], rng) for s in corrupted]
-            moved = [replace(s, positions=s.positions + d) for s, d in zip(corrupted, moves, strict=True)]
-            batch = made.batch(moved)
-            energy, found = denoiser(model, batch)
-            wanted = torch.from_numpy(np.concatenate(moves)).to(found) / SIGMA["dens"]
-            energy_error = (energy - batch.energy) / model.scale.double() / batch.n_atoms
-            total = total + config.loss.energy_weight * energy_error.abs().mean().to(total)
-            lengths = torch.sqrt((found - wanted).square().sum(1) + 1e-12)
-            total = total + lengths[~batch.fixed].mean()
-        return total
-
-    made = Training(config, model, nn.ModuleList([model, denoiser]), loss)
-    return made
+def with_noise(
+    denoiser: Denoiser, rng: np.random.Generator, made: Training, structures: Sequence[Structure], progress: float
+) -> Tensor:
+    """The loss of some structures, and of the others corrupted the errors of energy and noise."""
+    still, corrupted = split(structures, rng)
+    loss = plain(made, still, progress) if still else torch.zeros(())
+    if not corrupted:
+        return loss
+    moves = [noise(s, SIGMA["dens"], rng) for s in corrupted]
+    batch = made.batch(moved(corrupted, moves))
+    energy, found = denoiser(made.model, batch)
+    wanted = torch.from_numpy(np.concatenate(moves)).to(found) / SIGMA["dens"]
+    lengths = torch.sqrt((found - wanted).square().sum(1) + 1e-12)
+    return loss + energy_loss(made, energy, batch.energy, batch) + lengths[~batch.fixed].mean()
 
 
 # ---- cutoffs ---------------------------------------------------------------------------------------------------------
 
 
-def paired(network: dict[str, Any], variant: str, elements: Sequence[int]) -> dict[str, Any]:
-    """The network of nequip-allegro of like size: ``5/7`` has 7 Å for pairs with an atom that is no metal."""
-    short, long = map(float, variant.split("/"))
-    light = [z < 11 for z in elements]
-    cutoffs = [long if a or b else short for a in light for b in light]
-    return {
-        "name": "nequip-allegro",
-        "cutoff": max(short, long),
-        "pair_cutoffs": cutoffs,
-        "n_layers": network["n_layers"],
-        "l_max": network["l_max"],
-        "tensor_channels": network["tensor_channels"],
-        "n_scalars": network["latent_mlp"][-1],
+@dataclass(frozen=True)
+class Tags:
+    """A stand-in element for each element and tag: cutoffs of pairs of elements are then those of pairs of tags."""
+
+    kinds: tuple[tuple[int, int], ...]
+    """Atomic number and tag; the position plus one is the stand-in's atomic number."""
+
+    PAIRS: ClassVar[dict[str, Callable[[int, int], bool]]] = {
+        "adsorbate": lambda a, b: a == 2 or b == 2,
+        "surface": lambda a, b: a > 0 and b > 0,
     }
+    """The pairs of tags with the longer cutoff."""
+
+    @classmethod
+    def of(cls, data: Iterable[Structure]) -> "Tags":
+        """The elements and tags that occur."""
+        return cls(
+            tuple(sorted({kind for s in data for kind in zip(s.numbers.tolist(), s.tags.tolist(), strict=True)}))
+        )
+
+    def told_apart(self, structure: Structure) -> Structure:
+        """The structure of stand-ins."""
+        kinds = zip(structure.numbers.tolist(), structure.tags.tolist(), strict=True)
+        return replace(structure, numbers=np.array([self.kinds.index(kind) + 1 for kind in kinds]))
+
+    def network(self, published: dict[str, Any], variant: str) -> dict[str, Any]:
+        """The network of nequip-allegro of like size, with the cutoffs of a variant such as ``4.5/6 surface``."""
+        cutoffs, which = variant.split()
+        short, long = map(float, cutoffs.split("/"))
+        tags = [tag for _, tag in self.kinds]
+        return {
+            "name": "nequip-allegro",
+            "cutoff": max(short, long),
+            "pair_cutoffs": [long if self.PAIRS[which](a, b) else short for a in tags for b in tags],
+            "n_layers": published["n_layers"],
+            "l_max": published["l_max"],
+            "tensor_channels": published["tensor_channels"],
+            "n_scalars": published["latent_mlp"][-1],
+        }
 
 
 def within_pair_cutoffs(model: Potential, batch: Batch) -> Batch:
@@ -286,26 +345,26 @@ def screening(edge_vec: Tensor, center: Tensor) -> Tensor:
     return torch.ones_like(r).scatter_reduce(0, one[close], step, "prod")
 
 
-def screened(config: TrainConfig, model: Potential) -> Training:
-    """The envelope times the screening of pairs; those in shadow are dropped, and by operators the rest is computed."""
-    network = model.network
-    geometry = network.geometry
+def screen(model: Potential) -> None:
+    """Multiply the envelope of a model's network by the screening of pairs; operators then compute it."""
+    geometry = model.network.geometry
 
-    def shadowed(edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> Geometry:
+    def screened(edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> Geometry:
         plain = geometry(edge_vec, edge_index, species)
         factor = screening(edge_vec, edge_index[0])[:, None]
         return replace(plain, envelope=plain.envelope * factor, radial=plain.radial * factor)
 
-    network.geometry = shadowed
-    model.pair_gradients = type(model.pair_gradients)(ComputeOptions(kernels=False))
+    model.network.geometry = screened
+    model.pair_gradients = PairGradients(ComputeOptions(kernels=False))
 
-    def prune(batch: Batch) -> Batch:
-        with torch.no_grad():
-            kept = screening(batch.edge_vec(), batch.edge_index[0]) > 0
-        return with_edges(batch, kept)
 
-    made = Training(config, model, model, lambda structures, progress: of(made, made.batch(structures)), prune)
-    return made
+def lit(batch: Batch) -> Batch:
+    """The batch without pairs in shadow.
+
+    Atoms in shadow then throw none, which on these data changes factors by what ``--check`` of this script says.
+    """
+    with torch.no_grad():
+        return with_edges(batch, screening(batch.edge_vec(), batch.edge_index[0]) > 0)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -334,7 +393,7 @@ def fit(made: Training, data: Sequence[Structure], seconds: float | None, steps:
             break
         set_rates(optimizer, options, rate_factor(options, done, progress, []))
         optimizer.zero_grad()
-        made.loss(structures, progress).backward()
+        (made.loss or plain)(made, structures, progress).backward()
         nn.utils.clip_grad_norm_(made.trained.parameters(), options.gradient_clip or math.inf)
         optimizer.step()
         done += 1
