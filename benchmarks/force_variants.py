@@ -328,7 +328,7 @@ def screen(model: Potential) -> None:
 def lit(batch: Batch) -> Batch:
     """The batch without pairs in shadow.
 
-    Their atoms then cast none, which changes a few factors (docs/remedies.md): good enough to compare errors, not to ship.
+    Their atoms then cast none, which changes a few factors (docs/remedies.md): enough to compare errors, not to ship.
     """
     with torch.no_grad():
         return with_edges(batch, screening(batch.edge_vec(), batch.edge_index[0]) > 0)

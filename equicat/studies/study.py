@@ -27,8 +27,8 @@ class Study(Generic[Opts]):
     def conduct(self, data: Path, out: Path, options: Opts, workers: int = 1, command: str = "") -> str:
         """Do the study, or go on with it, and write its files; return what there is to say.
 
-        Any number of processes may do the same study at the same time: each cell is done by one of them. Whichever ends,
-        also by an interrupt, writes what is finished by then, so the last one writes everything.
+        Any number of processes may do the same study at the same time: each cell is done by one of them. Whichever
+        ends, by an interrupt or by itself, writes what is finished by then, so the last one writes everything.
 
         Args:
             data: data set directory.
