@@ -27,8 +27,8 @@ class Study(Generic[Opts]):
     def conduct(self, data: Path, out: Path, options: Opts, workers: int = 1, command: str = "") -> str:
         """Do the study, or go on with it, and write its files; return what there is to say.
 
-        Any number of processes may do the same study at the same time: each cell is done by one of them. Whichever ends
-        writes what is finished by then, so the last one writes everything.
+        Any number of processes may do the same study at the same time: each cell is done by one of them. Whichever
+        ends, by an interrupt or by itself, writes what is finished by then, so the last one writes everything.
 
         Args:
             data: data set directory.
@@ -50,7 +50,12 @@ class Study(Generic[Opts]):
         plan.write()
         n_before = len(plan.cells) - len(plan.unfinished())
         print(f"{self.name}: {len(plan.cells)} cells, {n_before} of them done already", flush=True)
-        do_cells(plan, workers)
+        try:
+            do_cells(plan, workers)
+        except (InputError, KeyboardInterrupt):
+            if finished(plan.results()):
+                publish(plan, self.outcome(plan, source, options), source.summary(), command)
+            raise
         n_left, results = len(plan.unfinished()), plan.results()
         if not finished(results):
             if results:
