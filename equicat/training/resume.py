@@ -37,6 +37,7 @@ FIXED = (
     "output_nonlinearity",
     "initialization",
     "force_head",
+    "energy_head",
     "displacement_head",
     "energy_atoms",
     "long_range",
