@@ -15,7 +15,8 @@ from equicat.errors import InputError
 from equicat.files import read_json
 from equicat.relaxation.parts import kept_in
 from equicat.relaxation.records import Record
-from equicat.serve.home import RESULT, SCREENING
+from equicat.serve.home import RESULT, SCREENING, STEPS
+from equicat.serve.watched import steps_in
 
 Row = dict[str, Any]
 
@@ -45,36 +46,43 @@ def n_finished(folder: Path, n_systems: int) -> int:
         return 0
 
 
-def live_rows(folder: Path, systems: Sequence[Mapping[str, Any]]) -> list[Row]:
+def live_rows(folder: Path, systems: Sequence[Mapping[str, Any]], running: bool) -> list[Row]:
     """A row for each placement that is relaxed; energies (eV) once the clean slab and the gases are there.
 
     Args:
         folder: of the job.
         systems: what it relaxes; see :func:`equicat.serve.check.systems_of`.
+        running: give rows of placements that are being relaxed as well, with the step that they are at.
     """
     try:
         done = finished_in(folder)
     except (OSError, InputError):
         return []
+    now = steps_in(folder / STEPS) if running else {}
     rows = []
-    for number, record in sorted(done.items()):
-        system = systems[number]
-        if system["kind"] != "placement":
+    for number, system in enumerate(systems):
+        if system["kind"] != "placement" or (number not in done and number not in now):
             continue
-        rows.append(
-            {
-                "system": number,
-                "adsorbate": system["adsorbate"],
-                "site": system["site"],
-                "relaxed_site": "",
-                "energy": _adsorption_energy(system, record, done),
-                "n_placements": 1,
-                "n_steps": record.n_steps,
-                "fmax": record.fmax if record.fmax == record.fmax else None,
-                "converged": record.converged,
-                "flags": list(record.flags),
-            }
-        )
+        row = {
+            "system": number,
+            "adsorbate": system["adsorbate"],
+            "site": system["site"],
+            "relaxed_site": "",
+            "n_placements": 1,
+            "relaxing": number not in done,
+        }
+        if (record := done.get(number)) is None:
+            step, fmax = now[number]
+            rows.append(row | {"energy": None, "n_steps": step, "fmax": fmax, "converged": False, "flags": []})
+            continue
+        outcome = {
+            "energy": _adsorption_energy(system, record, done),
+            "n_steps": record.n_steps,
+            "fmax": record.fmax if record.fmax == record.fmax else None,
+            "converged": record.converged,
+            "flags": list(record.flags),
+        }
+        rows.append(row | outcome)
     return rows
 
 
@@ -103,6 +111,7 @@ def result_rows(folder: Path, systems: Sequence[Mapping[str, Any]]) -> list[Row]
                 "fmax": _number(line["fmax_eV_per_A"]),
                 "converged": line["converged"] == "True",
                 "flags": line["flags"].split(),
+                "relaxing": False,
             }
             for line in csv.DictReader(file)
         ]

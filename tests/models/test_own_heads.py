@@ -91,7 +91,11 @@ def test_commands_know_them(module, data, monkeypatch, capsys):
         train(from_mapping(other))
     monkeypatch.delitem(sys.modules, "heads_of_mine")
     monkeypatch.setattr("sys.path", [path for path in sys.path if path != str(module / "path")])
-    for command in (["info", str(run)], ["evaluate", str(run)], ["predict", str(run), str(module / "in.extxyz")]):
+    for command in (
+        ["info", str(run)],
+        ["evaluate", str(run)],
+        ["predict", str(run), str(module / "in.extxyz"), "--out", str(module / "no.extxyz")],
+    ):
         assert main(command) == 2
         assert "_head heads_of_mine:Bounded: Python finds no module heads_of_mine; install" in capsys.readouterr().err
 
