@@ -86,6 +86,10 @@ class RunConfig(Checked, section="run"):
     """Processes that read structures and build neighbour lists; 0 does it in the training process."""
     wandb: bool = False
     """Log to Weights & Biases; offline unless an API key is set."""
+    wandb_project: str = "equicat"
+    """Its project there."""
+    wandb_name: str | None = None
+    """Its name there; null takes that of the run directory."""
     tensorboard: bool = False
     """Log to TensorBoard."""
     progress: bool = True
