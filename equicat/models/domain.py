@@ -91,8 +91,10 @@ class DomainWatch:
         if not self.numbered:
             return name
         file = batch.sources[k] if batch.sources else ""
-        if not file or file == f"structure {k}":  # a batch calls structures without id and file by their place in it
-            return name or f"structure {self.n_structures + k}"
+        if name and (not file or file.startswith("structure ")):  # named so for want of a file
+            return name
+        if not file or file == f"structure {k}":  # by its place in the batch
+            return f"structure {self.n_structures + k}"
         return file if name in file else f"{name} in {file}"
 
     def found(self, subject: str, text: str, first: str) -> None:

@@ -1,6 +1,7 @@
 """Results of a job so far: rows of its table and structures, read from the files of its screening."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -73,12 +74,12 @@ def live_rows(folder: Path, systems: Sequence[Mapping[str, Any]], running: bool)
         }
         if (record := done.get(number)) is None:
             step, fmax = now[number]
-            rows.append(row | {"energy": None, "n_steps": step, "fmax": fmax, "converged": False, "flags": []})
+            rows.append(row | {"energy": None, "n_steps": step, "fmax": _finite(fmax), "converged": False, "flags": []})
             continue
         outcome = {
             "energy": _adsorption_energy(system, record, done),
             "n_steps": record.n_steps,
-            "fmax": record.fmax if record.fmax == record.fmax else None,
+            "fmax": _finite(record.fmax),
             "converged": record.converged,
             "flags": list(record.flags),
         }
@@ -140,6 +141,11 @@ def structure_of(folder: Path, number: int) -> Structure:
             return before
         after = record.structure(before, "")
     return replace(after, initial_positions=before.positions)
+
+
+def _finite(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if math.isfinite(value) else None
 
 
 def _number(text: str) -> float | None:

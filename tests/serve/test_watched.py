@@ -1,6 +1,7 @@
 """Notes on relaxations that are going on: what they hold, and the rows that the page makes of them."""
 
 import json
+import math
 
 import pytest
 from emt_slabs import structures
@@ -38,8 +39,9 @@ def test_calculators_are_not_watched(tmp_path):
 
 
 def test_rows_of_placements_that_are_being_relaxed(tmp_path):
-    (tmp_path / STEPS).write_text(json.dumps({"0": [7, 0.5], "1": [7, 0.25]}))
+    (tmp_path / STEPS).write_text(json.dumps({"0": [7, 0.5], "1": [7, 0.25], "2": [7, math.inf]}))
     slab, one = {"kind": "slab"}, {"kind": "placement", "adsorbate": "O", "site": "fcc"}
-    (row,) = live_rows(tmp_path, [slab, one], running=True)
+    row, wild = live_rows(tmp_path, [slab, one, one], running=True)
+    assert wild["fmax"] is None
     assert (row["system"], row["relaxing"], row["energy"], row["n_steps"], row["fmax"]) == (1, True, None, 7, 0.25)
     assert live_rows(tmp_path, [slab, one], running=False) == []
