@@ -1,7 +1,10 @@
 """README and the pages of docs/: what they name is there, what they show runs, and every command has its place."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -72,6 +75,22 @@ def test_the_site_has_every_page():
     assert sorted(listed) == sorted(pages | {"index.md", "decisions/index.md"})
     decisions = (here / "decisions" / "index.md").read_text(encoding="utf-8")
     assert all(f"({path.name})" in decisions for path in (here / "decisions").glob("0*.md"))
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """MkDocs as `make docs` runs it: links, anchors, the navigation, and names of the reference are checked."""
+    pytest.importorskip("mkdocs", reason="needs MkDocs and its theme: pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr + done.stdout) == (0, "")
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html")}
+    assert "equicat adsorb" in texts["index.html"]
+    assert 'id="equicat.models.saved.load"' in texts["public.html"]
+    pages = {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(texts)
+    loaded = [re.findall(r'(?:src|<link[^>]* href)="https?://[^"]*', text) for text in texts.values()]
+    assert not any(loaded), "the site needs no network"
 
 
 def test_the_reference_has_every_public_name():

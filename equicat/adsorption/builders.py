@@ -78,18 +78,25 @@ def slab_named(text: str) -> SlabName | None:
     return SlabName(match["bulk"], (h, k, m), (n_first, n_second, n_layers), text.strip())
 
 
-def build_slab(name: SlabName, config: SlabConfig) -> tuple[Atoms, str]:
+def build_slab(name: SlabName, config: SlabConfig, bulk: Atoms | None = None) -> tuple[Atoms, str]:
     """The ideal slab with that name, periodic in three directions, and a sentence that says how it was made.
+
+    Args:
+        name: bulk, facet and size.
+        config: how to build.
+        bulk: a bulk structure in place of that which the name means.
 
     Raises:
         InputError: if the bulk is no element with a known lattice and no file, or the facet cannot be cut.
     """
-    if name.bulk not in atomic_numbers and not Path(name.bulk).is_file():
+    if bulk is None and name.bulk not in atomic_numbers and not Path(name.bulk).is_file():
         raise InputError(
             f"{name.text}: {name.bulk!r} is no element{nearest(name.bulk, chemical_symbols)} and no file of a bulk "
             "structure"
         )
-    if name.bulk in atomic_numbers:
+    if bulk is not None:
+        slab, how = _cut(bulk, name, config)
+    elif name.bulk in atomic_numbers:
         slab, how = _of_element(name, config)
     else:
         slab, how = _cut(next(iter(read(name.bulk))).to_ase(), name, config)

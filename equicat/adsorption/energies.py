@@ -39,7 +39,7 @@ class AdsorptionConfig(RelaxConfig, PlacementConfig, SlabConfig):
 
 
 def adsorption_energies(
-    slab: str | Path | Atoms | Structure,
+    slab: str | Path | Atoms | Structure | Slab,
     adsorbates: Sequence[str | Path | Atoms | Structure],
     model: str | Path | Potential | ForceModel,
     config: AdsorptionConfig | None = None,
@@ -107,7 +107,7 @@ class Ready:
 
 
 def prepare(
-    slab: str | Path | Atoms | Structure,
+    slab: str | Path | Atoms | Structure | Slab,
     adsorbates: Sequence[str | Path | Atoms | Structure],
     model: ForceModel,
     config: AdsorptionConfig,

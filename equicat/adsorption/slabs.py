@@ -69,16 +69,18 @@ def layers_of(heights: Float[ndarray, "n_atoms"]) -> Int[ndarray, "n_atoms"]:
     return layers
 
 
-def open_slab(slab: str | Path | Atoms | Structure, config: SlabConfig) -> Slab:
+def open_slab(slab: str | Path | Atoms | Structure | Slab, config: SlabConfig) -> Slab:
     """A slab from a file, from a name such as ``Cu(111) 3x3x4``, or from a structure in memory.
 
     Args:
-        slab: file with one slab (of a trajectory the last frame counts), name, or structure.
+        slab: file with one slab (of a trajectory the last frame counts), name, or structure; a ready one is returned.
         config: how to build and what to fix.
 
     Raises:
         InputError: if there is no such slab, it has no vacuum, or all its atoms are fixed.
     """
+    if isinstance(slab, Slab):
+        return slab
     if isinstance(slab, Structure):
         return prepared(slab, config)
     if isinstance(slab, Atoms):

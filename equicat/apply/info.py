@@ -57,11 +57,21 @@ def _of_model(run: Path, info: ModelInfo) -> dict[str, str]:
         "task": f"{info.task}: {', '.join(info.outputs)}",
         "network": ", ".join([network.name, *depth, f"cutoff {network.cutoff} Å", info.dtype]),
         "parameters": size or "no weights yet",
+        "own code": _own_code(info),
         "elements": f"{len(info.element_symbols)}: {' '.join(info.element_symbols)}",
         "energies": info.energy_reference,
         "grade": "of atoms, by the training data" if (run / GRADE).is_file() else "none",
         "format": str(read_json(run / DESCRIPTION).get("format_version")),
     }
+
+
+def _own_code(info: ModelInfo) -> str:
+    """Heads and modules that are not part of equicat; empty if all of it is."""
+    if not info.own_modules:
+        return ""
+    heads = [name for name in (info.energy_head, info.displacement_head) if name is not None and ":" in name]
+    said = f" (heads {', '.join(heads)})" if heads else ""
+    return f"{', '.join(info.own_modules)}, imported to load the run{said}"
 
 
 def _of_data(run: Path) -> dict[str, str]:

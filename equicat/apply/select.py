@@ -12,6 +12,7 @@ from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.uncertainty import atom_features, most_informative, no_grade, with_grades
 from equicat.options.values import Device, Positive, read_value
+from equicat.terminal.progress import progress_bar
 
 
 def select(
@@ -22,6 +23,7 @@ def select(
     n: Positive = 10,
     batch_size: Positive = 16,
     device: Device = "auto",
+    progress: bool = True,
 ) -> list[tuple[str, float]]:
     """Write the structures with the highest grades, each graded as if those before were training data.
 
@@ -32,6 +34,7 @@ def select(
         n: Structures to choose.
         batch_size: Structures computed together.
         device: Where to compute; auto takes a GPU if there is one.
+        progress: Show a progress bar.
 
     Returns:
         Name and grade of each.
@@ -49,7 +52,8 @@ def select(
     if len(dataset) < n:
         raise InputError(f"--n: asks for {n} structures, there are {len(dataset)}")
     features = []
-    for batch in batches(dataset, model.cutoff, batch_size, dtype=model.dtype, labels=()):
+    loader = batches(dataset, model.cutoff, batch_size, dtype=model.dtype, labels=())
+    for batch in progress_bar(loader, desc="select", unit="batch", disable=not progress, leave=False):
         sizes = batch.n_atoms.tolist()
         found, species = atom_features(model, batch.to(model.scale.device)).cpu(), model.species(batch).cpu()
         features += list(zip(found.split(sizes), species.split(sizes), strict=True))

@@ -38,6 +38,9 @@ def with_frames(
 ) -> list[Example]:
     """The examples with the steps that lead to them; relaxes them once more.
 
+    Which systems are chosen is known when all are relaxed, and keeping the steps of all would cost more than this: a
+    relaxation whose steps are kept computes fixed atoms at every step as well.
+
     Args:
         examples: a few systems.
         initial: the structures from which they were relaxed, in the same order.

@@ -11,11 +11,34 @@ from torch import Tensor
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.models.domain import ADSORBATE_TAG
-from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
+from equicat.models.heads import (
+    MLP_HEAD,
+    DisplacementHead,
+    EnergyHead,
+    OutputMLP,
+    OwnHead,
+    ScalarHead,
+    check_rows,
+    energy_head,
+    needs_vectors,
+    vector_head,
+)
 from equicat.models.model import AtomisticModel, minus_gradient
 from equicat.networks.catalogue import NetworkConfig, architecture
 
 EnergyAtoms = Literal["all", "adsorbate"]
+
+
+@dataclass(frozen=True)
+class DirectHeads:
+    """What a direct model predicts, and how."""
+
+    energy: Literal["mlp"] | OwnHead | None = MLP_HEAD
+    """How relaxed energies are predicted; None does not."""
+    energy_atoms: EnergyAtoms = "all"
+    """Whose energies are summed: all atoms, or those with tag 2."""
+    displacements: DisplacementHead | OwnHead | None = None
+    """How displacements are predicted; None does not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +56,7 @@ class DirectModel(AtomisticModel):
 
     Both read the same features of the network. See :mod:`equicat.models.heads` for the displacement heads.
 
-    With ``energy`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean
+    With ``energy_atoms`` adsorbate the sum is over atoms with tag 2 alone, which is for adsorption energies: a clean
     slab has exactly 0, and no layer or cell that the adsorbate does not see adds anything.
 
     A strictly local network computes the centres that are read: of displacements those of free atoms, but for the
@@ -43,14 +66,13 @@ class DirectModel(AtomisticModel):
         config: of the network, ``avg_num_neighbors`` set.
         elements: atomic numbers that the model knows, ascending.
         output_mlp: the maps from features to outputs: hidden widths, or their form.
-        energy: predict relaxed energies, of all atoms (True) or of those with tag 2 (adsorbate).
-        displacement_head: predict displacements, and how; None does not.
+        heads: what to predict, and how.
         scale: s, eV; the root mean square of what a linear fit to the composition leaves is a good choice.
         displacement_scale: Å; the root mean square component in the training data is a good choice.
         reference_energies: ε by element, eV, in the order of ``elements``.
 
     Raises:
-        InputError: if the network cannot feed the head.
+        InputError: if the network cannot feed a head, or Python does not find one of one's own.
     """
 
     displacement_scale: Tensor
@@ -60,35 +82,33 @@ class DirectModel(AtomisticModel):
         config: NetworkConfig,
         elements: tuple[int, ...],
         output_mlp: OutputMLP | tuple[int, ...] = (128,),
+        heads: DirectHeads = DirectHeads(),
         *,
-        energy: bool | Literal["adsorbate"] = True,
-        displacement_head: DisplacementHead | None = None,
         scale: float = 1.0,
         displacement_scale: float = 1.0,
         reference_energies: tuple[float, ...] | None = None,
     ):
-        vectors = displacement_head in NEEDS_VECTORS
-        super().__init__(config, elements, scale, reference_energies, vectors=vectors)
+        super().__init__(config, elements, scale, reference_energies, vectors=needs_vectors(heads.displacements))
         self.register_buffer("displacement_scale", torch.tensor(displacement_scale, dtype=torch.float64))
-        self.displacement_head = displacement_head
-        self.energy_atoms: EnergyAtoms = "adsorbate" if energy == "adsorbate" else "all"
+        self.heads, self.energy_atoms = heads, heads.energy_atoms
         n_features, output = self.network.n_features, OutputMLP.of(output_mlp)
         scalar = partial(ScalarHead, n_features, output.hidden, self.avg_num_neighbors, output.linear)
-        self.energy = scalar() if energy else None
+        sizes = (self.network, output.hidden, self.avg_num_neighbors)
+        self.energy: ScalarHead | EnergyHead | None = None
+        if heads.energy is not None:
+            self.energy = scalar() if heads.energy == MLP_HEAD else energy_head(config.name, heads.energy, *sizes)
         self.potential = self.displacement = None
-        if displacement_head == "gradient":
+        if heads.displacements == "gradient":
             self.potential = scalar()
-        elif displacement_head is not None:
-            self.displacement = vector_head(
-                config.name, displacement_head, self.network, output.hidden, self.avg_num_neighbors
-            )
+        elif heads.displacements is not None:
+            self.displacement = vector_head(config.name, heads.displacements, *sizes)
 
     def forward(self, batch: Batch) -> RelaxedPrediction:
         """Relaxed energies and displacements, differentiable while training.
 
         Raises:
-            InputError: for an element that the model was not trained on, or, if the energy is that of the adsorbate, a
-                system whose atoms have no tags.
+            InputError: for an element that the model was not trained on; if the energy is that of the adsorbate, for a
+                system whose atoms have no tags; and if a head of one's own gives anything but a row for each atom.
         """
         counted = self.counted(batch)
         if architecture(self.config.name).strictly_local:
@@ -102,7 +122,9 @@ class DirectModel(AtomisticModel):
                 edge_vec.requires_grad_()
             features = self.network(edge_vec, batch.edge_index, species)
             if self.energy is not None:
-                atom_energies = self.energy(features, center, n_atoms) * self.scale
+                rows = self.energy(features, center, n_atoms)
+                check_rows("energy_head", str(self.heads.energy), rows, n_atoms)
+                atom_energies = rows * self.scale
                 energy = self.system_energies(atom_energies, species, batch, counted)
             if self.potential is not None:
                 total = self.potential(features, center, n_atoms).sum()
@@ -111,6 +133,7 @@ class DirectModel(AtomisticModel):
             elif self.displacement is not None:
                 unit = torch.nn.functional.normalize(edge_vec, dim=1)
                 displacements = self.displacement(features, center, unit, n_atoms)
+                check_rows("displacement_head", str(self.heads.displacements), displacements, n_atoms, 3)
         if displacements is not None:
             displacements = (displacements * self.displacement_scale).masked_fill(batch.fixed[:, None], 0.0)
         if energy is not None and not training:

@@ -83,8 +83,19 @@ class DomainWatch:
         self.n_structures += batch.n_systems
 
     def name_of(self, k: int, batch: Batch) -> str:
-        """The name of a structure of the batch that comes next: its id, or its number if that tells something."""
-        return (batch.ids[k] if batch.ids else "") or f"structure {self.n_structures + k}" * self.numbered
+        """The name of a structure of the batch that comes next: its id and file, or its number if that tells something.
+
+        Structures that are not numbered, as those of a calculator, have no file that would say more than their id.
+        """
+        name = batch.ids[k] if batch.ids else ""
+        if not self.numbered:
+            return name
+        file = batch.sources[k] if batch.sources else ""
+        if name and (not file or file.startswith("structure ")):  # named so for want of a file
+            return name
+        if not file or file == f"structure {k}":  # by its place in the batch
+            return f"structure {self.n_structures + k}"
+        return file if name in file else f"{name} in {file}"
 
     def found(self, subject: str, text: str, first: str) -> None:
         """Keep a finding for :meth:`say`, unless the action is ``ignore``.

@@ -16,10 +16,11 @@ from equicat.data.info import DatasetInfo
 from equicat.data.padded import PaddedBatch
 from equicat.errors import InputError
 from equicat.models.electrostatics import LongRange
-from equicat.models.heads import DisplacementHead
+from equicat.models.heads import MLP_HEAD, DisplacementHead, OwnHead
 from equicat.models.repulsion import EnergyTerms
 from equicat.models.uncertainty import Grade, Graded
 from equicat.networks.catalogue import NetworkConfig, architecture, avg_num_neighbors
+from equicat.networks.own import modules_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class ModelInfo:
     """Statistics of the training data."""
     outputs: tuple[str, ...] = ("energy", "forces")
     """Predicted quantities: energy and forces, or relaxed_energy, displacements or both."""
-    displacement_head: DisplacementHead | None = None
+    energy_head: Literal["mlp"] | OwnHead = MLP_HEAD
+    """How relaxed energies are predicted."""
+    displacement_head: DisplacementHead | OwnHead | None = None
     force_head: DisplacementHead = "gradient"
     output_nonlinearity: Literal["silu"] | None = "silu"
     """Nonlinearity between the matrices of ``output_mlp``, for scalar outputs."""
@@ -52,6 +55,11 @@ class ModelInfo:
     def long_range(self) -> LongRange:
         """Energy of latent charges."""
         return self.terms.long_range
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """Modules outside of equicat that hold the network or heads; loading the model imports them."""
+        return modules_of(self.network.name, self.energy_head, self.displacement_head)
 
     @property
     def element_symbols(self) -> list[str]:

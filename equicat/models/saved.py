@@ -16,10 +16,10 @@ from equicat.data.fitted import Domain, Statistics
 from equicat.errors import InputError
 from equicat.files import replace_json, replacing_file
 from equicat.models.devices import torch_device
-from equicat.models.direct import DirectModel
+from equicat.models.direct import DirectHeads, DirectModel
 from equicat.models.electrostatics import LongRange
 from equicat.models.gradient import DEFAULTS, ComputeOptions
-from equicat.models.heads import OutputMLP
+from equicat.models.heads import MLP_HEAD, OutputMLP
 from equicat.models.model import AtomisticModel, ModelInfo
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
@@ -50,12 +50,12 @@ def build(
     if "forces" in info.outputs:
         model = Potential(config, elements, output, scale, references, info.terms, info.force_head, compute)
     else:
+        energy = info.energy_head if "relaxed_energy" in info.outputs else None
         model = DirectModel(
             config,
             elements,
             output,
-            energy="relaxed_energy" in info.outputs and (info.energy_atoms == "all" or "adsorbate"),
-            displacement_head=info.displacement_head,
+            DirectHeads(energy, info.energy_atoms, info.displacement_head),
             scale=scale,
             displacement_scale=displacement_scale,
             reference_energies=references,
@@ -83,9 +83,12 @@ def save(run: str | Path, model: AtomisticModel, state: dict[str, Shaped[Tensor,
 def save_info(run: str | Path, info: ModelInfo) -> None:
     """Write ``model.json``, complete or not at all."""
     description = asdict(info)
-    # The hyperparameters of the network stand under the name that they have in a configuration.
-    if info.long_range == LongRange():  # as before there was any, so that earlier versions read it
+    # Defaults of what earlier versions do not know are left out, so that these read the file.
+    if info.long_range == LongRange():
         del description["terms"]["long_range"]
+    if info.energy_head == MLP_HEAD:
+        del description["energy_head"]
+    # The hyperparameters of the network stand under the name that they have in a configuration.
     description = {"format_version": FORMAT_VERSION, "model": description.pop("network"), **description}
     replace_json(Path(run) / DESCRIPTION, description)
 

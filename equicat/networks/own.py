@@ -1,16 +1,16 @@
-"""Networks that are not part of equicat: ``model.name: MODULE:CLASS`` names a class on Python's path.
+"""Networks and heads that are not part of equicat: ``MODULE:CLASS`` names a class on Python's path.
 
-Everything that knows the networks of :mod:`equicat.networks.catalogue` by name knows these as well, and a run that was
-trained with one keeps the name. **Loading such a run imports the module**, which is running its code. The name can only
-be that of a module that Python finds by itself: nothing is taken from the run's folder, nor from the working directory
-unless that is on the path (``PYTHONPATH``).
+Everything that knows the networks of :mod:`equicat.networks.catalogue` and the heads of :mod:`equicat.models.heads` by
+name knows these as well, and a run that was trained with one keeps the name. **Loading such a run imports the module**,
+which is running its code. The name can only be that of a module that Python finds by itself: nothing is taken from the
+run's folder, nor from the working directory unless that is on the path (``PYTHONPATH``).
 """
 
 import importlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from equicat.networks.features import Features
 from equicat.options.values import Cutoff, Form, Imported, read_value
 
 FORM = "MODULE:CLASS"
-"""A name of this form is that of a network outside of the catalogue."""
-OwnName = Annotated[str, Form("a name such as my_networks:PairNetwork", r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")]
+"""A name of this form is that of a class outside of equicat."""
+PATTERN = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+"""All names of that form."""
+OwnName = Annotated[str, Form("a name such as my_networks:PairNetwork", PATTERN)]
+Base = TypeVar("Base")
 
 
 @dataclass(frozen=True)
@@ -88,29 +91,49 @@ class OwnNetwork(nn.Module):
         """
 
 
-@cache
-def find_network(name: str) -> type[OwnNetwork]:
+def find_class(option: str, name: str, base: type[Base]) -> type[Base]:
     """The class that a name such as ``my_networks:PairNetwork`` means; imports its module.
+
+    Args:
+        option: which names it, for messages.
+        name: module and class.
+        base: the class must derive from it.
 
     Raises:
         InputError: if Python does not find the module, or there is no such class in it.
     """
-    module_name, _, class_name = read_value("model.name", name, OwnName).partition(":")
+    module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
-            raise InputError(f"model.name {name}: {module_name} needs the package {error.name}; install it") from error
+            raise InputError(f"{option} {name}: {module_name} needs the package {error.name}; install it") from error
         raise InputError(
-            f"model.name {name}: Python finds no module {error.name}; install it, or let PYTHONPATH name its folder"
+            f"{option} {name}: Python finds no module {error.name}; install it, or let PYTHONPATH name its folder"
         ) from error
     found = vars(module).get(class_name)
     if found is None:
-        own = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, OwnNetwork)]
+        own = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
         others = f"; there are {', '.join(own)}" if own else ""
-        raise InputError(f"model.name {name}: no class {class_name} in {module.__file__}{others}")
-    if not (isinstance(found, type) and issubclass(found, OwnNetwork)):
-        raise InputError(f"model.name {name}: {class_name} must derive from equicat.networks.own.OwnNetwork")
+        raise InputError(f"{option} {name}: no class {class_name} in {module.__file__}{others}")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"{option} {name}: {class_name} must derive from {base.__module__}.{base.__name__}")
+    return found
+
+
+def modules_of(*names: str | None) -> tuple[str, ...]:
+    """The modules that names of this form mean, each once; other names, and None, mean none."""
+    return tuple(dict.fromkeys(name.partition(":")[0] for name in names if name is not None and ":" in name))
+
+
+@cache
+def find_network(name: str) -> type[OwnNetwork]:
+    """The network that a name such as ``my_networks:PairNetwork`` means; imports its module.
+
+    Raises:
+        InputError: if Python does not find the module, or there is no such network in it.
+    """
+    found = find_class("model.name", read_value("model.name", name, OwnName), OwnNetwork)
     if not issubclass(found.config_class, OwnConfig):
         raise InputError(
             f"model.name {name}: config_class must be a dataclass that derives from equicat.networks.own.OwnConfig"

@@ -180,13 +180,15 @@ class Pages:
     def _long(self, number: int) -> dict[str, Any]:
         """Everything about a job."""
         job, folder = self.jobs.get(number), self.home.job(number)
-        finds = progress.result_rows if job.state == "done" else progress.live_rows
+        systems = self.jobs.systems(number)
         labels = {token: self.uploads.label(token) for token in Asked.read(job.request).tokens}
         return {
             **self._short(job),
             "request": job.request,
             "labels": labels,
-            "rows": finds(folder, self.jobs.systems(number)),
+            "rows": progress.result_rows(folder, systems)
+            if job.state == "done"
+            else progress.live_rows(folder, systems, job.state == "running"),
             **progress.remarks_in(folder),
             "files": [name for name, (path, _) in FILES.items() if (folder / path).exists()],
         }

@@ -1,5 +1,6 @@
 """Checking a request with the model, before it is queued: the systems it relaxes, and everything that can be said."""
 
+import importlib.util
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +97,7 @@ class Model:
             "elements": [chemical_symbols[z] for z in known],
             "energy_reference": self.forces.energy_reference,
             "bulks": bulk_first,
+            "smiles": importlib.util.find_spec("rdkit") is not None,
             "adsorbates": [{"name": name, "possible": name in possible} for name in NAMES],
         }
 

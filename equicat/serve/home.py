@@ -7,6 +7,7 @@
     lock                        held, by flock, by the server and by the process that works on a job
     uploads/TOKEN.extxyz        checked structures; a file of that name is never changed
     jobs/000001/screening/      the folder of :func:`equicat.adsorption_energies`, with its plan and its state
+    jobs/000001/steps.json      steps and forces of the systems that are being relaxed, as noted last
     jobs/000001/result.json     remarks on the results, once there are results
     jobs/000001/log.txt         what the job's process printed
 """
@@ -22,7 +23,7 @@ from equicat.errors import InputError
 from equicat.files import writing_to
 
 DATABASE, KEY, LOCK = "serve.db", "key", "lock"
-SCREENING, RESULT, LOG = "screening", "result.json", "log.txt"
+SCREENING, STEPS, RESULT, LOG = "screening", "steps.json", "result.json", "log.txt"
 WAIT = 5.0
 """Seconds in which the process that a killed server left behind notices that, and ends."""
 

@@ -1,6 +1,7 @@
 """Results of a job so far: rows of its table and structures, read from the files of its screening."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +16,8 @@ from equicat.errors import InputError
 from equicat.files import read_json
 from equicat.relaxation.parts import kept_in
 from equicat.relaxation.records import Record
-from equicat.serve.home import RESULT, SCREENING
+from equicat.serve.home import RESULT, SCREENING, STEPS
+from equicat.serve.watched import steps_in
 
 Row = dict[str, Any]
 
@@ -45,36 +47,43 @@ def n_finished(folder: Path, n_systems: int) -> int:
         return 0
 
 
-def live_rows(folder: Path, systems: Sequence[Mapping[str, Any]]) -> list[Row]:
+def live_rows(folder: Path, systems: Sequence[Mapping[str, Any]], running: bool) -> list[Row]:
     """A row for each placement that is relaxed; energies (eV) once the clean slab and the gases are there.
 
     Args:
         folder: of the job.
         systems: what it relaxes; see :func:`equicat.serve.check.systems_of`.
+        running: give rows of placements that are being relaxed as well, with the step that they are at.
     """
     try:
         done = finished_in(folder)
     except (OSError, InputError):
         return []
+    now = steps_in(folder / STEPS) if running else {}
     rows = []
-    for number, record in sorted(done.items()):
-        system = systems[number]
-        if system["kind"] != "placement":
+    for number, system in enumerate(systems):
+        if system["kind"] != "placement" or (number not in done and number not in now):
             continue
-        rows.append(
-            {
-                "system": number,
-                "adsorbate": system["adsorbate"],
-                "site": system["site"],
-                "relaxed_site": "",
-                "energy": _adsorption_energy(system, record, done),
-                "n_placements": 1,
-                "n_steps": record.n_steps,
-                "fmax": record.fmax if record.fmax == record.fmax else None,
-                "converged": record.converged,
-                "flags": list(record.flags),
-            }
-        )
+        row = {
+            "system": number,
+            "adsorbate": system["adsorbate"],
+            "site": system["site"],
+            "relaxed_site": "",
+            "n_placements": 1,
+            "relaxing": number not in done,
+        }
+        if (record := done.get(number)) is None:
+            step, fmax = now[number]
+            rows.append(row | {"energy": None, "n_steps": step, "fmax": _finite(fmax), "converged": False, "flags": []})
+            continue
+        outcome = {
+            "energy": _adsorption_energy(system, record, done),
+            "n_steps": record.n_steps,
+            "fmax": _finite(record.fmax),
+            "converged": record.converged,
+            "flags": list(record.flags),
+        }
+        rows.append(row | outcome)
     return rows
 
 
@@ -103,6 +112,7 @@ def result_rows(folder: Path, systems: Sequence[Mapping[str, Any]]) -> list[Row]
                 "fmax": _number(line["fmax_eV_per_A"]),
                 "converged": line["converged"] == "True",
                 "flags": line["flags"].split(),
+                "relaxing": False,
             }
             for line in csv.DictReader(file)
         ]
@@ -131,6 +141,11 @@ def structure_of(folder: Path, number: int) -> Structure:
             return before
         after = record.structure(before, "")
     return replace(after, initial_positions=before.positions)
+
+
+def _finite(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if math.isfinite(value) else None
 
 
 def _number(text: str) -> float | None:

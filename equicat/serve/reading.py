@@ -21,7 +21,7 @@ SECONDS = 20
 """Processor time that reading may take."""
 BYTES = 4 * 1024**3
 """Address space, most of which is libraries."""
-MAX_ATOMS = {"slab": 400, "adsorbate": 40}
+MAX_ATOMS = {"slab": 400, "bulk": 60, "adsorbate": 40}
 MAX_WRITTEN = 64 * 1024**2
 """Bytes of a file that is written."""
 

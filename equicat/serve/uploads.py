@@ -23,7 +23,7 @@ from equicat.errors import InputError
 from equicat.serve.home import Home
 from equicat.serve.jobs import Jobs
 
-Kind = Literal["slab", "adsorbate"]
+Kind = Literal["slab", "bulk", "adsorbate"]
 FORMATS = {
     "extxyz": "upload.extxyz",
     "vasp": "POSCAR",
@@ -172,7 +172,7 @@ class Uploads:
 def _tokens(request: dict[str, object]) -> list[str]:
     files = request.get("adsorbate_files", [])
     assert isinstance(files, list)
-    return [str(token) for token in [request.get("slab_file", ""), *files]]
+    return [str(token) for token in [request.get("slab_file", ""), request.get("bulk_file", ""), *files]]
 
 
 def _read_apart(folder: Path, kind: Kind, stored: str, label: str) -> Path:

@@ -16,10 +16,11 @@ from equicat.errors import InputError
 from equicat.files import replace_json
 from equicat.relaxation.models import force_model
 from equicat.serve.check import Model
-from equicat.serve.home import RESULT, SCREENING, Home
+from equicat.serve.home import RESULT, SCREENING, STEPS, Home
 from equicat.serve.jobs import Jobs
 from equicat.serve.request import Request, open_request
 from equicat.serve.uploads import Uploads
+from equicat.serve.watched import watched
 
 
 def end_with_server() -> None:
@@ -48,7 +49,7 @@ def work(home: Home, number: int, model: Model) -> None:
     result = adsorption_energies(
         slab,
         adsorbates,
-        model.forces,
+        watched(model.forces, folder / STEPS),
         model.config(request),
         out=folder / SCREENING,
         existing="resume",

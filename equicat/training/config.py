@@ -11,7 +11,7 @@ from equicat.data.training_data import DataConfig, data_options
 from equicat.errors import InputError
 from equicat.models.direct import EnergyAtoms
 from equicat.models.electrostatics import LongRange
-from equicat.models.heads import DisplacementHead
+from equicat.models.heads import MLP_HEAD, DisplacementHead, OwnHead, find_energy_head, find_vector_head
 from equicat.models.potential import check_long_range
 from equicat.networks.allegro import AllegroConfig
 from equicat.networks.catalogue import NetworkConfig
@@ -86,6 +86,10 @@ class RunConfig(Checked, section="run"):
     """Processes that read structures and build neighbour lists; 0 does it in the training process."""
     wandb: bool = False
     """Log to Weights & Biases; offline unless an API key is set."""
+    wandb_project: str = "equicat"
+    """Its project there."""
+    wandb_name: str | None = None
+    """Its name there; null takes that of the run directory."""
     tensorboard: bool = False
     """Log to TensorBoard."""
     progress: bool = True
@@ -119,8 +123,12 @@ class TrainConfig(Checked):
     force_head: DisplacementHead = "gradient"
     """S2EF: gradient, F = -dE/dr; any other makes direct forces, which are faster and not conservative: vector, pair,
     sum (GemNet-dT), magnitude-direction."""
-    displacement_head: DisplacementHead = "vector"
-    """How displacements are predicted: gradient, magnitude-direction, vector or pair (see equicat.models.heads)."""
+    displacement_head: DisplacementHead | OwnHead = "vector"
+    """How displacements are predicted: gradient, magnitude-direction, vector, pair or sum (docs/displacements.md), or a
+    head of your own, MODULE:CLASS (docs/own_network.md)."""
+    energy_head: Literal["mlp"] | OwnHead = MLP_HEAD
+    """How relaxed energies (is2re, is2rs) are predicted: a map of features, mlp, or a head of your own, MODULE:CLASS
+    (docs/own_network.md)."""
     energy_atoms: EnergyAtoms = "all"
     """Relaxed energies (is2re, is2rs) are a sum over all atoms, or over the adsorbate's (tag 2), which is for
     adsorption energies: a clean slab then has exactly 0."""
@@ -147,6 +155,8 @@ class TrainConfig(Checked):
                 raise InputError(f"long_range is for energies and forces (task s2ef); leave it out for {self.task}")
             check_long_range(self.force_head, self.run.recompute)
         if self.task == "s2ef":
+            if self.energy_head != MLP_HEAD:
+                raise InputError("energy_head is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.energy_atoms != "all":
                 raise InputError("energy_atoms is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.noise.share:
@@ -159,6 +169,10 @@ class TrainConfig(Checked):
             raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {self.task}")
         elif self.loss.stress_weight:
             raise InputError(f"loss.stress_weight is for the task s2ef; leave it out for {self.task}")
+        if ":" in self.displacement_head:
+            find_vector_head(self.displacement_head)
+        if self.energy_head != MLP_HEAD:
+            find_energy_head(self.energy_head)
         if self.loss.stress != "mae" and not self.loss.stress_weight:
             raise InputError("loss.stress is the form of the stress loss, but loss.stress_weight is 0; leave one out")
         if self.run.members > 1 and self.run.init_from is not None:

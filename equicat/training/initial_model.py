@@ -30,6 +30,7 @@ from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.gradient import ComputeOptions
+from equicat.models.heads import MLP_HEAD
 from equicat.models.model import AtomisticModel, ModelInfo, check_energy_reference
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms
@@ -66,6 +67,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
         energy_reference=data.info.energy_reference,
         statistics=fitted,
         outputs=outputs,
+        energy_head=config.energy_head if "relaxed_energy" in outputs else MLP_HEAD,
         displacement_head=config.displacement_head if "displacements" in outputs else None,
         force_head=config.force_head,
         energy_atoms=config.energy_atoms,
@@ -194,6 +196,8 @@ def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> N
         "energy_atoms": config.energy_atoms,
         "long_range": config.long_range,
     }
+    if "relaxed_energy" in outputs:
+        ours["energy_head"] = config.energy_head
     if "displacements" in outputs:
         ours["displacement_head"] = config.displacement_head
     theirs = {name: getattr(info, name) for name in ours} | asdict(info.network)

@@ -37,6 +37,7 @@ FIXED = (
     "output_nonlinearity",
     "initialization",
     "force_head",
+    "energy_head",
     "displacement_head",
     "energy_atoms",
     "long_range",
@@ -52,7 +53,7 @@ FIXED = (
 """Options, or parts with all their options, that a resumed run cannot change; those of ``model`` are in model.json."""
 SETTLED = ("normalization.", "run.init_from")
 """Beginnings of options whose null stands for the value that the run has."""
-UNSAID = ("run.out", "run.members", "run.overwrite", "run.resume", "run.progress")
+UNSAID = ("run.out", "run.members", "run.overwrite", "run.resume", "run.progress", "run.wandb_name")
 """Options that may differ without being mentioned."""
 
 

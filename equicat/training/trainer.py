@@ -25,6 +25,9 @@ from equicat.training.checkpoints import CheckpointFiles
 from equicat.training.config import RunConfig, TrainConfig
 from equicat.training.rhythm import Rhythm
 
+WANDB_ID = Path("wandb", "run_id.txt")
+"""File of a run directory with the id that its run has at Weights & Biases, so that a resumed run goes on there."""
+
 
 def is_main_process() -> bool:
     """Whether this process writes files; with several devices, torchrun or SLURM only the first one does."""
@@ -79,6 +82,8 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: Resu
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_hyperparams(asdict(config))  # starts its process
+            if trainer.is_global_zero:
+                (run / WANDB_ID).write_text(logger.experiment.id, encoding="utf-8")
     return trainer
 
 
@@ -121,13 +126,16 @@ def _started_processes() -> tuple[int, int] | None:
 
 def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
     loggers: list[Logger] = []
-    name = Path(config.run.out).resolve().name
+    name = config.run.wandb_name or Path(config.run.out).resolve().name
     try:
         if config.run.tensorboard:
             loggers.append(TensorBoardLogger(run, name="tensorboard", version=""))
         if config.run.wandb:
             offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
-            loggers.append(WandbLogger(name=name, save_dir=run, offline=offline, project="equicat"))
+            known = run / WANDB_ID
+            again = {"id": known.read_text(encoding="utf-8"), "resume": "allow"} if known.is_file() else {}
+            project = config.run.wandb_project
+            loggers.append(WandbLogger(name=name, save_dir=run, offline=offline, project=project, **again))
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
     return loggers

@@ -14,7 +14,7 @@ from equicat.apply.clean_slab import minus_clean_slab, without_adsorbates
 from equicat.data.batch import Batch
 from equicat.data.info import DatasetInfo
 from equicat.data.store import write_store
-from equicat.models.direct import DirectModel
+from equicat.models.direct import DirectHeads, DirectModel
 from equicat.models.model import Prediction
 from equicat.networks.baselines.schnet import SchNetConfig
 from equicat.options.text import read_yaml
@@ -37,16 +37,16 @@ PHYSICS = [
 ]
 
 
-def model(config=SMALL, energy=True, **options) -> DirectModel:
+def model(config=SMALL, energy=True, displacement_head=None) -> DirectModel:
     torch.manual_seed(0)
+    heads = DirectHeads("mlp" if energy else None, "adsorbate", displacement_head)
     return DirectModel(
         config,
         ELEMENTS,
         (8,),
-        energy=energy and "adsorbate",
+        heads,
         scale=0.7,
         reference_energies=(-1.0, 2.0, 5.0),
-        **options,
     ).double()
 
 

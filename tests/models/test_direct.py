@@ -19,7 +19,7 @@ from equicat.cli import main as cli
 from equicat.data.batch import Batch
 from equicat.data.images import minimum_image
 from equicat.data.noise import NoiseConfig, corrupted
-from equicat.models.direct import DirectModel
+from equicat.models.direct import DirectHeads, DirectModel
 from equicat.models.heads import VECTOR_HEADS, MagnitudeDirection, vector_head
 from equicat.models.model import Prediction
 from equicat.networks.features import Features
@@ -49,7 +49,8 @@ PHYSICS = [
 def model(head: str | None, energy: bool = True, n_layers: int = 2, **changes) -> DirectModel:
     torch.manual_seed(0)
     config = dataclasses.replace(SMALL, n_layers=n_layers, **changes)
-    return DirectModel(config, ELEMENTS, (8,), energy=energy, displacement_head=head, scale=0.7, displacement_scale=0.3)
+    heads = DirectHeads("mlp" if energy else None, displacements=head)
+    return DirectModel(config, ELEMENTS, (8,), heads, scale=0.7, displacement_scale=0.3)
 
 
 class DisplacementsAsPotential(AsPotential):

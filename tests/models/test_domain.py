@@ -135,6 +135,25 @@ def test_each_kind_is_said_once_with_the_first_structure():
     assert "O–Cu at 0.31 Å, shortest in training 1.62 Å (structure 3)" in text
 
 
+@pytest.mark.parametrize(
+    ("sid", "source", "numbered", "name"),
+    [
+        ("s4", "", True, "s4"),
+        ("s4", "slabs.extxyz, frame 2", True, "s4 in slabs.extxyz, frame 2"),
+        ("Cu/O_1", "Cu/O_1/OUTCAR", True, "Cu/O_1/OUTCAR"),
+        ("", "slabs.extxyz, frame 2", True, "slabs.extxyz, frame 2"),
+        ("", "", True, "structure 1"),
+        ("", "", False, ""),
+        ("s4", "slabs.extxyz, frame 2", False, "s4"),
+    ],
+)
+def test_a_finding_names_file_and_id(sid, source, numbered, name):
+    watch = DomainWatch(DOMAIN, "adsorption", numbered=numbered)
+    watch.look(Batch.from_structures([slab()], 3.0))
+    watch.look(Batch.from_structures([dataclasses.replace(slab("N"), sid=sid, source=source)], 3.0))
+    assert watch.findings["pair N-Cu"].first == name
+
+
 def test_many_findings_are_summed_up():
     watch = DomainWatch(DOMAIN, "adsorption")
     for z in range(40, 50):

@@ -103,7 +103,7 @@ def test_energies_while_it_runs_are_those_of_the_end_also_with_gases(tmp_path, m
     serving.do(number)
     folder, systems = serving.home.job(number), serving.jobs.systems(number)
     assert [system["kind"] for system in systems[:4]] == ["slab", "gas", "gas", "placement"]
-    live = {row["system"]: row["energy"] for row in progress.live_rows(folder, systems)}
+    live = {row["system"]: row["energy"] for row in progress.live_rows(folder, systems, False)}
     rows = progress.result_rows(folder, systems)
     assert rows
     assert {row["adsorbate"] for row in rows} == {"O+H", "H"}

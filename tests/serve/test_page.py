@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from ase.build import fcc111
+from ase.build import bulk, fcc111
 from chromium import browser, colours
 from places import FIXTURES
 from serving import Server
@@ -113,6 +113,19 @@ def test_bad_input_is_said_and_good_input_goes_on(page, tmp_path):
     expect(page.locator("#submit")).to_be_disabled()
     page.fill("#max_steps", "10")
     expect(page.locator("#submit")).to_be_enabled()
+
+
+def test_a_bulk_is_uploaded_and_cut(page, tmp_path):
+    page.click("text=cut it from a bulk file")
+    page.check("#adsorbates input[value=O]", force=True)
+    expect(page.locator("#verdict")).to_have_text("Upload a bulk.")
+    expect(page.locator("#bulk")).to_be_hidden()
+    bulk("Cu", cubic=True).write(tmp_path / "cu.cif")
+    page.set_input_files("#bulk-file", tmp_path / "cu.cif")
+    page.fill("#size-a", "2")
+    expect(page.locator("#verdict")).to_contain_text("O on cu.cif(111) 2x3x4")
+    page.click("text=build it")
+    expect(page.locator("#verdict")).to_contain_text("O on Cu(111) 2x3x4")
 
 
 def test_it_fits_a_phone(page):

@@ -232,10 +232,16 @@ def test_schedules_and_limits(data, tmp_path, schedule):
 def test_tensorboard_and_wandb_offline(data, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    limits = {"max_epochs": 1, "tensorboard": True, "wandb": True}
+    limits = {"max_epochs": 1, "tensorboard": True, "wandb": True, "wandb_project": "copper", "wandb_name": "first"}
     result = train(from_mapping(configuration(data, tmp_path / "run", run=limits)))
     assert list(result.run.rglob("events.out.tfevents*"))
-    assert list(result.run.rglob("offline-run-*"))
+    (first,) = result.run.rglob("offline-run-*")
+    number = (result.run / "wandb" / "run_id.txt").read_text()
+    assert first.name.endswith(number)
+    assert b"copper" in next(first.glob("*.wandb")).read_bytes()
+    train(from_mapping(configuration(data, tmp_path / "run", run=limits | {"max_epochs": 2, "resume": True})))
+    assert (result.run / "wandb" / "run_id.txt").read_text() == number
+    assert all(path.name.endswith(number) for path in result.run.rglob("offline-run-*"))
 
 
 def test_a_loss_that_explodes_stops_the_run(data, tmp_path):

@@ -136,16 +136,6 @@ def view_of(structure: Structure, name: str = "", predicted: Structure | None = 
     return _view(structure, name, states)
 
 
-def view_of_steps(structures: Sequence[Structure], name: str = "") -> View:
-    """A relaxation or a trajectory, one state for each structure, all of the same atoms; with forces where they are."""
-    first = structures[0]
-    states = [
-        State(f"step {k}", first.positions + _moved(first, step.positions), _forces(step, "forces", 1))
-        for k, step in enumerate(structures)
-    ]
-    return _view(first, name, states)
-
-
 def _view(structure: Structure, name: str, states: Sequence[State]) -> View:
     cell = structure.cell if structure.pbc.any() else None
     title = name or structure.id or structure.source

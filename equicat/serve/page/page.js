@@ -41,20 +41,22 @@ function connection(text) {
 
 // ---- the form ------------------------------------------------------------------------------------------------------
 
-const form = { slab: null, adsorbates: [], sites: [], view: null, asked: 0, timer: 0 };
+const form = { slab: null, bulk: null, adsorbates: [], sites: [], view: null, asked: 0, timer: 0 };
 const checked = name => [...document.querySelectorAll(`#${name} input:checked`)].map(input => input.value);
 const listed = text => text.split(/[,;\s]+/).filter(Boolean);
 const SETTINGS = ["fmax", "max_steps", "rotations", "n_random", "fixed_layers"];
 
 function request() {
-  const fromFile = checked("source")[0] === "file";
+  const source = checked("source")[0];
   const size = ["a", "b", "layers"].map(part => at(`size-${part}`).value.trim() || "0").join("x");
   const settings = SETTINGS.filter(name => at(name).value.trim()).map(name => [name, at(name).value.trim()]);
   return {
-    slab: fromFile ? "" : `${at("bulk").value}(${at("facet").value.trim()}) ${size}`,
-    slab_file: fromFile ? form.slab?.token ?? "" : "",
+    slab: source === "file" ? "" : `${source === "bulk" ? "bulk" : at("bulk").value}(${at("facet").value.trim()}) ${size}`,
+    slab_file: source === "file" ? form.slab?.token ?? "" : "",
+    bulk_file: source === "bulk" ? form.bulk?.token ?? "" : "",
     adsorbates: [...checked("adsorbates"), ...listed(at("together").value)],
     adsorbate_files: form.adsorbates.map(upload => upload.token),
+    smiles: (at("smiles")?.value ?? "").split(/[,;\s]+/).filter(Boolean),
     sites: checked("site-chips"),
     ...Object.fromEntries(settings),
   };
@@ -75,7 +77,8 @@ function changed() {
 async function check() {
   const asked = request(), turn = ++form.asked;
   const missing = !asked.slab && !asked.slab_file ? "Upload a slab." :
-    !asked.adsorbates.length && !asked.adsorbate_files.length ? "Choose an adsorbate." : "";
+    checked("source")[0] === "bulk" && !asked.bulk_file ? "Upload a bulk." :
+    !asked.adsorbates.length && !asked.adsorbate_files.length && !asked.smiles.length ? "Choose an adsorbate." : "";
   at("submit").disabled = Boolean(missing);
   if (missing) {
     verdict(make("p", { class: "soft" }, missing));
@@ -123,7 +126,7 @@ async function upload(kind, file, said) {
   said.textContent = `Reading ${file.name} …`;
   try {
     const found = await ask("POST", `/api/uploads?kind=${kind}&name=${encodeURIComponent(file.name)}`, file);
-    said.textContent = kind === "slab" ? `${found.label} is read.` : "";
+    said.textContent = kind === "adsorbate" ? "" : `${found.label} is read.`;
     return found;
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
@@ -146,13 +149,15 @@ function uploadedAdsorbates() {
   }));
 }
 
-at("slab-file").addEventListener("change", async event => {
-  const [file] = event.target.files;
-  if (!file) return;
-  form.slab = await upload("slab", file, at("slab-file-said"));
-  event.target.value = "";  // The same name can be chosen again after a change.
-  changed();
-});
+for (const kind of ["slab", "bulk"]) {
+  at(`${kind}-file`).addEventListener("change", async event => {
+    const [file] = event.target.files;
+    if (!file) return;
+    form[kind] = await upload(kind, file, at(`${kind}-file-said`));
+    event.target.value = "";  // The same name can be chosen again after a change.
+    changed();
+  });
+}
 at("adsorbate-file").addEventListener("change", async event => {
   for (const file of [...event.target.files]) {
     const found = await upload("adsorbate", file, at("adsorbate-file-said"));
@@ -163,9 +168,11 @@ at("adsorbate-file").addEventListener("change", async event => {
   changed();
 });
 at("form").addEventListener("input", event => {
-  const fromFile = checked("source")[0] === "file";
-  at("built").hidden = fromFile;
-  at("file").hidden = !fromFile;
+  const source = checked("source")[0];
+  at("built").hidden = source === "file";
+  at("bulk-label").hidden = source !== "built";
+  at("bulk-upload").hidden = source !== "bulk";
+  at("file").hidden = source !== "file";
   if (event.target.type !== "file") changed();
 });
 at("form").addEventListener("submit", async event => {
@@ -227,7 +234,7 @@ const COLUMNS = [
   { title: "placements", key: row => row.n_placements, digits: 0 },
   { title: "steps", key: row => row.n_steps, digits: 0 },
   { title: "largest force [eV/Å]", key: row => row.fmax, digits: 3 },
-  { title: "remarks", key: row => [...row.flags, ...(row.converged ? [] : ["not converged"])].join(", "), text: true },
+  { title: "remarks", key: row => row.relaxing ? "relaxing …" : [...row.flags, ...(row.converged ? [] : ["not converged"])].join(", "), text: true },
 ];
 const order = { column: -1, up: true };
 let drawn = "", shownSystem = -1, current = null;
@@ -261,10 +268,12 @@ function table() {
   document.querySelector("#rows tbody").replaceChildren(...sorted(current.rows).map(row => {
     const cells = COLUMNS.map(({ key, digits, text }) => make("td", text ? { class: "text" } : {}, text ? key(row) : number(key(row), digits)));
     cells.at(-1).className = "text remarks";
-    const button = make("button", { type: "button", "data-system": row.system }, row.adsorbate);
-    button.setAttribute("aria-label", `${row.adsorbate} at ${row.relaxed_site || row.site}: show in 3D`);
-    button.addEventListener("click", () => showSystem(row));
-    cells[0].replaceChildren(button);
+    if (!row.relaxing) {
+      const button = make("button", { type: "button", "data-system": row.system }, row.adsorbate);
+      button.setAttribute("aria-label", `${row.adsorbate} at ${row.relaxed_site || row.site}: show in 3D`);
+      button.addEventListener("click", () => showSystem(row));
+      cells[0].replaceChildren(button);
+    }
     const line = make("tr", {}, ...cells);
     if (!row.converged || row.flags.length || row.energy === null) line.classList.add("doubtful");
     if (row.system === shownSystem) line.classList.add("shown");
@@ -303,11 +312,18 @@ function actions(job) {
   return [...(job.state === "done" ? [] : [button("Go on", post("again"))]), button("Remove", remove)];
 }
 
+function stepSentence(job) {
+  const going = job.rows.filter(row => row.relaxing);
+  if (!going.length) return "";
+  return `Now at step ${Math.max(...going.map(row => row.n_steps))} of at most ${job.request.max_steps}, ` +
+    `largest force ${number(Math.max(...going.map(row => row.fmax)), 3)} eV/Å.`;
+}
+
 function stateSentence(job) {
   const share = `${job.n_finished} of ${job.n_systems} relaxed`;
   return {
     queued: "Waits for the jobs before it.",
-    running: job.n_finished ? `${share}.` : `Relaxing ${plural(job.n_systems, "system")} together; none has converged yet.`,
+    running: job.n_finished ? `${share}.` : `Relaxing ${plural(job.n_systems, "system")} together; none has ended yet.`,
     done: `Done: ${plural(job.rows.length, "distinct structure")}, in ${duration(job)}.`,
     failed: `Failed: ${job.message}.`,
     cancelled: `Cancelled; ${share}.`,
@@ -328,6 +344,7 @@ function draw(job) {
   at("job-progress").value = job.n_finished;
   at("job-progress").hidden = job.state === "done";
   if (at("job-state").textContent !== stateSentence(job)) at("job-state").textContent = stateSentence(job);
+  at("job-now").textContent = stepSentence(job);
   at("job-state").className = job.state === "failed" ? "error" : "";
   if (finished || at("job-actions").dataset.of !== `${job.id} ${job.state}`) {
     at("job-actions").dataset.of = `${job.id} ${job.state}`;
@@ -337,7 +354,7 @@ function draw(job) {
   document.querySelector("#rows").hidden = !job.rows.length;
   at("rows-caption").textContent = job.state === "done" ?
     "One row for each distinct relaxed structure; energies are for one adsorbate. Grey rows have flags or did not converge." :
-    "One row for each relaxed placement; energies once the clean slab is relaxed.";
+    "One row for each placement; energies once it and the clean slab are relaxed.";
   table();
   const files = job.files.filter(name => job.state === "done" ? name !== "log.txt" : job.state === "failed" && name === "log.txt");
   at("downloads").replaceChildren(...files.map(name => make("a", {

@@ -121,14 +121,14 @@ class Report:
         """The report to read; ``max_lines`` limits the lists of systems, None gives all and the list of files."""
         n, jumps = self.counts(), self.jumps()
         lines = [
-            f"{n['files']:,} files, {n['systems']:,} systems, {n['frames']:,} frames",
+            ", ".join(_n_of(n[f"{what}s"], what) for what in ("file", "system", "frame")),
             f"frames:  {n['frames']:,} in = {n['frames_kept']:,} kept ({n['frames_s2ef']:,} for S2EF, "
             f"{n['frames_is2re_only']:,} only as an initial or relaxed structure) + {n['frames_dropped']:,} dropped",
             f"systems: {n['systems']:,} in = {n['systems_is2re']:,} for IS2RE and IS2RS + "
             f"{n['systems_s2ef_only']:,} for S2EF only + {n['systems_dropped']:,} dropped{_without_adsorbate(n)}",
             f"energies: {self.settled.text}",
             *self._energies_read(),
-            f"lattice jumps: {jumps['undone']:,} undone in {jumps['systems']:,} systems; largest displacement "
+            f"lattice jumps: {jumps['undone']:,} undone in {_n_of(jumps['systems'], 'system')}; largest displacement "
             f"{jumps['largest_displacement_before']:.2f} Å before ({jumps['largest_displacement_before_in']}), "
             f"{jumps['largest_displacement_after']:.2f} Å after ({jumps['largest_displacement_after_in']})",
             f"fixed atoms from: {_tally(record.fixed_by for record in self.records)}",
@@ -136,7 +136,7 @@ class Report:
         ]
         unknown = sum(record.fmax is None for record in self._relaxed())
         if unknown:
-            lines.append(f"not checked for convergence, without forces: {unknown:,} systems")
+            lines.append(f"not checked for convergence, without forces: {_n_of(unknown, 'system')}")
         lines += ["", *_table("split", self.splits)]
         lines += ["", *_table("subset", self.subsets)] if self.subsets else []
         lines += [f"  {note}" for note in (*self.notes, *self._slab_notes())]
@@ -162,7 +162,7 @@ class Report:
         if not self.settled.formed:
             return []
         notes = [
-            f"{name}: {n['repeated_frames']:,} frames repeat clean slabs, so that a model learns that these have "
+            f"{name}: repeated frames of clean slabs: {n['repeated_frames']:,}, so that a model learns that these have "
             "0 eV (--clean_slab_share)"
             for name, n in self.splits.items()
             if n["repeated_frames"]
@@ -171,8 +171,8 @@ class Report:
         missing = {r.slab_reference for r in self._relaxed() if r.clean_slab not in kept}
         if missing:
             notes.append(
-                f"{len(missing)} clean slabs are not among the S2EF frames (no structure with forces, or left out), so "
-                "a model trained on these data need not give them 0 eV; docs/import.md says what to do"
+                f"{_n_of(len(missing), 'clean slab')} not among the S2EF frames (no structure with forces, or left "
+                "out), so a model trained on these data need not give them 0 eV; docs/import.md says what to do"
             )
         return notes
 
@@ -206,6 +206,11 @@ class Report:
         shown = entries if max_lines is None else entries[:max_lines]
         more = len(entries) - len(shown)
         return ["", f"{title}:", *(f"  {entry}" for entry in shown), *([f"  and {more:,} more"] if more else [])]
+
+
+def _n_of(n: int, what: str) -> str:
+    """A number of things: ``1 system``, ``2 systems``."""
+    return f"{n:,} {what}{'s' if n != 1 else ''}"
 
 
 def _tally(words: Iterable[str]) -> str:
@@ -256,7 +261,7 @@ def _by_file(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
 def _file_text(entry: dict[str, Any]) -> str:
     dropped = ", ".join(f"{n} {rule.replace('_', ' ')}" for rule, n in sorted(entry["dropped"].items()))
     return (
-        f"{entry['systems']} systems, {entry['frames']} frames in = {entry['frames_kept']} kept + "
+        f"{_n_of(entry['systems'], 'system')}, {_n_of(entry['frames'], 'frame')} in = {entry['frames_kept']} kept + "
         f"{entry['frames'] - entry['frames_kept']} dropped{f' ({dropped})' if dropped else ''}"
     )
 

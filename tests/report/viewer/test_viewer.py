@@ -8,7 +8,7 @@ import pytest
 from report_runs import slabs_of
 
 from equicat.report.viewer import viewer
-from equicat.report.viewer.viewer import State, View, view_of, view_of_steps
+from equicat.report.viewer.viewer import State, View, view_of
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,6 @@ def test_a_prediction_stands_beside(slab):
     first, last = view_of(slab, predicted=predicted).states
     assert [arrows.title for arrows in first.arrows] == ["reference forces", "predicted forces"]
     assert last.title == "predicted"
-
-
-def test_steps(slab):
-    steps = [dataclasses.replace(slab, positions=slab.positions + 0.1 * k) for k in range(6)]
-    view = view_of_steps(steps, "a relaxation")
-    assert [state.title for state in view.states] == [f"step {k}" for k in range(6)]
 
 
 def test_no_text_leaves_its_element_and_no_number_breaks_it():

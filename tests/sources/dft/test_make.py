@@ -153,7 +153,7 @@ class TestWhatIsWritten:
         )
         assert before > 5 > 1 > after
         out = capsys.readouterr().out
-        assert "undone in 1 systems" in out
+        assert "undone in 1 system;" in out
         assert f"largest displacement {before:.2f} Å before (a), {after:.2f} Å after (a)" in out
         (structure,) = load(tmp_path / "d", "is2rs")
         moved = structure.relaxed_positions - structure.positions
