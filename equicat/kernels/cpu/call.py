@@ -282,7 +282,7 @@ class Launch:
         listed = [_Matrix(_address(w), *w.shape, _address(g)) for w, g in zip(weights, grads, strict=True)]
         matrices, plain = listed[: self.n_matrices], listed[self.n_matrices :]
         problem, radial, dtype = self.problem, self.problem.radial, self.edge_vec.dtype
-        terms, coefficients = _harmonics(problem.l_max, dtype)
+        terms, coefficients = harmonic_terms(problem.l_max, dtype)
         n_species = math.isqrt(len(radial.inverse_cutoff))
         call = _Call(
             network=ctypes.pointer(problem.network),
@@ -353,7 +353,7 @@ class _EnergiesAndGradient(torch.autograd.Function):
 
 
 @cache
-def _harmonics(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"], Float[Tensor, "n_terms"]]:
+def harmonic_terms(l_max: int, dtype: torch.dtype) -> tuple[Int[Tensor, "n_terms 3"], Float[Tensor, "n_terms"]]:
     """(c, a, b) and coefficient of all terms of Y_c = Σ coefficient Y_a Y_b, degree by degree, b of degree 1."""
     terms, values = [torch.zeros(0, 3, dtype=torch.int64)], [torch.zeros(0, dtype=dtype)]
     for degree in range(1, l_max):
