@@ -99,7 +99,9 @@ def compile_libraries(folder: Path, dtype: torch.dtype, flavour: str) -> list[st
     jobs.append((HERE / "model.cpp", equicat_model.LIBRARY, (f"-I{build.SOURCES}", "-ldl")))
     print(f"equicat: compiling {len(jobs)} libraries (some seconds) …", file=sys.stderr, flush=True)
     running = [
-        subprocess.Popen([cxx, *flags, str(source), "-o", str(folder / name), *more], stdout=DEVNULL, stderr=PIPE, text=True)
+        subprocess.Popen(
+            [cxx, *flags, str(source), "-o", str(folder / name), *more], stdout=DEVNULL, stderr=PIPE, text=True
+        )
         for source, name, more in jobs
     ]
     ended = [(process.communicate()[1], process.returncode) for process in running]
