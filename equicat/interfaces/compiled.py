@@ -18,11 +18,10 @@ from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
-from equicat.interfaces.nequip_allegro_export import compare
+from equicat.interfaces.agreement import compare, examples
 from equicat.kernels.forms import Indexed
 from equicat.models.potential import Potential
 from equicat.networks.allegro import Allegro, NequipAllegroConfig, Piece
-from equicat.testing.structures import example_structures
 
 SUFFIX = ".pt2"
 INPUTS = ("positions", "cell", "numbers", "edge_index", "edge_shift")
@@ -130,7 +129,7 @@ def export(potential: Potential, out: Path) -> None:
     if out.suffix != SUFFIX:
         raise InputError(f"{out}: a compiled model is called …{SUFFIX}; give such a name")
     require_traceable(potential)
-    structures = [example for seed in range(2) for example in example_structures(potential.elements, seed)]
+    structures = examples(potential, 2)
     program = traced(potential, structures[1])
     with replacing_file(out) as temporary, warnings.catch_warnings():
         # Constants that are parts of one tensor, and are saved as they are.

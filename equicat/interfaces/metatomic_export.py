@@ -18,10 +18,9 @@ from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.extras import extra
 from equicat.files import replacing_file
+from equicat.interfaces.agreement import compare, examples
 from equicat.interfaces.compiled import require_traceable, traceable_energies
-from equicat.interfaces.nequip_allegro_export import compare
 from equicat.models.potential import Potential
-from equicat.testing.structures import example_structures
 
 SUFFIX = ".pt"
 
@@ -57,7 +56,7 @@ def export(potential: Potential, out: Path) -> None:
         raise InputError(f"{out}: a model of metatomic is called …{SUFFIX}; give such a name")
     require_traceable(potential)
     metatomic = extra("metatomic.torch", "metatomic")
-    structures = [example for seed in range(2) for example in example_structures(potential.elements, seed)]
+    structures = examples(potential, 2)
     species = potential.species_of_number.clamp(min=0)
     module = extra("equicat.interfaces.metatomic_model", "metatomic").MetatomicModel(
         scripted(potential, structures[1]), species, potential.reference_energies, potential.cutoff

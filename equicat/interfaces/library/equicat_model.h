@@ -54,7 +54,8 @@ void equicat_close(equicat_model* model);
 double equicat_cutoff(const equicat_model* model);
 const char* equicat_processor(const equicat_model* model); /* the kernel that was taken */
 
-/* Return 0, or another number if they failed. Several threads may call them with the same model. */
+/* Return 0, or another number if they failed. n_threads is 0 for all cores that the process may use. Several threads may
+ * call them with the same model. */
 int equicat_compute(const equicat_model* model, int n_threads, const equicat_system* system, equicat_results* results,
                     char* message);
 int equicat_compute_pairs(const equicat_model* model, int n_threads, const equicat_pairs* pairs,

@@ -69,7 +69,7 @@ class Model:
 
     def __init__(self, folder: str | Path = HERE, processor: str | None = None, n_threads: int | None = None):
         self.handle = None
-        self.n_threads = n_threads or len(os.sched_getaffinity(0))
+        self.n_threads = n_threads or 0
         try:
             self.about: dict[str, Any] = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8"))
             self.library = ctypes.CDLL(str(Path(folder).resolve() / LIBRARY))

@@ -16,13 +16,12 @@ import torch
 
 from equicat.errors import InputError
 from equicat.files import replacing_directory, write_json
+from equicat.interfaces.agreement import compare, examples
 from equicat.interfaces.library import equicat_model
 from equicat.interfaces.library.pack import pack
-from equicat.interfaces.nequip_allegro_export import compare
 from equicat.kernels.cpu import build
 from equicat.models.potential import Potential
 from equicat.networks.catalogue import architecture
-from equicat.testing.structures import example_structures
 
 HERE = Path(__file__).parent
 PROCESSORS = {"x86-64-v4": ("-march=x86-64-v4",), "x86-64-v3": ("-march=x86-64-v3",), "generic": ()}
@@ -118,7 +117,7 @@ def check(potential: Potential, folder: Path, processors: list[str]) -> None:
     Raises:
         InputError: for numbers that differ, or if nothing can be run.
     """
-    structures = [example for seed in range(3) for example in example_structures(potential.elements, seed)]
+    structures = examples(potential, 3)
     refused = []
     for processor in processors:
         try:

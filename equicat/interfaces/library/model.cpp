@@ -10,6 +10,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "layers.h"
 #include "neighbors.h"
@@ -266,7 +267,8 @@ void evaluate(const equicat_model& model, int n_threads, const std::vector<int64
     std::vector<real> energies(n_atoms), gradient(3 * n_pairs);
     if (n_pairs) {
         Call call = model.call;
-        call.n_threads = std::max(1, n_threads), call.n_centers = n_atoms;
+        call.n_threads = n_threads > 0 ? n_threads : std::max(1u, std::thread::hardware_concurrency());
+        call.n_centers = n_atoms;
         call.first_edge = pairs.first.data(), call.norm = norm.data(), call.energy = energies.data();
         call.geometry.neighbor = pairs.neighbor.data(), call.geometry.species = species.data();
         call.geometry.edge_vec = vectors.data(), call.geometry.gradient = gradient.data();
