@@ -98,7 +98,7 @@ def test_grades_are_those_of_the_calculator(run):
 
 @needs_torch_sim
 def test_grades_of_a_run_without_them_are_refused(wide_run):
-    with pytest.raises(InputError, match="no grades: .*; leave compute_grades out"):
+    with pytest.raises(InputError, match=r"no grades: .*; leave compute_grades out"):
         equicat.TorchSimModel(wide_run, device="cpu", compute_grades=True)
 
 

@@ -35,7 +35,7 @@ typedef struct {
     const int32_t* numbers;     /* [n_atoms] atomic numbers */
     const int64_t* first_pair;  /* [n_centers + 1] where the pairs of each centre begin, and where the last ones end */
     const int32_t* neighbor;    /* [n_pairs] index of the other atom; both directions of a pair are listed */
-    const double* vectors;      /* [n_pairs, 3] from the centre to the neighbour; longer ones than the cutoff are left out */
+    const double* vectors;      /* [n_pairs, 3] from the centre to the neighbour; those beyond the cutoff add nothing */
 } equicat_pairs;
 
 /* Arrays that are NULL are not written. */
@@ -54,8 +54,8 @@ void equicat_close(equicat_model* model);
 double equicat_cutoff(const equicat_model* model);
 const char* equicat_processor(const equicat_model* model); /* the kernel that was taken */
 
-/* Return 0, or another number if they failed. n_threads is 0 for all cores that the process may use. Several threads may
- * call them with the same model. */
+/* Return 0, or another number if they failed. n_threads is 0 for all cores that the process may use. Several threads
+ * may call them with the same model. */
 int equicat_compute(const equicat_model* model, int n_threads, const equicat_system* system, equicat_results* results,
                     char* message);
 int equicat_compute_pairs(const equicat_model* model, int n_threads, const equicat_pairs* pairs,

@@ -1,8 +1,8 @@
 // A model as a C library (equicat_model.h): reads model.bin and the kernel for this processor from a folder, finds
 // pairs, and makes energies, forces and virials of what the kernel gives.
 //
-// model.bin holds what equicat/interfaces/library/pack.py writes, in the order in which Model reads it here. This file is
-// compiled for any processor of its kind; the kernels, allegro.cpp of equicat/kernels/cpu, each for one generation.
+// model.bin holds what equicat/interfaces/library/pack.py writes, in the order in which equicat_model reads it here. This
+// file is compiled for any processor of its kind; the kernels, allegro.cpp of equicat/kernels/cpu, each for one generation.
 #include "equicat_model.h"
 
 #include <dlfcn.h>
@@ -257,8 +257,7 @@ std::vector<int64_t> species_of(const equicat_model& model, int64_t n_atoms, con
     return species;
 }
 
-// Energies without reference energies, forces and virial of what the network and the repulsion give; pairs are all within
-// the cutoff, and atoms after n_centers have none.
+// Writes energies, forces and virial. All pairs are within the cutoff, and atoms after n_centers have none.
 void evaluate(const equicat_model& model, int n_threads, const std::vector<int64_t>& species, int64_t n_centers,
               const PairList& pairs, equicat_results* out) {
     const int64_t n_atoms = species.size(), n_pairs = pairs.neighbor.size();
@@ -307,7 +306,8 @@ void evaluate(const equicat_model& model, int n_threads, const std::vector<int64
 void require_apart(int64_t i, int64_t j, const double* v) {
     const double square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
     if (!(square >= MIN_DISTANCE * MIN_DISTANCE))
-        throw std::invalid_argument("atoms " + std::to_string(i) + " and " + std::to_string(j) + " are at the same place");
+        throw std::invalid_argument("atoms " + std::to_string(i) + " and " + std::to_string(j) +
+                                    " are at the same place");
 }
 
 void compute(const equicat_model& model, int n_threads, const equicat_system& system, equicat_results* out) {

@@ -51,10 +51,12 @@ struct PairList {
 
 class Bins {
   public:
-    Bins(int64_t n_atoms, const double* positions, const double* cell, const std::array<bool, 3>& periodic, double cutoff)
+    Bins(int64_t n_atoms, const double* positions, const double* cell, const std::array<bool, 3>& periodic,
+         double cutoff)
         : n_atoms(n_atoms), cutoff(cutoff), periodic(periodic), lattice(complete_lattice(cell, periodic)) {
-        const Vec area[3] = {cross(lattice[1], lattice[2]), cross(lattice[2], lattice[0]), cross(lattice[0], lattice[1])};
-        const double volume = dot(lattice[0], area[0]);
+        const Mat& a = lattice;
+        const Vec area[3] = {cross(a[1], a[2]), cross(a[2], a[0]), cross(a[0], a[1])};
+        const double volume = dot(a[0], area[0]);
         require(std::abs(volume) > 1e-3, "the cell has no volume");
         for (int k = 0; k < 3; k++) {
             for (int c = 0; c < 3; c++) inverse[k][c] = area[k][c] / volume;
@@ -80,14 +82,13 @@ class Bins {
     const double cutoff;
     const std::array<bool, 3> periodic;
     const Mat lattice;
-    Mat inverse{};           // fractional coordinate k of r is inverse[k] · r
-    Vec height{};            // distance between the planes of the lattice
-    std::vector<Vec> inside;      // positions moved into the cell along periodic directions
-    std::vector<Vec> fractional;  // of these
-    Vec low{}, width{};      // fractional coordinate where the bins begin, and the width of one
-    std::array<int64_t, 3> n_bins{}, reach{};
-    std::vector<std::array<int64_t, 3>> bin;    // of each atom
-    std::vector<int64_t> start, members;        // atoms by bin
+    Mat inverse{};                            // fractional coordinate k of r is inverse[k] · r
+    Vec height{};                             // distances between opposite faces of the cell
+    std::vector<Vec> inside, fractional;      // positions, moved into the cell along periodic directions
+    Vec low{}, width{};                       // fractional coordinate where the bins begin, and the width of one
+    std::array<int64_t, 3> n_bins{}, reach{};  // reach: bins to look at on each side
+    std::vector<std::array<int64_t, 3>> bin;  // of each atom
+    std::vector<int64_t> start, members;      // atoms by bin
 
     void wrap(const double* positions) {
         for (int64_t i = 0; i < n_atoms; i++) {
