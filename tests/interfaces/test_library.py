@@ -51,9 +51,10 @@ def original():
 
 @pytest.fixture(scope="module")
 def folder(original, tmp_path_factory):
-    """The model as a library, with one kernel that is compiled fast and runs slowly."""
+    """The model as a library with one kernel, compiled in little time to run slowly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "PROCESSORS", {"generic": ("-O0",)})
+        patch.setattr(exporting, "PROCESSORS", {"generic": ()})
+        patch.setattr(build, "FLAGS", ("-O0", "-std=c++17", "-fPIC"))
         folder = tmp_path_factory.mktemp("library") / "mine"
         exporting.export(original, folder)
     return folder
