@@ -188,6 +188,16 @@ def test_it_runs_without_this_package_and_without_pytorch(folder, tmp_path):
     assert float(done.stdout) == Model(folder).compute(structure.numbers, structure.positions).energy
 
 
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("nm") is None, reason="needs nm of binutils")
+def test_kernels_share_no_function(folder):
+    """Inline functions that two kernels in one process shared would run with the vectors of one of them."""
+    for name, shown in (("libequicat_model.so", r"equicat_\w+"), ("kernel-generic.so", "energies_and_gradient")):
+        command = ["nm", "-D", "--defined-only", str(folder / name)]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert lines
+        assert all(re.fullmatch(shown, line.split()[-1]) for line in lines), lines
+
+
 def test_the_example_in_c_runs(folder, tmp_path):
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")

@@ -92,7 +92,7 @@ def compile_libraries(folder: Path, dtype: torch.dtype, flavour: str) -> list[st
     flags = [flag for flag in build.FLAGS if not flag.startswith("-march")]
     flags += ["-shared", "-pthread", f"-DREAL={build.REALS[dtype]}", f"-DFLAVOUR={flavour}", "-DPASS=1"]
     if sys.platform == "linux":  # else the C++ library of this machine must be on the other one
-        flags += ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
+        flags += ["-static-libstdc++", "-static-libgcc", f"-Wl,--version-script={HERE / 'exports.map'}"]
     processors = [name for name in PROCESSORS if platform.machine() == "x86_64" or not PROCESSORS[name]]
     jobs = [(build.SOURCES / "allegro.cpp", f"kernel-{name}.so", PROCESSORS[name]) for name in processors]
     jobs.append((HERE / "model.cpp", equicat_model.LIBRARY, (f"-I{build.SOURCES}", "-ldl")))
