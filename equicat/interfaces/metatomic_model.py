@@ -20,6 +20,9 @@ class MetatomicModel(torch.nn.Module):
         cutoff: Å.
     """
 
+    species_of_number: torch.Tensor
+    references: torch.Tensor
+
     def __init__(
         self, energies: torch.nn.Module, species_of_number: torch.Tensor, references: torch.Tensor, cutoff: float
     ):

@@ -131,15 +131,16 @@ class Model:
                 self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes
             ) -> None:
                 super().calculate(atoms, properties, system_changes)
-                found = model.compute(self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc)
+                here: Any = self.atoms
+                found = model.compute(here.numbers, here.positions, here.cell.array, here.pbc)
                 self.results = {
                     "energy": found.energy,
                     "free_energy": found.energy,
                     "energies": found.atom_energies,
                     "forces": found.forces,
                 }
-                if self.atoms.pbc.all():
-                    stress = found.virial / self.atoms.get_volume()
+                if here.pbc.all():
+                    stress = found.virial / here.get_volume()
                     self.results["stress"] = stress.flat[[0, 4, 8, 5, 2, 1]]
                 elif "stress" in properties:
                     raise PropertyNotImplementedError("no stress: not all directions are periodic")
