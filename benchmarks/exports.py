@@ -89,6 +89,7 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=15)
+    parser.add_argument("--model", default="", help="measure only models whose name begins so")
     parser.add_argument("--inductor", action="store_true", help="compile the .pt2 as well, which takes minutes")
     parser.add_argument("--note", default="", help="a sentence below the table")
     parser.add_argument("--json", type=Path, help="file to write, for tables.py")
@@ -96,7 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for k, (name, run) in enumerate(make_runs(Path(scratch)).items()):
+        runs = {name: run for name, run in make_runs(Path(scratch)).items() if name.startswith(given.model)}
+        for k, (name, run) in enumerate(runs.items()):
             folder = Path(scratch) / f"exports{k}"
             folder.mkdir()
             computers = contestants(run, folder, given.inductor)
