@@ -50,8 +50,8 @@ def export(potential: Potential, out: Path) -> None:
         )
     if potential.long_range is not None:
         raise InputError("this model has latent charges (long_range), which a library cannot have")
-    if potential.config.l_max > build.MAX_DEGREE:
-        raise InputError(f"model.l_max is {potential.config.l_max}; the kernel goes to {build.MAX_DEGREE}")
+    if (l_max := potential.network.config.l_max) > build.MAX_DEGREE:
+        raise InputError(f"model.l_max is {l_max}; the kernel goes to {build.MAX_DEGREE}")
     with replacing_directory(out) as folder:
         pack(potential, kernel, folder / "model.bin")
         processors = compile_libraries(folder, potential.dtype, kernel.flavour)
