@@ -1,4 +1,4 @@
-"""A step of MD by each export, beside the calculator and PyTorch's operators: milliseconds, in one process.
+"""A step of MD by each export, beside the calculator and PyTorch's operators: processor time, in one process.
 
 ``python benchmarks/exports.py --json FILE [--inductor]``. Slabs of 49 and 501 atoms, two models with random weights,
 one thread. Atoms move a little from call to call, as in MD. Contestants take turns; the medians are shown. The `.pt2`
@@ -35,7 +35,7 @@ OPERATORS = ComputeOptions(kernels=False)
 
 
 def contestants(run: Path, folder: Path, inductor: bool) -> dict[str, Callable[[Atoms], object]]:
-    """What computes energy and forces of some atoms, by name."""
+    """Functions that compute energy and forces of some atoms, by name."""
     calculator, eager = (equicat.Calculator(run, device="cpu", outside_training="ignore") for _ in range(2))
     eager.potential.pair_gradients = PairGradients(OPERATORS)
     potential = load_potential(run)
@@ -110,9 +110,9 @@ def main() -> None:
                 for turn in range(given.calls):
                     atoms.rattle(0.005, seed=turn)
                     for who, compute in computers.items():
-                        start = time.perf_counter()
+                        start = time.process_time()
                         compute(atoms)
-                        times[who].append(time.perf_counter() - start)
+                        times[who].append(time.process_time() - start)
                 for who, each in times.items():
                     rows.append([name, len(atoms), who, f"{1000 * statistics.median(each):.2f}"])
                     print(*rows[-1], flush=True)

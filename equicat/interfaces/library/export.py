@@ -28,7 +28,7 @@ PROCESSORS = {"x86-64-v4": ("-march=x86-64-v4",), "x86-64-v3": ("-march=x86-64-v
 """Generations of processors that kernels are compiled for, the fastest first, and the compiler's flags. The same names
 stand in ``model.cpp``: with AVX-512, with AVX2, and any processor of the kind."""
 FILES = ("equicat_model.h", "equicat_model.py")
-"""What is copied into the folder as it is."""
+"""Files that are copied into the folder as they are."""
 
 
 def export(potential: Potential, out: Path) -> None:
