@@ -48,6 +48,8 @@ OTHER_ENVIRONMENTS = (
     "bench/peers/",
     "interfaces/nequip_allegro_extract.py",
     "interfaces/nequip_allegro_build.py",
+    "interfaces/library/equicat_model.py",
+    "interfaces/metatomic_model.py",
 )
 """Programs that run beside other packages, in environments that need not have jaxtyping."""
 

@@ -18,11 +18,10 @@ from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
-from equicat.interfaces.nequip_allegro_export import compare
+from equicat.interfaces.agreement import compare, examples
 from equicat.kernels.forms import Indexed
 from equicat.models.potential import Potential
 from equicat.networks.allegro import Allegro, NequipAllegroConfig, Piece
-from equicat.testing.structures import example_structures
 
 SUFFIX = ".pt2"
 INPUTS = ("positions", "cell", "numbers", "edge_index", "edge_shift")
@@ -65,7 +64,7 @@ class Program(nn.Module):
         vectors = positions[neighbor] - positions[center] + edge_shift.to(positions.dtype) @ cell
         with torch.enable_grad():
             edge_vec = vectors.to(potential.dtype).detach().requires_grad_()
-            energies = _energies(potential, edge_vec, edge_index, known)
+            energies = traceable_energies(potential, edge_vec, edge_index, known)
             (gradient,) = torch.autograd.grad(energies.sum(), edge_vec)
         gradient, edge_vec = gradient.double(), edge_vec.detach().double()
         forces = torch.zeros_like(positions).index_add(0, center, gradient).index_add(0, neighbor, -gradient)
@@ -74,8 +73,20 @@ class Program(nn.Module):
         return atom_energies.sum(), atom_energies, forces, edge_vec.t() @ gradient
 
 
-def _energies(potential: Potential, edge_vec: Tensor, edge_index: Tensor, species: Tensor) -> Float[Tensor, "n_atoms"]:
-    """E_i − ε_{Z_i} of every centre in eV."""
+def traceable_energies(
+    potential: Potential,
+    edge_vec: Float[Tensor, "n_edges 3"],
+    edge_index: Int[Tensor, "2 n_edges"],
+    species: Int[Tensor, "n_atoms"],
+) -> Float[Tensor, "n_atoms"]:
+    """E_i − ε_{Z_i} of every centre in eV, without a step that depends on data.
+
+    Args:
+        potential: a model that :func:`require_traceable` lets pass.
+        edge_vec: r_ij in Å, in the model's precision.
+        edge_index: centre and neighbour of each edge, in any order.
+        species: of each atom.
+    """
     network = potential.network
     geometry = network.geometry(edge_vec, edge_index, species)
     piece = Piece(geometry, Indexed(edge_index[0], species), network.prepared())
@@ -86,6 +97,23 @@ def _energies(potential: Potential, edge_vec: Tensor, edge_index: Tensor, specie
     if potential.repulsion is not None:
         energies = energies + potential.repulsion(edge_vec, edge_index, species, len(potential.elements))
     return energies
+
+
+def require_traceable(potential: Potential) -> None:
+    """Refuse models whose energies cannot become a graph of PyTorch's operators.
+
+    Raises:
+        InputError: naming what stands in the way.
+    """
+    if not isinstance(potential.network, Allegro) or potential.direct_forces is not None:
+        raise InputError(
+            f"this model is {potential.config.name} with {potential.info.force_head} forces; Allegro models of "
+            "energies and their gradient can be compiled"
+        )
+    if potential.long_range is not None:
+        raise InputError("this model has latent charges (long_range), which a compiled model cannot have yet")
+    if isinstance(potential.config, NequipAllegroConfig) and potential.config.radial == "spline":
+        raise InputError("this model has model.radial spline, whose steps depend on data; it cannot be compiled")
 
 
 def export(potential: Potential, out: Path) -> None:
@@ -100,16 +128,8 @@ def export(potential: Potential, out: Path) -> None:
     """
     if out.suffix != SUFFIX:
         raise InputError(f"{out}: a compiled model is called …{SUFFIX}; give such a name")
-    if not isinstance(potential.network, Allegro) or potential.direct_forces is not None:
-        raise InputError(
-            f"this model is {potential.config.name} with {potential.info.force_head} forces; Allegro models of "
-            "energies and their gradient can be compiled"
-        )
-    if potential.long_range is not None:
-        raise InputError("this model has latent charges (long_range), which a compiled model cannot have yet")
-    if isinstance(potential.config, NequipAllegroConfig) and potential.config.radial == "spline":
-        raise InputError("this model has model.radial spline, whose steps depend on data; it cannot be compiled")
-    structures = [example for seed in range(2) for example in example_structures(potential.elements, seed)]
+    require_traceable(potential)
+    structures = examples(potential, 2)
     program = traced(potential, structures[1])
     with replacing_file(out) as temporary, warnings.catch_warnings():
         # Constants that are parts of one tensor, and are saved as they are.

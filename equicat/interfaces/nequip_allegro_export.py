@@ -13,25 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from equicat.data.batch import Batch
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.files import replacing_file
 from equicat.interfaces import nequip_allegro_build as peer
+from equicat.interfaces.agreement import compare, examples
 from equicat.interfaces.nequip_allegro import Arrays, run_beside
 from equicat.kernels.irreps import SCALAR, Irrep, couples, harmonics, layer_irreps
 from equicat.models.potential import Potential
 from equicat.models.repulsion import COULOMB
 from equicat.networks.allegro import NequipAllegroConfig
-from equicat.testing.structures import example_structures
 
 SUFFIX = ".nequip.zip"
-AGREEMENT = {torch.float32: 1e-5, torch.float64: 1e-10}
-"""Largest relative difference of energies and forces between the package and the model."""
 
 
 def export(potential: Potential, out: Path, peer_python: str | None = None) -> None:
@@ -49,7 +45,7 @@ def export(potential: Potential, out: Path, peer_python: str | None = None) -> N
     if not out.name.endswith(SUFFIX):
         raise InputError(f"{out}: a package of nequip-allegro is called ….nequip.zip; give such a name")
     about, arrays, arguments = describe(potential)
-    structures = [example for seed in range(3) for example in example_structures(potential.elements, seed)]
+    structures = examples(potential, 3)
     with replacing_file(out) as temporary, tempfile.TemporaryDirectory() as folder:
         source, checks = Path(folder) / "model.npz", Path(folder) / "checks.npz"
         texts = {"about": np.array(json.dumps(about)), "arguments": np.array(json.dumps(arguments))}
@@ -59,34 +55,6 @@ def export(potential: Potential, out: Path, peer_python: str | None = None) -> N
             raise InputError(f"{python} could not make the package ({reason}); it needs nequip-allegro, see --help")
         with np.load(checks) as found:
             compare(potential, structures, found["energy"], found["forces"])
-
-
-def compare(
-    potential: Potential,
-    structures: Sequence[Structure],
-    energy: Float[ndarray, "n_systems"],
-    forces: Float[ndarray, "n_atoms 3"],
-) -> None:
-    """Make sure that somebody else's energies (eV) and forces (eV/Å) are those of the model.
-
-    Raises:
-        InputError: with both relative differences, if they are not.
-    """
-    batch = Batch.from_structures(list(structures), potential.cutoff, dtype=potential.dtype)
-    with torch.no_grad():
-        ours = potential(batch)
-    assert ours.forces is not None
-    # Energies of atoms may nearly cancel: what they add up to without their signs says what rounding is.
-    parts = ours.atom_energies.double().abs() + potential.reference_energies[potential.species(batch)].abs()
-    size = parts.new_zeros(batch.n_systems).index_add(0, batch.system_idx, parts).numpy()
-    of_energy = float((np.abs(ours.energy.numpy() - energy) / size).max())
-    expected = ours.forces.double().numpy()
-    of_forces = float(np.abs(expected - forces).max() / np.abs(expected).max())
-    if not max(of_energy, of_forces) < AGREEMENT[potential.dtype]:
-        raise InputError(
-            f"the exported model gives other numbers (energies {of_energy:.1e}, forces {of_forces:.1e} relative); "
-            "nothing was written, please report it"
-        )
 
 
 def _stacked(structures: Sequence[Structure]) -> dict[str, ndarray]:

@@ -21,6 +21,7 @@ from equicat.extras import extra
 from equicat.interfaces.evaluator import SKIN, Evaluator, no_stress, stress_of
 from equicat.models import saved
 from equicat.models.domain import Action
+from equicat.models.uncertainty import no_grade
 
 
 class TorchSimModel(nn.Module):
@@ -40,6 +41,8 @@ class TorchSimModel(nn.Module):
         compute_stress: bool = False,
         outside_training: Action = "warn",
         skin: float = SKIN,
+        compute_grades: bool = False,
+        max_grade: float | None = None,
     ):
         """Load the model of a run.
 
@@ -51,23 +54,29 @@ class TorchSimModel(nn.Module):
             outside_training: what to do about structures unlike those in training: ``warn`` once of each kind, raise an
                 ``error``, or ``ignore`` it.
             skin: Å beyond the cutoff that neighbour lists reach, so that they hold for several steps.
+            compute_grades: whether to compute the extrapolation grade of each atom, ``grades`` [n_atoms], above 1 where
+                the model extrapolates.
+            max_grade: compute grades, and do about one above this what ``outside_training`` says.
 
         Raises:
-            InputError: if TorchSim is not installed, the run has no weights or predicts no forces, or has direct forces
-                and the stress is asked for.
+            InputError: if TorchSim is not installed, the run has no weights or predicts no forces, has direct forces
+                and the stress is asked for, or has no grades and they are.
         """
         super().__init__()
         extra("torch_sim.models.interface", "torchsim").ModelInterface.register(type(self))
         self.potential = saved.load_potential(run, device)
         self.energy_reference = self.potential.info.energy_reference
-        self.evaluator = Evaluator(self.potential, skin, outside_training)
+        self.evaluator = Evaluator(self.potential, skin, outside_training, max_grade=max_grade)
         self.device, self.dtype = self.evaluator.device, dtype
         self.compute_forces, self.compute_stress = True, compute_stress
+        self.compute_grades = compute_grades or max_grade is not None
+        if self.compute_grades and (reason := no_grade(self.potential)):
+            raise InputError(f"{run}: no grades: {reason}; leave compute_grades out")
         if compute_stress and self.potential.direct_forces is not None:
             raise InputError(f"{run}: no stress: its forces are direct ones; leave compute_stress out")
 
     def forward(self, state: Any, **more: Any) -> dict[str, Float[Tensor, "..."]]:
-        """Energies [n_systems], forces [n_atoms, 3] and, if asked for, stresses [n_systems, 3, 3].
+        """Energies [n_systems], forces [n_atoms, 3] and, if asked for, stresses [n_systems, 3, 3] and grades [n_atoms].
 
         Args:
             state: a ``torch_sim.SimState``, which is not changed.
@@ -78,11 +87,13 @@ class TorchSimModel(nn.Module):
                 defined.
         """
         structures = structures_of(state)
-        found = self.evaluator(structures, virial=self.compute_stress)
+        found = self.evaluator(structures, virial=self.compute_stress, grades=self.compute_grades)
         results = {
             "energy": np.array([one.energy for one in found]),
             "forces": np.concatenate([one.forces for one in found]),
         }
+        if self.compute_grades:
+            results["grades"] = np.concatenate([one.grades for one in found if one.grades is not None])
         if self.compute_stress:
             stresses = np.zeros((len(found), 3, 3))
             for k, (one, structure) in enumerate(zip(found, structures, strict=True)):

@@ -17,8 +17,9 @@ from equicat.data.batch import Batch
 from equicat.data.fitted import Statistics
 from equicat.errors import InputError
 from equicat.interfaces import compiled
+from equicat.interfaces.agreement import compare
 from equicat.interfaces.nequip_allegro import potential, read_arrays
-from equicat.interfaces.nequip_allegro_export import compare, describe, export
+from equicat.interfaces.nequip_allegro_export import describe, export
 from equicat.models import saved
 from equicat.models.model import ModelInfo
 from equicat.models.repulsion import EnergyTerms, Repulsion

@@ -85,6 +85,24 @@ def test_gives_the_numbers_of_the_calculator(wide_run):
 
 
 @needs_torch_sim
+def test_grades_are_those_of_the_calculator(run):
+    systems = [slab(), slab((3, 2, 2))]
+    model = equicat.TorchSimModel(run, device="cpu", compute_grades=True, outside_training="ignore")
+    found = model(torch_sim_state(systems, model))["grades"].numpy()
+    expected = equicat.BatchCalculator(run, device="cpu", outside_training="ignore")(systems, grades=True).grades
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-6)
+    watched = equicat.TorchSimModel(run, device="cpu", max_grade=0.5 * found.max(), outside_training="error")
+    with pytest.raises(InputError, match="grade"):
+        watched(torch_sim_state(systems, watched))
+
+
+@needs_torch_sim
+def test_grades_of_a_run_without_them_are_refused(wide_run):
+    with pytest.raises(InputError, match=r"no grades: .*; leave compute_grades out"):
+        equicat.TorchSimModel(wide_run, device="cpu", compute_grades=True)
+
+
+@needs_torch_sim
 def test_fixed_atoms_stay_where_they_are(wide_run):
     import torch_sim as ts
 

@@ -1,0 +1,1 @@
+"""Models as folders of compiled libraries that run without this package, in C and in Python."""
