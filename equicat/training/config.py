@@ -142,6 +142,13 @@ class TrainConfig(Checked):
                     f"{option} is published, which is for model.name allegro, but that is {self.model.name}; "
                     "leave it out"
                 )
+        norm = self.normalization
+        for name, scale in {"scale": norm.scale, "displacement_scale": norm.displacement_scale}.items():
+            if scale == "fit" and self.run.init_from is None:
+                raise InputError(
+                    f"normalization.{name} is fit, which is for the scale of a model that is fine-tuned; give "
+                    "run.init_from, or leave it out"
+                )
         if self.long_range.smearing is not None:
             if self.task != "s2ef":
                 raise InputError(f"long_range is for energies and forces (task s2ef); leave it out for {self.task}")
