@@ -2,10 +2,10 @@
 
     python benchmarks/fine_tuning.py EMT XU WORK --seeds 0 1 2 --json benchmarks/results/fine_tuning.json
 
-A model is trained on EMT data, which lack F, S, Br, Rh and Ir: five of the eleven elements of xu_kitchin (DFT). From its
-weights, and from new ones, models are trained on 10 to 391 systems of xu_kitchin. Draws hold every element at least
-once. All trainings of a number of systems have the same steps, rates and draws; the last weights count. References of
-energies are fitted to the new data in all; ``scale fitted`` has the scale of the output fitted as well
+A model is trained on EMT data, which lack F, S, Br, Rh and Ir: five of the eleven elements of xu_kitchin (DFT). From
+its weights, and from new ones, models are trained on 10 to 391 systems of xu_kitchin. Draws hold every element. All
+trainings on a number of systems have the same steps, rates and draws; the last weights count. References of energies
+are fitted to the new data in all; ``scale fitted`` has the scale of the output fitted as well
 (``normalization.scale: fit``). One thread, one process for each seed and number of systems; those in WORK are not
 repeated.
 """

@@ -162,6 +162,8 @@ class TrainConfig(Checked):
                 raise InputError("loss.displacement_weight is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.normalization.displacement_scale is not None:
                 raise InputError("normalization.displacement_scale is for is2re and is2rs; leave it out for s2ef")
+        elif self.data.also_forces_weight:
+            raise InputError(f"data.also_forces_weight is for the task s2ef; leave it out for {self.task}")
         elif self.run.recompute:
             raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {self.task}")
         elif self.loss.stress_weight:

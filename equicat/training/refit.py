@@ -204,13 +204,14 @@ def _vectors(
     for batch in batches(sample, model.cutoff, batch_size=4, dtype=model.dtype, labels=(label,)):
         with torch.no_grad():
             found = getattr(model(batch), name)
-        parts.append(torch.stack([found, getattr(batch, name)])[:, ~batch.fixed].reshape(2, -1))
+        counted = batch.with_forces if name == "forces" else ~batch.fixed
+        parts.append(torch.stack([found, getattr(batch, name)])[:, counted].reshape(2, -1))
     found, wanted = torch.cat(parts, dim=1).double().numpy()
     return found, wanted
 
 
 def _energies(model: Potential | DirectModel, sample: Subset, label: str) -> Compared:
-    """Energies (eV), and the atoms over which they are summed."""
+    """Energies (eV), NaN for labels that do not count, and the atoms over which they are summed."""
     predicted, wanted, counts = [], [], []
     for batch in batches(sample, model.cutoff, batch_size=4, dtype=model.dtype, labels=(label,)):
         with torch.no_grad():
@@ -218,7 +219,8 @@ def _energies(model: Potential | DirectModel, sample: Subset, label: str) -> Com
         energy = found.relaxed_energy if isinstance(found, RelaxedPrediction) else found.energy
         assert energy is not None
         predicted.append(energy)
-        wanted.append(getattr(batch, label))
+        known = torch.ones_like(energy, dtype=torch.bool) if batch.with_energy is None else batch.with_energy
+        wanted.append(getattr(batch, label).masked_fill(~known, torch.nan))
         table = energy.new_zeros(batch.n_systems, len(model.elements))
         counted = model.counted(batch) if isinstance(model, DirectModel) else None
         ones = table.new_ones(len(batch.numbers)) if counted is None else counted.to(table)
