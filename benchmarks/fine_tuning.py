@@ -28,7 +28,7 @@ from equicat.data.directory import splits_of
 from equicat.data.store import write_store
 from equicat.models import saved
 from equicat.options.text import read_yaml
-from equicat.run_directory import has_checkpoint
+from equicat.run_directory import GRADE
 from equicat.training.config import from_mapping
 from equicat.training.presets import find_configuration
 from equicat.training.train import train
@@ -50,10 +50,10 @@ COMMAND = (
 
 def trained(data: str, val: str, out: Path, seed: int, steps: int, norm: dict[str, Any], start: Path | None) -> Path:
     """The run directory of a model of relaxed energies; one that is there is not trained again."""
-    if has_checkpoint(out):
+    if (out / GRADE).exists():  # written at the end
         return out
     preset = read_yaml(find_configuration("xu_kitchin"))
-    run = preset["run"] | {"out": str(out), "seed": seed, "max_steps": steps, "max_epochs": 100_000}
+    run = preset["run"] | {"out": str(out), "seed": seed, "max_steps": steps, "max_epochs": 100_000, "overwrite": True}
     run |= {"val_every": 100_000, "progress": False, "accelerator": "cpu", "init_from": start and str(start)}
     parts = {"task": "is2re", "loss": {}, "data": {"train": [data], "val": [val]}, "normalization": norm, "run": run}
     return train(from_mapping(preset | parts)).run
