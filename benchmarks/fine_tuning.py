@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from direct_tasks import per_adsorbate_mae
 from envelope import markdown, table, write
 
 from equicat.apply.evaluate import evaluate
-from equicat.data.datasets import Dataset, open_dataset
+from equicat.data.datasets import open_dataset
 from equicat.data.directory import splits_of
 from equicat.data.store import write_store
+from equicat.data.structure import Structure
 from equicat.models import saved
 from equicat.options.text import read_yaml
 from equicat.run_directory import GRADE
@@ -59,8 +61,8 @@ def trained(data: str, val: str, out: Path, seed: int, steps: int, norm: dict[st
     return train(from_mapping(preset | parts)).run
 
 
-def draw(dataset: Dataset, n: int, seed: int) -> list[int]:
-    """Numbers of systems, drawn at random but for those that bring the elements, which come first."""
+def draw(dataset: Sequence[Structure], n: int, seed: int) -> list[int]:
+    """Numbers of structures, drawn at random but for those that bring the elements, which come first."""
     order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     first, seen = [], set[int]()
     for k in order:
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("emt", help="data set directory of `equicat data emt`")
     parser.add_argument("xu", help="data set directory of xu_kitchin (docs/remedies.md says how to import it)")
     parser.add_argument("work", type=Path, help="folder for runs and results")
-    parser.add_argument("--steps", type=int, default=800, help="of each training on xu_kitchin")
+    parser.add_argument("--steps", type=int, default=600, help="of each training on xu_kitchin")
     parser.add_argument("--start_steps", type=int, default=2500, help="of the training on EMT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))

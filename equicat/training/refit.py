@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def own_scales(norm: NormalizationConfig, model: Potential | DirectModel, run: s
     """
     scale = model.scale.item()
     displacement_scale = model.displacement_scale.item() if isinstance(model, DirectModel) else None
-    settled = {}
+    settled: dict[str, Any] = {}
     for name, wanted, value in (
         ("scale", norm.scale, scale),
         ("displacement_scale", norm.displacement_scale, displacement_scale),
