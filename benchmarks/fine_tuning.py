@@ -30,7 +30,7 @@ from equicat.data.store import write_store
 from equicat.data.structure import Structure
 from equicat.models import saved
 from equicat.options.text import read_yaml
-from equicat.run_directory import GRADE
+from equicat.run_directory import GRADE, has_checkpoint
 from equicat.training.config import from_mapping
 from equicat.training.presets import find_configuration
 from equicat.training.train import train
@@ -55,8 +55,9 @@ def trained(data: str, val: str, out: Path, seed: int, steps: int, norm: dict[st
     if (out / GRADE).exists():  # written at the end
         return out
     preset = read_yaml(find_configuration("xu_kitchin"))
-    run = preset["run"] | {"out": str(out), "seed": seed, "max_steps": steps, "max_epochs": 100_000, "overwrite": True}
+    run = preset["run"] | {"out": str(out), "seed": seed, "max_steps": steps, "max_epochs": 100_000}
     run |= {"val_every": 100_000, "progress": False, "accelerator": "cpu", "init_from": start and str(start)}
+    run |= {"checkpoint_every": "1 minutes", "resume": has_checkpoint(out)}
     parts = {"task": "is2re", "loss": {}, "data": {"train": [data], "val": [val]}, "normalization": norm, "run": run}
     return train(from_mapping(preset | parts)).run
 
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("xu", help="data set directory of xu_kitchin (docs/remedies.md says how to import it)")
     parser.add_argument("work", type=Path, help="folder for runs and results")
     parser.add_argument("--steps", type=int, default=600, help="of each training on xu_kitchin")
-    parser.add_argument("--start_steps", type=int, default=2500, help="of the training on EMT")
+    parser.add_argument("--start_steps", type=int, default=2000, help="of the training on EMT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")

@@ -79,7 +79,11 @@ class DataConfig(Checked, section="data"):
             for path in getattr(self, name):
                 if path not in self.also:
                     raise InputError(f"data.{name}: {path} is not in data.also{nearest(path, self.also)}")
-        if self.also_zero == "own" and not any(self.also_energy_weight.get(path, 1.0) for path in self.also):
+        if (
+            self.also
+            and self.also_zero == "own"
+            and not any(self.also_energy_weight.get(path, 1.0) for path in self.also)
+        ):
             raise InputError("data.also_zero is own, but there are no energies in data.also that count; leave it out")
         if self.val_where and not self.val:
             raise InputError("data.val_where selects frames of the files in data.val, which is empty; give data.val")

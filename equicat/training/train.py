@@ -193,7 +193,7 @@ def _interrupts(trainer: Trainer, directory: NewRun, run: Path) -> Iterator[None
             print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
         raise KeyboardInterrupt from exit_
     finally:
-        finish_loggers(trainer)
+        finish_loggers(trainer, run)
 
 
 def _directory(options: RunConfig) -> AbstractContextManager[NewRun]:

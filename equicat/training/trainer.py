@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equicat.data.batches import ResumableLoader
 from equicat.errors import InputError
+from equicat.run_directory import DESCRIPTION, WEIGHTS
 from equicat.terminal.progress import is_watched
 from equicat.training.callbacks import Lines, Patience, RunWriter
 from equicat.training.checkpoints import CheckpointFiles
@@ -82,11 +84,25 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: Resu
     return trainer
 
 
-def finish_loggers(trainer: pl.Trainer) -> None:
-    """End runs of Weights & Biases, which would go on until the process ends and take in a next training."""
+def finish_loggers(trainer: pl.Trainer, run: Path) -> None:
+    """End runs of Weights & Biases, which would go on until the process ends and take in a next training.
+
+    The saved model of the run, if there is one, goes along as an artefact.
+    """
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            files = [run / name for name in (DESCRIPTION, WEIGHTS)]
+            if all(file.is_file() for file in files):
+                artifact = import_module("wandb").Artifact(f"model-{logger.version}", type="model")
+                for file in files:
+                    artifact.add_file(str(file))
+                logger.experiment.log_artifact(artifact)
             logger.experiment.finish()
+
+
+def _wandb_id(run: Path) -> str | None:
+    """The id under which a run was logged so far: Weights & Biases names folders after it."""
+    return next((folder.name.rpartition("-")[2] for folder in sorted(run.glob("wandb/*run-*-*"))), None)
 
 
 def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
@@ -127,7 +143,10 @@ def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
             loggers.append(TensorBoardLogger(run, name="tensorboard", version=""))
         if config.run.wandb:
             offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
-            loggers.append(WandbLogger(name=name, save_dir=run, offline=offline, project="equicat"))
+            id_ = _wandb_id(run)
+            loggers.append(
+                WandbLogger(name=name, save_dir=run, id=id_, resume="allow", offline=offline, project="equicat")
+            )
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
     return loggers

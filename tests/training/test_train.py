@@ -235,7 +235,12 @@ def test_tensorboard_and_wandb_offline(data, tmp_path, monkeypatch):
     limits = {"max_epochs": 1, "tensorboard": True, "wandb": True}
     result = train(from_mapping(configuration(data, tmp_path / "run", run=limits)))
     assert list(result.run.rglob("events.out.tfevents*"))
-    assert list(result.run.rglob("offline-run-*"))
+    (first,) = (result.run / "wandb").glob("offline-run-*")
+    assert b"model.safetensors" in next(first.glob("*.wandb")).read_bytes(), "the model goes along"
+    again = limits | {"max_epochs": 2, "resume": True}
+    train(from_mapping(configuration(data, tmp_path / "run", run=again)))
+    logged = {path.name.rpartition("-")[2] for path in (result.run / "wandb").glob("offline-run-*")}
+    assert logged == {first.name.rpartition("-")[2]}, "a resumed run is the same one there"
 
 
 def test_a_loss_that_explodes_stops_the_run(data, tmp_path):
