@@ -77,7 +77,7 @@ def draw(dataset: Sequence[Structure], n: int, seed: int) -> list[int]:
 def run_one(seed: int, n: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Errors (eV) of the model of every way, as it begins to be trained and at the end."""
     torch.set_num_threads(1)
-    start = trained(options.emt, options.emt, options.work / f"start_{seed}", seed, options.start_steps, {}, None)
+    start = trained(options.emt, options.emt, options.work / "start", 0, options.start_steps, {}, None)
     systems = open_dataset(splits_of(options.xu, "is2re")["train"])
     val = open_dataset(splits_of(options.xu, "is2re")["val_id"])
     data = options.work / f"data_{seed}_{n}"

@@ -20,6 +20,7 @@ from conftest import configuration, labelled
 from safetensors.torch import load_file
 
 from equicat import InputError, open_dataset
+from equicat.data.info import DatasetInfo
 from equicat.data.store import write_store
 from equicat.run_directory import LAST, digest, read_checkpoint
 from equicat.training.config import RunConfig, from_mapping
@@ -66,7 +67,8 @@ def test_two_processes_do_what_one_does(data, run, tmp_path):
     """
     options = {"max_epochs": 2, "dtype": "float64"}
     further = str(tmp_path / "further")
-    write_store(further, [dataclasses.replace(labelled(k), energy=None) for k in range(40, 44)])
+    bare = [dataclasses.replace(labelled(k), energy=None) for k in range(40, 44)]
+    write_store(tmp_path / "further", bare, DatasetInfo("total"))
     several = {"also": {further: 1.0}, "also_energy_weight": {further: 0.0}, "also_forces_weight": {further: 0.5}}
     one = configuration(data, tmp_path / "one", several, run={"batch_size": 4} | options)
     shutil.copytree(run, tmp_path / "two")
