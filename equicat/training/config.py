@@ -88,6 +88,8 @@ class RunConfig(Checked, section="run"):
     """Log to Weights & Biases; offline unless an API key is set."""
     tensorboard: bool = False
     """Log to TensorBoard."""
+    mlflow: bool = False
+    """Log to MLflow: to the server that MLFLOW_TRACKING_URI names, else to ./mlruns."""
     progress: bool = True
     """Show a progress bar."""
 

@@ -5,26 +5,23 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equicat.data.batches import ResumableLoader
 from equicat.errors import InputError
-from equicat.run_directory import DESCRIPTION, WEIGHTS
 from equicat.terminal.progress import is_watched
 from equicat.training.callbacks import Lines, Patience, RunWriter
 from equicat.training.checkpoints import CheckpointFiles
 from equicat.training.config import RunConfig, TrainConfig
+from equicat.training.loggers import begin, make_loggers
 from equicat.training.rhythm import Rhythm
 
 
@@ -68,7 +65,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: Resu
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # ours repeats no structure
             inference_mode=False,  # forces are derivatives
-            logger=_loggers(config, run),
+            logger=make_loggers(config, run),
             callbacks=callbacks,
             plugins=[CheckpointFiles()],
             enable_checkpointing=False,  # the writer saves what we promise
@@ -78,31 +75,9 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: Resu
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
         raise InputError(f"run.accelerator {options.accelerator}, run.devices {options.devices}: {error}") from error
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_hyperparams(asdict(config))  # starts its process
+    if is_main_process():
+        begin(trainer.loggers, config, run)
     return trainer
-
-
-def finish_loggers(trainer: pl.Trainer, run: Path) -> None:
-    """End runs of Weights & Biases, which would go on until the process ends and take in a next training.
-
-    The saved model of the run, if there is one, goes along as an artefact.
-    """
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            files = [run / name for name in (DESCRIPTION, WEIGHTS)]
-            if all(file.is_file() for file in files):
-                artifact = import_module("wandb").Artifact(f"model-{logger.version}", type="model")
-                for file in files:
-                    artifact.add_file(str(file))
-                logger.experiment.log_artifact(artifact)
-            logger.experiment.finish()
-
-
-def _wandb_id(run: Path) -> str | None:
-    """The id under which a run was logged so far: Weights & Biases names folders after it."""
-    return next((folder.name.rpartition("-")[2] for folder in sorted(run.glob("wandb/*run-*-*"))), None)
 
 
 def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
@@ -133,23 +108,6 @@ def _started_processes() -> tuple[int, int] | None:
         num_nodes = int(env.get("SLURM_NNODES", 1))
         return int(env["SLURM_NTASKS"]) // num_nodes, num_nodes
     return None
-
-
-def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
-    loggers: list[Logger] = []
-    name = Path(config.run.out).resolve().name
-    try:
-        if config.run.tensorboard:
-            loggers.append(TensorBoardLogger(run, name="tensorboard", version=""))
-        if config.run.wandb:
-            offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
-            id_ = _wandb_id(run)
-            loggers.append(
-                WandbLogger(name=name, save_dir=run, id=id_, resume="allow", offline=offline, project="equicat")
-            )
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
-    return loggers
 
 
 @contextmanager
