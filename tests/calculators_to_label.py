@@ -31,6 +31,8 @@ class Moody(Calculator):
         self.results = {"energy": self.atoms.get_potential_energy(), "forces": self.atoms.get_forces()}
         if symbol == "Au":
             self.results["forces"] = np.full((1, 3), np.nan)
+        if symbol == "Pt":
+            self.results["energy"] = 1e30
         Path("scratch").write_text(symbol)
 
 

@@ -16,6 +16,9 @@ from equicat.data.neighbors import neighbor_list
 from equicat.data.structure import LABELS, Structure
 from equicat.errors import InputError
 
+WEIGHTS = ("energy_weight", "forces_weight")
+"""Factors on losses, by their names in a structure and in a batch."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -45,6 +48,10 @@ class Batch:
     relaxed_energy: Float64[Tensor, "n_systems"] | None = None
     displacements: Float[Tensor, "n_atoms 3"] | None = None
     """r_relaxed − r_initial by the minimum image, Å."""
+    energy_weight: Float64[Tensor, "n_systems"] | None = None
+    """Factor on the loss of each system's energy; energies with 0 count nowhere. None is 1 for all."""
+    forces_weight: Float64[Tensor, "n_systems"] | None = None
+    """Factor on the loss of each system's forces; forces with 0 count nowhere. None is 1 for all."""
     ids: tuple[str, ...] = ()
     """``sid`` or ``sid_fid`` of each system, empty where a file has none."""
     sources: tuple[str, ...] = ()
@@ -55,7 +62,7 @@ class Batch:
     def __post_init__(self) -> None:
         n, s, e = len(self.positions), len(self.cell), self.edge_index.shape[1]
         per_atom = ("numbers", "system_idx", "fixed", "tags", "forces", "displacements")
-        per_system = ("pbc", "energy", "stress", "relaxed_energy")
+        per_system = ("pbc", "energy", "stress", "relaxed_energy", *WEIGHTS)
         expected = dict.fromkeys(per_atom, n) | dict.fromkeys(per_system, s) | {"edge_shift": e}
         for name, length in expected.items():
             value = getattr(self, name)
@@ -74,6 +81,22 @@ class Batch:
     def n_atoms(self) -> Int[Tensor, "n_systems"]:
         """Atoms of each system."""
         return self.system_idx.new_zeros(self.n_systems).index_add(0, self.system_idx, torch.ones_like(self.system_idx))
+
+    @property
+    def with_energy(self) -> Bool[Tensor, "n_systems"] | None:
+        """The systems whose energies count; None if all do."""
+        return None if self.energy_weight is None else self.energy_weight > 0
+
+    @property
+    def with_forces(self) -> Bool[Tensor, "n_atoms"]:
+        """The free atoms of systems whose forces count."""
+        return ~self.fixed if self.forces_weight is None else ~self.fixed & (self.forces_weight > 0)[self.system_idx]
+
+    @property
+    def with_both(self) -> Bool[Tensor, "n_systems"] | None:
+        """The systems whose energies and forces count; None if all do."""
+        factors = [w for w in (self.energy_weight, self.forces_weight) if w is not None]
+        return torch.stack(factors).amin(0) > 0 if factors else None
 
     @property
     def volume(self) -> Float64[Tensor, "n_systems"]:
@@ -169,6 +192,7 @@ class Batch:
             sources=tuple(s.where if s.source or s.sid else f"structure {i}" for i, s in enumerate(structures)),
             dtype=dtype,
             **_labels(structures, labels, dtype),
+            **_weights(structures),
         )
         return batch if torch.device(device).type == "cpu" else batch.to(device)
 
@@ -221,6 +245,12 @@ def _labels(structures: Sequence[Structure], labels: Sequence[str] | None, dtype
             values = np.array([getattr(s, name) for s in structures], dtype=np.float64)
             found[name] = torch.from_numpy(values).to(dtype if name == "stress" else torch.float64)
     return found
+
+
+def _weights(structures: Sequence[Structure]) -> dict[str, Tensor]:
+    """Factors on losses by their names, where one is not 1."""
+    found = {name: torch.tensor([getattr(s, name) for s in structures], dtype=torch.float64) for name in WEIGHTS}
+    return {name: factors for name, factors in found.items() if not (factors == 1).all()}
 
 
 def _joined(arrays: Sequence[ndarray], axis: int) -> ndarray:

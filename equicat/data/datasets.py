@@ -3,9 +3,11 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -233,8 +235,46 @@ class Subset(Sequence[Structure]):
         yield [self.array(name) for name in names]
 
 
-Part = tuple["Dataset | Subset", Float[ndarray, "_"] | None]
-"""A data set, and what is subtracted from the energy of each structure (eV), if anything is."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One of several data sets that are trained on together."""
+
+    dataset: Dataset | Subset
+    zeros: Float[ndarray, "n_structures"] | None = None
+    """Subtracted from the energy of each structure, eV."""
+    energy_weight: float = 1.0
+    """Factor on the loss of energies."""
+    forces_weight: float = 1.0
+    """Factor on the loss of forces."""
+
+    def counts(self, label: str) -> bool:
+        """Whether a label counts; one that does not need not be there."""
+        weights = dict.fromkeys(ENERGIES, self.energy_weight) | {"forces": self.forces_weight}
+        return weights.get(label, 1.0) > 0
+
+    def __getitem__(self, i: int) -> Structure:
+        """A structure with its factors, energies shifted, and zeros in place of labels that do not count."""
+        structure = self.dataset[i]
+        if self.zeros is None and self.energy_weight == self.forces_weight == 1:
+            return structure
+        changed: dict[str, Any] = {"energy_weight": self.energy_weight, "forces_weight": self.forces_weight}
+        for name in ENERGIES:
+            energy = getattr(structure, name)
+            if not self.counts(name):
+                changed[name] = 0.0
+            elif energy is not None and self.zeros is not None:
+                changed[name] = energy - float(self.zeros[i])
+        if not self.counts("forces"):
+            changed["forces"] = np.zeros((len(structure), 3))
+        return dataclasses.replace(structure, **changed)
+
+    def array(self, name: str) -> Column:
+        """A field of all structures at once; a label that does not count is not a number."""
+        if not self.counts(name):
+            n = int(np.sum(self.dataset.n_atoms))
+            return np.full((n, 3) if name == "forces" else len(self.dataset), np.nan)
+        values = np.asarray(self.dataset.array(name))
+        return values - self.zeros if name in ENERGIES and self.zeros is not None else values
 
 
 class Joined(Sequence[Structure]):
@@ -258,12 +298,13 @@ class Joined(Sequence[Structure]):
         held_out: "Mapping[str, Joined] | None" = None,
     ) -> None:
         self.parts, self.held_out = list(parts), dict(held_out or {})
-        first = self.parts[0][0]
+        first, datasets = self.parts[0].dataset, [part.dataset for part in self.parts]
         self.info, self.path, self.columns = first.info, first.path, []
-        self.fields = [n for n in first.fields if all(n in dataset.fields for dataset, _ in self.parts)]
-        self.n_atoms = np.concatenate([np.asarray(dataset.n_atoms) for dataset, _ in self.parts])
-        self.elements = sorted({z for dataset, _ in self.parts for z in dataset.elements})
-        self._ends = np.cumsum([len(dataset) for dataset, _ in self.parts])
+        names = dict.fromkeys(name for dataset in datasets for name in dataset.fields)
+        self.fields = [n for n in names if all(n in p.dataset.fields or not p.counts(n) for p in self.parts)]
+        self.n_atoms = np.concatenate([np.asarray(dataset.n_atoms) for dataset in datasets])
+        self.elements = sorted({z for dataset in datasets for z in dataset.elements})
+        self._ends = np.cumsum([len(dataset) for dataset in datasets])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -271,29 +312,25 @@ class Joined(Sequence[Structure]):
     def __getitem__(self, i: int) -> Structure:  # type: ignore[override]
         i = checked_index(i, len(self))
         k = int(np.searchsorted(self._ends, i, side="right"))
-        dataset, zeros = self.parts[k]
-        at = i - int(self._ends[k]) + len(dataset)
-        structure = dataset[at]
-        if zeros is None:
-            return structure
-        energies = {name: getattr(structure, name) for name in ENERGIES}
-        shifted = {name: e - float(zeros[at]) for name, e in energies.items() if e is not None}
-        return dataclasses.replace(structure, **shifted)
+        return self.parts[k][i - int(self._ends[k]) + len(self.parts[k].dataset)]
 
     def array(self, name: str) -> Column:
         """A field of all structures at once: [total_atoms, ...] or [n_structures, ...]."""
         if name == "n_atoms":
             return self.n_atoms
         column_named(name, dict.fromkeys(self.fields, self.n_atoms), self.path)  # raises if it is not there
-        arrays = []
-        for dataset, zeros in self.parts:
-            values = np.asarray(dataset.array(name))
-            arrays.append(values - zeros if zeros is not None and name in ENERGIES else values)
-        return np.concatenate(arrays)
+        return np.concatenate([part.array(name) for part in self.parts])
 
     def chunks(self, *names: str) -> Iterator[list[Column]]:
         """The named fields of all structures, as :meth:`Store.chunks`; here in one piece."""
         yield [self.array(name) for name in names]
+
+    def weights(self) -> tuple[float, float]:
+        """Sums over all structures of the factors on the losses of energies and of forces."""
+        sizes = [len(part.dataset) for part in self.parts]
+        factors = ([p.energy_weight for p in self.parts], [p.forces_weight for p in self.parts])
+        energy, forces = (sum(n * f for n, f in zip(sizes, of_parts, strict=True)) for of_parts in factors)
+        return energy, forces
 
 
 AnyDataset = Dataset | Subset | Joined

@@ -4,6 +4,7 @@ Only labels that are asked for are looked at. So one that nobody needs, however 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,11 @@ LABELS = ("energy", "forces", "stress", "relaxed_energy", "relaxed_positions")
 
 ASYMMETRY = 1e-3
 """A stress whose components differ by more from their transposed ones, relative to the largest, is none."""
+
+MAX_ENERGY = 1e7
+"""eV an atom. The heaviest atom with all its electrons has about 2e6; what is larger is a mistake, or means none."""
+MAX_FORCE = 1e5
+"""eV/Å. Two bare carbon nuclei 0.07 Å apart repel each other so; what is larger is a mistake, or means none."""
 
 MAX_INTEGER = 2**63
 """Ids are kept as 64-bit integers."""
@@ -49,7 +55,8 @@ def labels_of_atoms(atoms: Atoms, keys: LabelKeys, where: str) -> dict[str, Any]
     stress in any other form is left out: many programs write one, few need it.
 
     Raises:
-        InputError: if a key is absent (the keys found are listed), or a label is not a number or an array of numbers.
+        InputError: if a key is absent (the keys found are listed), or a label is not a number or an array of numbers,
+            or is one that no method gives.
     """
     results = results_of(atoms)
     found: dict[str, Any] = dict.fromkeys(LABELS)
@@ -70,7 +77,35 @@ def labels_of_atoms(atoms: Atoms, keys: LabelKeys, where: str) -> dict[str, Any]
     if "relaxed_positions" in keys.wanted:
         positions = atoms.arrays.get("relaxed_positions")
         found["relaxed_positions"] = numbers_of_atoms(positions, "relaxed_positions", where)
+    check_range(found, len(atoms), where)
     return found
+
+
+def check_range(labels: Mapping[str, Any], n_atoms: int, where: str) -> None:
+    """Refuse energies and forces that no method gives. Whether those of a frame are good is for an import to judge.
+
+    Args:
+        labels: by name, those of :data:`LABELS`; energies in eV, forces in eV/Å, None for those that are not there.
+        n_atoms: of the structure.
+        where: the structure, for messages.
+
+    Raises:
+        InputError: naming the label, its largest number, and for forces the first atom concerned.
+    """
+    energies = {name: labels.get(name) for name in ("energy", "relaxed_energy")}
+    for name, energy in energies.items():
+        if energy is not None and MAX_ENERGY * n_atoms < abs(energy) < np.inf:
+            raise InputError(
+                f"{where}: {name} is {energy:.1e} eV, more than {MAX_ENERGY:g} eV an atom, which no method gives; drop "
+                "or repair this frame"
+            )
+    forces = labels.get("forces")
+    if forces is not None and np.isfinite(forces).all() and (too_large := np.abs(forces) > MAX_FORCE).any():
+        atom = np.flatnonzero(too_large.any(axis=-1))[0]
+        raise InputError(
+            f"{where}: forces is {np.abs(forces).max():.1e} eV/Å at atom {atom}, more than {MAX_FORCE:g} eV/Å, which "
+            "no method gives; drop or repair this frame"
+        )
 
 
 def results_of(atoms: Atoms) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from numpy import ndarray
 
-from equicat.data.labels import LABELS
+from equicat.data.labels import LABELS, check_range
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 
@@ -78,9 +78,10 @@ class Schema:
             first: where the structure that the schema was taken from is, for messages.
 
         Raises:
-            InputError: naming what is missing, and where.
+            InputError: naming what is missing, or what no method gives, and where.
         """
         labels = labels_of(structure)
+        check_range({name: getattr(structure, name) for name in LABELS}, len(structure), structure.where)
         found = ", ".join(labels) or "no labels"
         for name in self.labels:
             if name not in labels:

@@ -83,6 +83,10 @@ class Structure:
     the column ``grade``, which is not read again."""
     columns: tuple[str, ...] = ()
     """Names of further columns of atoms in the source, whose values are not read."""
+    energy_weight: float = 1.0
+    """Factor on the loss of the energy in training; with 0 the energy counts nowhere."""
+    forces_weight: float = 1.0
+    """Factor on the loss of the forces in training; with 0 the forces count nowhere."""
 
     def __post_init__(self) -> None:
         n = len(self.numbers)

@@ -4,22 +4,32 @@ import glob
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from equicat.data.datasets import AnyDataset, Dataset, Joined, MemoryDataset, Part, Subset, open_dataset, require_labels
+from equicat.data.datasets import (
+    ENERGIES,
+    AnyDataset,
+    Dataset,
+    Joined,
+    MemoryDataset,
+    Part,
+    Subset,
+    open_dataset,
+    require_labels,
+)
 from equicat.data.directory import is_store, splits_of
 from equicat.data.info import DatasetInfo
 from equicat.data.joined import own_zero, repeated, zeros_of
 from equicat.data.readers import read
 from equicat.data.store import Store
 from equicat.data.structure import Structure
-from equicat.errors import InputError, Remark
-from equicat.options.values import Checked, Natural, Positive, PositiveNumber
+from equicat.errors import InputError, Remark, nearest
+from equicat.options.values import Checked, Natural, NonNegativeNumber, Positive, PositiveNumber
 
 VALIDATION = "val_id"
 """Split of a data set directory that is validated on."""
@@ -55,11 +65,26 @@ class DataConfig(Checked, section="data"):
     also_zero: Literal["same", "own"] = "same"
     """own: the energies of data.also come from another code or other settings. An energy of each element is fitted to
     them and to data.train, and the difference is subtracted."""
+    also_energy_weight: dict[str, NonNegativeNumber] = field(default_factory=dict)
+    """Factors on the energy loss of structures of data.also, by path, where they are not 1. With 0 the energies of
+    these structures count nowhere, and need not be there."""
+    also_forces_weight: dict[str, NonNegativeNumber] = field(default_factory=dict)
+    """Factors on the force loss of structures of data.also (s2ef), as with also_energy_weight."""
     split_seed: Natural = 0
     """Seed of these draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("also_energy_weight", "also_forces_weight"):
+            for path in getattr(self, name):
+                if path not in self.also:
+                    raise InputError(f"data.{name}: {path} is not in data.also{nearest(path, self.also)}")
+        if (
+            self.also
+            and self.also_zero == "own"
+            and not any(self.also_energy_weight.get(path, 1.0) for path in self.also)
+        ):
+            raise InputError("data.also_zero is own, but there are no energies in data.also that count; leave it out")
         if self.val_where and not self.val:
             raise InputError("data.val_where selects frames of the files in data.val, which is empty; give data.val")
 
@@ -116,27 +141,33 @@ def _joined(main: Dataset | Subset, source: "_Source", rng: np.random.Generator)
     Raises:
         InputError: if one of them lacks a label or has energies of another kind.
     """
-    parts: list[Part] = [(main, None)]
+    parts = [Part(main)]
     held_out: dict[str, Joined] = {}
-    energies = [label for label in source.labels if "energy" in label]
     for path, times in source.config.also.items():
-        opened = [source.open((path,), {}, "train")]
+        config = source.config
+        weights = config.also_energy_weight.get(path, 1.0), config.also_forces_weight.get(path, 1.0)
+        labels = source.counting(*weights)
+        if not labels:
+            raise InputError(f"data.also: no label of {path} counts, for its weights are 0; leave it out")
+        energies = [label for label in labels if label in ENERGIES]
+        source_of_it = replace(source, labels=labels)
+        opened = [source_of_it.open((path,), {}, "train")]
         if Path(path).is_dir() and VALIDATION in splits_of(path, source.task):
-            opened.append(source.open((path,), {}, VALIDATION))
+            opened.append(source_of_it.open((path,), {}, VALIDATION))
         for dataset in opened:
-            require_labels(dataset, source.labels)
+            require_labels(dataset, labels)
             if energies and dataset.info.energy_reference != main.info.energy_reference:
                 raise InputError(
                     f"{path}: its energies are {dataset.info.energy_reference!r}, those of data.train "
                     f"{main.info.energy_reference!r}; the two cannot be mixed"
                 )
-        zero = own_zero(opened[0], main, energies[0]) if energies and source.config.also_zero == "own" else {}
+        zero = own_zero(opened[0], main, energies[0]) if energies and config.also_zero == "own" else {}
         often = repeated(opened[0], times, rng)
-        parts.append((often, zeros_of(often, zero) if zero else None))
+        parts.append(Part(often, zeros_of(often, zero) if zero else None, *weights))
         for dataset in opened[1:]:
             name = re.sub(r"\W+", "_", Path(path).resolve().name)
             name = name if name not in held_out else f"{name}_{len(held_out)}"
-            held_out[name] = Joined([(dataset, zeros_of(dataset, zero) if zero else None)])
+            held_out[name] = Joined([Part(dataset, zeros_of(dataset, zero) if zero else None, *weights)])
     return Joined(parts, held_out)
 
 
@@ -182,6 +213,11 @@ class _Source:
     config: DataConfig
     task: str
     labels: tuple[str, ...]
+
+    def counting(self, energy_weight: float, forces_weight: float) -> tuple[str, ...]:
+        """The labels that count with these factors on their losses."""
+        left_out = [*(ENERGIES if energy_weight == 0 else ()), *(("forces",) if forces_weight == 0 else ())]
+        return tuple(label for label in self.labels if label not in left_out)
 
     def open(self, paths: Sequence[str], where: Mapping[str, str], split: str) -> Dataset:
         """A store, the named split of a data set directory, or the chosen frames of structure files."""

@@ -24,6 +24,7 @@ from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from jaxtyping import Float
 from numpy import ndarray
 
+from equicat.data.labels import check_range
 from equicat.data.structure import Structure
 from equicat.errors import InputError
 from equicat.options.values import Checked, Positive, PositiveNumber
@@ -65,7 +66,7 @@ class LabelledFrame:
         """Ask the calculator of some atoms.
 
         Raises:
-            InputError: for numbers that are not finite.
+            InputError: for numbers that are not finite, or that no method gives.
         """
         energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces(apply_constraint=False))
         stress = atoms.calc.results.get("stress") if atoms.pbc.all() else None  # if it came with the forces
@@ -75,6 +76,7 @@ class LabelledFrame:
         for name, values in {"energy": energy, "forces": forces, "stress": stress}.items():
             if values is not None and not np.isfinite(values).all():
                 raise InputError(f"{name} is not finite (NaN or infinity)")
+        check_range({"energy": energy, "forces": forces}, len(atoms), "the calculator's answer")
         return cls(atoms.positions.copy(), energy, forces.astype(np.float64), stress)
 
 

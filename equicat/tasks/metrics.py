@@ -89,22 +89,22 @@ class Values:
 
 def energy_mae(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean absolute error of the energy over systems, eV (per system, not per atom)."""
-    return Mean.of(_error(prediction.energy, target.energy).abs())
+    return Mean.of(_error(prediction.energy, target.energy).abs(), batch.with_energy)
 
 
 def energy_mse(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean squared error of the energy over systems, eV²."""
-    return Mean.of(_error(prediction.energy, target.energy) ** 2)
+    return Mean.of(_error(prediction.energy, target.energy) ** 2, batch.with_energy)
 
 
 def energy_per_atom_mae(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean over systems of the absolute error of the energy divided by the number of atoms (fixed ones too), eV."""
-    return Mean.of(_error(prediction.energy, target.energy).abs() / batch.n_atoms)
+    return Mean.of(_error(prediction.energy, target.energy).abs() / batch.n_atoms, batch.with_energy)
 
 
 def energy_within_threshold(prediction: Values, target: Values, batch: Batch) -> Mean:
     """EwT: share of systems with an absolute energy error below 0.02 eV."""
-    return Mean.of(_error(prediction.energy, target.energy).abs() < ENERGY_THRESHOLD)
+    return Mean.of(_error(prediction.energy, target.energy).abs() < ENERGY_THRESHOLD, batch.with_energy)
 
 
 # ---- forces ------------------------------------------------------------------------------------------------------
@@ -112,12 +112,12 @@ def energy_within_threshold(prediction: Values, target: Values, batch: Batch) ->
 
 def forces_mae(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean absolute error of the force components of free atoms, all systems pooled, eV/Å."""
-    return Mean.of(_error(prediction.forces, target.forces).abs(), ~batch.fixed)
+    return Mean.of(_error(prediction.forces, target.forces).abs(), batch.with_forces)
 
 
 def forces_mse(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean squared error of the force components of free atoms, all systems pooled, (eV/Å)²."""
-    return Mean.of(_error(prediction.forces, target.forces) ** 2, ~batch.fixed)
+    return Mean.of(_error(prediction.forces, target.forces) ** 2, batch.with_forces)
 
 
 def forces_cosine_similarity(prediction: Values, target: Values, batch: Batch) -> Mean:
@@ -126,20 +126,21 @@ def forces_cosine_similarity(prediction: Values, target: Values, batch: Batch) -
     Computed in float32 by ``torch.cosine_similarity`` (eps 1e-8), as fairchem does: a zero vector gives 0.
     """
     found, wanted = _pair(prediction.forces, target.forces)
-    return Mean.of(torch.cosine_similarity(found.float(), wanted.float(), dim=-1), ~batch.fixed)
+    return Mean.of(torch.cosine_similarity(found.float(), wanted.float(), dim=-1), batch.with_forces)
 
 
 def forces_magnitude_error(prediction: Values, target: Values, batch: Batch) -> Mean:
     """Mean over free atoms of the absolute difference between the lengths of the two force vectors, eV/Å."""
     found, wanted = _pair(prediction.forces, target.forces)
-    return Mean.of((found.norm(dim=-1) - wanted.norm(dim=-1)).abs(), ~batch.fixed)
+    return Mean.of((found.norm(dim=-1) - wanted.norm(dim=-1)).abs(), batch.with_forces)
 
 
 def energy_forces_within_threshold(prediction: Values, target: Values, batch: Batch) -> Mean:
     """EFwT: share of systems with |ΔE| < 0.02 eV and |ΔF| < 0.03 eV/Å for every component on every free atom."""
     energy_good = _error(prediction.energy, target.energy).abs() < ENERGY_THRESHOLD
     atom_good = (_error(prediction.forces, target.forces).abs() < FORCE_THRESHOLD).all(dim=-1)
-    return Mean.of(energy_good & _all_free_atoms(atom_good, batch.fixed, batch.system_idx, len(energy_good)))
+    good = energy_good & _all_free_atoms(atom_good, batch.fixed, batch.system_idx, len(energy_good))
+    return Mean.of(good, batch.with_both)
 
 
 def force_below_threshold(prediction: Values, target: Values, batch: Batch) -> Mean:

@@ -141,7 +141,9 @@ class Task:
     ) -> tuple[LossTerm, ...]:
         """One term for each predicted quantity, errors in units of the model's scales, vectors of free atoms only.
 
-        There are as many terms for every batch; :func:`total_loss` adds them.
+        Factors of a batch multiply the losses of its systems, and leave the counts as they are: a system with the
+        factor f contributes f times what it would without, whatever else is in its batch. There are as many terms for
+        every batch; :func:`total_loss` adds them.
         """
         assert config.energy_weight is not None, "resolved() gives the task's own weights"
         assert config.displacement_weight is not None or "displacements" not in self.outputs
@@ -151,7 +153,8 @@ class Task:
             terms.append(_energy_term(config.energy_weight, error, config.energy, batch))
         if found.forces is not None:
             error = (found.forces - _known(wanted.forces)) / scale
-            terms.append(_vector_term(config.forces_weight, error, ~batch.fixed, config.forces))
+            factors = None if batch.forces_weight is None else batch.forces_weight.to(error)[batch.system_idx]
+            terms.append(_vector_term(config.forces_weight, error, ~batch.fixed, config.forces, factors))
         if "stress" in self.outputs:
             # Stress × volume per atom is an energy as the virial is: its size does not depend on the vacuum of a slab.
             volume_per_atom = batch.volume / batch.n_atoms
@@ -242,30 +245,42 @@ def _known(label: Tensor | None) -> Tensor:
 
 
 def _vector_term(
-    weight: float, error: Float[Tensor, "n_atoms 3"], counted: Bool[Tensor, "n_atoms"], kind: str
+    weight: float,
+    error: Float[Tensor, "n_atoms 3"],
+    counted: Bool[Tensor, "n_atoms"],
+    kind: str,
+    factors: Float[Tensor, "n_atoms"] | None = None,
 ) -> LossTerm:
     """Mean length of the error vectors of counted atoms, or mean absolute or squared error of their components.
 
-    Atoms that are not counted are emptied, not left out: on a GPU nobody has to wait for their number.
+    Each is multiplied by the factor of its atom. Atoms that are not counted are emptied, not left out: on a GPU nobody
+    has to wait for their number.
     """
     error, n = error.masked_fill(~counted[:, None], 0), counted.sum()
     if kind == "l2":
         # The norm has no derivative where it is zero; this one has, and differs by at most 1e-6 of the scale.
         lengths = torch.sqrt(error.square().sum(1) + 1e-12)
-        return LossTerm(weight, lengths.masked_fill(~counted, 0).sum(), n)
-    return LossTerm(weight, _component_term(weight, error, kind).sum, 3 * n)
+        return LossTerm(weight, _times(lengths.masked_fill(~counted, 0), factors).sum(), n)
+    return LossTerm(weight, _component_term(weight, error, kind, factors).sum, 3 * n)
 
 
-def _component_term(weight: float, error: Float[Tensor, "..."], kind: str) -> LossTerm:
-    """Mean absolute or squared error of all components."""
-    return LossTerm(weight, (error.abs() if kind == "mae" else error.square()).sum(), error.numel())
+def _component_term(
+    weight: float, error: Float[Tensor, "n *rest"], kind: str, factors: Float[Tensor, "n"] | None = None
+) -> LossTerm:
+    """Mean absolute or squared error of all components, each multiplied by the factor of its row."""
+    return LossTerm(weight, _times(error.abs() if kind == "mae" else error.square(), factors).sum(), error.numel())
+
+
+def _times(losses: Float[Tensor, "n *rest"], factors: Float[Tensor, "n"] | None) -> Float[Tensor, "n *rest"]:
+    return losses if factors is None else losses * factors.view(-1, *(1,) * (losses.ndim - 1))
 
 
 def _energy_term(weight: float, error: Float[Tensor, "n_systems"], kind: str, batch: Batch) -> LossTerm:
     """Mean absolute error of the systems, or mean absolute or squared error per atom."""
     if kind != "mae":
         error = error / batch.n_atoms
-    return _component_term(weight, error, "mse" if kind == "per_atom_mse" else "mae")
+    factors = None if batch.energy_weight is None else batch.energy_weight.to(error)
+    return _component_term(weight, error, "mse" if kind == "per_atom_mse" else "mae", factors)
 
 
 def _guessed_energies(batch: Batch, statistics: Statistics) -> tuple[Tensor, Tensor]:

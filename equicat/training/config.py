@@ -92,6 +92,8 @@ class RunConfig(Checked, section="run"):
     """Its name there; null takes that of the run directory."""
     tensorboard: bool = False
     """Log to TensorBoard."""
+    mlflow: bool = False
+    """Log to MLflow: to the server that MLFLOW_TRACKING_URI names, else to ./mlruns."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -150,6 +152,13 @@ class TrainConfig(Checked):
                     f"{option} is published, which is for model.name allegro, but that is {self.model.name}; "
                     "leave it out"
                 )
+        norm = self.normalization
+        for name, scale in {"scale": norm.scale, "displacement_scale": norm.displacement_scale}.items():
+            if scale == "fit" and self.run.init_from is None:
+                raise InputError(
+                    f"normalization.{name} is fit, which is for the scale of a model that is fine-tuned; give "
+                    "run.init_from, or leave it out"
+                )
         if self.long_range.smearing is not None:
             if self.task != "s2ef":
                 raise InputError(f"long_range is for energies and forces (task s2ef); leave it out for {self.task}")
@@ -165,6 +174,8 @@ class TrainConfig(Checked):
                 raise InputError("loss.displacement_weight is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.normalization.displacement_scale is not None:
                 raise InputError("normalization.displacement_scale is for is2re and is2rs; leave it out for s2ef")
+        elif self.data.also_forces_weight:
+            raise InputError(f"data.also_forces_weight is for the task s2ef; leave it out for {self.task}")
         elif self.run.recompute:
             raise InputError(f"run.recompute is for energies and forces (task s2ef); leave it out for {self.task}")
         elif self.loss.stress_weight:

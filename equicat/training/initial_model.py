@@ -1,7 +1,6 @@
 """The model that training starts from: a new one, or that of another run, made to fit the configuration."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -10,24 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from jaxtyping import Float
-from numpy import ndarray
 
 from equicat.data.batches import batches
-from equicat.data.datasets import AnyDataset, Subset
+from equicat.data.datasets import AnyDataset
 from equicat.data.fitted import (
     Statistics,
-    element_counts,
-    evenly_spread,
     fit_domain,
     fit_statistics,
-    linear_reference,
     reference_energies,
 )
 from equicat.data.identity import system_numbers
 from equicat.errors import InputError
 from equicat.models import saved
-from equicat.models.direct import DirectModel, RelaxedPrediction
+from equicat.models.direct import DirectModel
 from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.gradient import ComputeOptions
 from equicat.models.heads import MLP_HEAD
@@ -39,18 +33,11 @@ from equicat.networks.published import draw_as_published
 from equicat.tasks.tasks import Task, outputs_of, resolved
 from equicat.training.config import RunConfig, TrainConfig
 from equicat.training.new_elements import with_new_elements
-from equicat.training.normalization import NormalizationConfig, given_references, new_references
+from equicat.training.normalization import new_references
+from equicat.training.refit import own_scales, refit
 
 PREPARING_BATCHES = 16
 """Batches of training data to which the constants of an architecture are fitted (GemNet: scale factors)."""
-REFERENCE_SAMPLE = 200
-"""Training structures at which a model to fine-tune is compared with the new energies."""
-REFERENCES_PER_ELEMENT = 10
-"""Structures with each new element that are looked at beside these."""
-OFFSET = 1.0
-"""eV, root mean square per system: errors of a model to fine-tune that are worth a warning, if ..."""
-OFFSET_SHARE = 0.1
-"""... other reference energies would leave less than this share of them."""
 
 
 def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potential | DirectModel, TrainConfig]:
@@ -80,6 +67,8 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
     if config.energy_atoms == "adsorbate":
         _check_adsorbates(data, task.energy)
         linear, residual = reference_energies(data, fitted.elements, task.energy, tag=ADSORBATE_TAG)
+    assert norm.scale != "fit", "the configuration refuses it"
+    assert norm.displacement_scale != "fit", "the configuration refuses it"
     scale = norm.scale or (fitted.forces_rms if config.task == "s2ef" else residual)
     displacement_scale = norm.displacement_scale or fitted.displacements_rms
     references = new_references(norm, fitted.elements, linear)
@@ -132,9 +121,9 @@ def fine_tuned_model(
 ) -> tuple[Potential | DirectModel, TrainConfig]:
     """The model of another run in the configured precision, and the configuration with what was used.
 
-    Weights, scales and the normalisation of sums over neighbours belong together and stay; reference energies change
-    if ``normalization.references`` asks for it, and those of new elements are fitted; statistics, of which trivial
-    baselines are made, are those of the data.
+    Weights, scales and the normalisation of sums over neighbours belong together and stay; reference energies and
+    scales change if ``normalization`` asks for it, and references of new elements are fitted; statistics, of which
+    trivial baselines are made, are those of the data.
 
     Raises:
         InputError: if the run holds another model than the configuration describes, or does not fit the data.
@@ -157,9 +146,8 @@ def fine_tuned_model(
         dataset_references=data.info.reference_energies or info.dataset_references,
         domain=None if info.domain is None else info.domain | fit_domain(data, model.cutoff, system_numbers(data)),
     )
-    norm = _own_scales(config.normalization, model, run)
-    if set(info.outputs) & {"energy", "relaxed_energy"}:
-        _set_references(norm, model, data, task.energy, run, new)
+    norm = own_scales(config.normalization, model, run)
+    refit(norm, model, data, task.energy, run, new)
     if norm.references is None:
         energies = model.reference_energies.tolist()
         norm = replace(norm, references=dict(zip(info.element_symbols, energies, strict=True)))
@@ -216,91 +204,3 @@ def _for_elements(fitted: Statistics, known: Statistics) -> Statistics:
     energies = dict(zip(known.elements, known.linear_reference, strict=True))
     energies |= dict(zip(fitted.elements, fitted.linear_reference, strict=True))
     return replace(fitted, elements=known.elements, linear_reference=tuple(energies[z] for z in known.elements))
-
-
-def _own_scales(norm: NormalizationConfig, model: Potential | DirectModel, run: str) -> NormalizationConfig:
-    """The options with the scales of the model, which are part of what its weights mean.
-
-    Raises:
-        InputError: if another scale is asked for.
-    """
-    scale = model.scale.item()
-    displacement_scale = model.displacement_scale.item() if isinstance(model, DirectModel) else None
-    for name, wanted, value in (
-        ("scale", norm.scale, scale),
-        ("displacement_scale", norm.displacement_scale, displacement_scale),
-    ):
-        if wanted is not None and value is not None and not np.isclose(wanted, value, rtol=1e-6):
-            raise InputError(
-                f"normalization.{name} is {wanted}, but the weights of {run} were trained with {value:.6g}, and stay "
-                "with it in fine-tuning; leave it out"
-            )
-    return replace(norm, scale=scale, displacement_scale=displacement_scale)
-
-
-def _set_references(
-    norm: NormalizationConfig,
-    model: Potential | DirectModel,
-    data: AnyDataset,
-    label: str,
-    run: str,
-    new: Sequence[int],
-) -> None:
-    """Give the model the reference energies that are asked for; warn if they do not fit the data.
-
-    Those of new elements are fitted to what the model leaves of the energies, unless all are given or none is wanted.
-    """
-    references = model.reference_energies  # a view: what is written into it, the model has
-    if norm.references == "none":
-        references.zero_()
-    elif isinstance(norm.references, dict):
-        for z, energy in given_references(norm.references, data.elements).items():
-            if z in model.elements:
-                references[model.elements.index(z)] = energy
-    counts, errors = _energy_errors(model, data, label, new)
-    shift = linear_reference(counts, errors)
-    if norm.references == "linear":
-        references += torch.from_numpy(shift)
-        return
-    if new and norm.references is None:
-        columns = [model.elements.index(z) for z in new]
-        fitted = linear_reference(counts[:, columns], errors)
-        references[columns] = torch.from_numpy(fitted)
-        errors = errors - counts[:, columns] @ fitted
-        shift = linear_reference(counts, errors)
-    now, then = (float(np.sqrt(np.mean(np.square(e)))) for e in (errors, errors - counts @ shift))
-    if now > OFFSET and then < OFFSET_SHARE * now:
-        per_atom = float(np.mean(np.abs(errors) / counts.sum(1)))
-        print(
-            f"warning: energies of {data.path} are {per_atom:.3g} eV an atom away from those of {run}, which other "
-            "reference energies would mend; if they come from another code or other pseudopotentials, give "
-            "`--normalization.references linear` to shift those of the run",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _energy_errors(
-    model: Potential | DirectModel, data: AnyDataset, label: str, new: Sequence[int]
-) -> tuple[Float[ndarray, "n n_elements"], Float[ndarray, "n"]]:
-    """Atoms of each element that the model knows, and label minus prediction (eV), of a sample of the data.
-
-    The sample holds some structures with each ``new`` element.
-    """
-    dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
-    holds = element_counts(data, tuple(int(z) for z in data.elements))[:, np.isin(data.elements, list(new))] > 0
-    rare = [np.flatnonzero(column)[:REFERENCES_PER_ELEMENT] for column in holds.T]
-    chosen = np.unique(np.concatenate([evenly_spread(len(data), REFERENCE_SAMPLE), *rare]))
-    sample = Subset(dataset, indices[chosen])
-    counts, errors = [], []
-    for batch in batches(sample, model.cutoff, batch_size=4, dtype=model.dtype, labels=(label,)):
-        with torch.no_grad():
-            found = model(batch, forces=False) if isinstance(model, Potential) else model(batch)
-        energy = found.relaxed_energy if isinstance(found, RelaxedPrediction) else found.energy
-        assert energy is not None
-        errors.append(getattr(batch, label) - energy)
-        table = energy.new_zeros(batch.n_systems, len(model.elements))
-        counted = model.counted(batch) if isinstance(model, DirectModel) else None
-        ones = table.new_ones(len(batch.numbers)) if counted is None else counted.to(table)
-        counts.append(table.index_put((batch.system_idx, model.species(batch)), ones, accumulate=True))
-    return torch.cat(counts).numpy(), torch.cat(errors).numpy()

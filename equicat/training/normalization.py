@@ -17,12 +17,13 @@ class NormalizationConfig(Checked, section="normalization"):
     references: Literal["linear", "none"] | dict[str, Number] | None = None
     """Energy of each element (eV): linear fits them to the training energies, none takes 0; or give them, such as
     {H: -13.6}. null: linear, but for fine-tuning those of the run; linear then shifts these to the new energies."""
-    scale: PositiveNumber | None = None
+    scale: Literal["fit"] | PositiveNumber | None = None
     """Energies are in units of this (eV); null takes the root mean square force of free atoms (s2ef), or what the
-    linear references leave of the energies. With fine-tuning it is the run's."""
-    displacement_scale: PositiveNumber | None = None
+    linear references leave of the energies. With fine-tuning it is the run's; fit multiplies that by one factor, so
+    that the model's forces, or where it has none its energies, fit the new data best."""
+    displacement_scale: Literal["fit"] | PositiveNumber | None = None
     """Displacements are in units of this (Å); null takes their root mean square component of free atoms. With
-    fine-tuning it is the run's."""
+    fine-tuning it is the run's; fit multiplies that by one factor, as with scale."""
 
 
 def new_references(

@@ -84,6 +84,7 @@ class RecordedSteps:
         model, network = self.objective.model, self.objective.model.network
         recordable = isinstance(network, Allegro) and network.recordable
         recordable = recordable and isinstance(model, Potential) and model.long_range is None  # for want of positions
+        recordable = recordable and batch.energy_weight is None and batch.forces_weight is None
         on_gpu = backend.has_triton(batch.positions.device)
         return recordable and self.recorder.works and 0 < batch.n_edges <= MAX_EDGES and on_gpu
 

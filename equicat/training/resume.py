@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from equicat.data.datasets import AnyDataset
+from equicat.data.datasets import AnyDataset, Joined
 from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.direct import DirectModel
@@ -198,11 +198,14 @@ def data_summary(data: AnyDataset, label: str) -> dict[str, Any]:
         label: of the energies that are trained on.
     """
     energies = np.asarray(data.array(label), dtype=np.float64) if label in data.fields else np.zeros(1)
+    weights = data.weights() if isinstance(data, Joined) else (len(data), len(data))
     return {
         "elements": ", ".join(chemical_symbols[z] for z in data.elements),
         "structures": len(data),
         "atoms": int(np.sum(np.asarray(data.n_atoms))),
-        "energy": float(energies.sum()),
+        "energy": float(np.nansum(energies)),
+        "energy weights": float(weights[0]),
+        "forces weights": float(weights[1]),
     }
 
 
@@ -210,7 +213,7 @@ def check_same_data(earlier: Resumption, summaries: Mapping[str, Mapping[str, An
     """Make sure that a run goes on with its own data; its losses could not be compared otherwise.
 
     Args:
-        earlier: checkpoints of earlier versions do not know their data, and are not checked.
+        earlier: checkpoints of earlier versions do not know their data, or less of them, and are not checked for it.
         summaries: :func:`data_summary` of the ``training`` and ``validation`` data.
 
     Raises:
@@ -218,6 +221,8 @@ def check_same_data(earlier: Resumption, summaries: Mapping[str, Mapping[str, An
     """
     for name, known in earlier.checkpoint.get("data", {}).items():
         for key, value in summaries[name].items():
+            if key not in known:
+                continue
             same = np.isclose(value, known[key], rtol=1e-9, equal_nan=True) if key == "energy" else value == known[key]
             if not same:
                 raise InputError(

@@ -87,6 +87,12 @@ class Rhythm(Callback):
                 self.writer.save(trainer)
             self._end_if_told(trainer, module)
 
+    def on_validation_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Let a validation finish that a signal to end comes into: a checkpoint of the step before it would lack it."""
+        if trainer.received_sigterm:
+            trainer._signal_connector.received_sigterm = False
+            trained(module).ends = True
+
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.is_last_batch:
             self._end_if_told(trainer, module)

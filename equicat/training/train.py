@@ -30,6 +30,7 @@ from equicat.tasks.tasks import Task, outputs_of, resolved, task_of
 from equicat.training.callbacks import RunWriter
 from equicat.training.config import RunConfig, TrainConfig
 from equicat.training.initial_model import fine_tuned_model, new_model
+from equicat.training.loggers import finish
 from equicat.training.module import TrainingModule
 from equicat.training.origin import Origin
 from equicat.training.rates import freeze
@@ -41,7 +42,7 @@ from equicat.training.resume import (
     read_resumption,
     resumed_model,
 )
-from equicat.training.trainer import finish_loggers, is_main_process, make_trainer, matmul_precision, quiet_lightning
+from equicat.training.trainer import is_main_process, make_trainer, matmul_precision, quiet_lightning
 
 GRADE_SAMPLE = 2000
 """Training structures to whose atoms those of a prediction are compared."""
@@ -193,7 +194,8 @@ def _interrupts(trainer: Trainer, directory: NewRun, run: Path) -> Iterator[None
             print(f"{run}: interrupted; {kept}", file=sys.stderr, flush=True)
         raise KeyboardInterrupt from exit_
     finally:
-        finish_loggers(trainer)
+        if is_main_process():
+            finish(trainer.loggers, run)
 
 
 def _directory(options: RunConfig) -> AbstractContextManager[NewRun]:

@@ -5,14 +5,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -23,10 +21,8 @@ from equicat.terminal.progress import is_watched
 from equicat.training.callbacks import Lines, Patience, RunWriter
 from equicat.training.checkpoints import CheckpointFiles
 from equicat.training.config import RunConfig, TrainConfig
+from equicat.training.loggers import begin, make_loggers
 from equicat.training.rhythm import Rhythm
-
-WANDB_ID = Path("wandb", "run_id.txt")
-"""File of a run directory with the id that its run has at Weights & Biases, so that a resumed run goes on there."""
 
 
 def is_main_process() -> bool:
@@ -69,7 +65,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: Resu
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # ours repeats no structure
             inference_mode=False,  # forces are derivatives
-            logger=_loggers(config, run),
+            logger=make_loggers(config, run),
             callbacks=callbacks,
             plugins=[CheckpointFiles()],
             enable_checkpointing=False,  # the writer saves what we promise
@@ -79,19 +75,9 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: Resu
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
         raise InputError(f"run.accelerator {options.accelerator}, run.devices {options.devices}: {error}") from error
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_hyperparams(asdict(config))  # starts its process
-            if trainer.is_global_zero:
-                (run / WANDB_ID).write_text(logger.experiment.id, encoding="utf-8")
+    if is_main_process():
+        begin(trainer.loggers, config, run)
     return trainer
-
-
-def finish_loggers(trainer: pl.Trainer) -> None:
-    """End runs of Weights & Biases, which would go on until the process ends and take in a next training."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.finish()
 
 
 def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
@@ -122,23 +108,6 @@ def _started_processes() -> tuple[int, int] | None:
         num_nodes = int(env.get("SLURM_NNODES", 1))
         return int(env["SLURM_NTASKS"]) // num_nodes, num_nodes
     return None
-
-
-def _loggers(config: TrainConfig, run: Path) -> list[Logger]:
-    loggers: list[Logger] = []
-    name = config.run.wandb_name or Path(config.run.out).resolve().name
-    try:
-        if config.run.tensorboard:
-            loggers.append(TensorBoardLogger(run, name="tensorboard", version=""))
-        if config.run.wandb:
-            offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
-            known = run / WANDB_ID
-            again = {"id": known.read_text(encoding="utf-8"), "resume": "allow"} if known.is_file() else {}
-            project = config.run.wandb_project
-            loggers.append(WandbLogger(name=name, save_dir=run, offline=offline, project=project, **again))
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
-    return loggers
 
 
 @contextmanager

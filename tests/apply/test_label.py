@@ -115,7 +115,7 @@ def test_the_stress_of_a_bulk_is_kept(label):
 @pytest.mark.parametrize("fresh", ["false", "true"])
 def test_one_that_fails_is_named_and_stops_no_other(label, capfd, fresh):
     """A calculator that raises, one whose process dies, and one that gives numbers which are none."""
-    others = [Atoms(symbol, cell=[9, 9, 9], pbc=True) for symbol in ("Cu", "Ag", "Au")]
+    others = [Atoms(symbol, cell=[9, 9, 9], pbc=True) for symbol in ("Cu", "Ag", "Au", "Pt")]
     ase.io.write("in.extxyz", [cube(3.5), *others, cube(3.7)])
     words = (f"{OTHERS}:Moody", "in.extxyz", "--out", "out.extxyz", "--workers", "2", "--fresh", fresh)
     assert label(*words) == 0
@@ -124,17 +124,18 @@ def test_one_that_fails_is_named_and_stops_no_other(label, capfd, fresh):
         "in.extxyz, frame 1: RuntimeError: SCF did not converge",
         "in.extxyz, frame 2: the process that computed it ended with status -6",
         "in.extxyz, frame 3: forces is not finite (NaN or infinity)",
+        "in.extxyz, frame 4: the calculator's answer: energy is 1.0e+30 eV, more than",
         "2 structures, 2 frames",
     ):
         assert line in said
     assert [round(atoms.cell[0, 0], 3) for atoms in ase.io.read("out.extxyz", ":")] == [3.5, 3.7]
     failed = ase.io.read("out.failed.extxyz", ":")
-    assert [str(atoms.symbols) for atoms in failed] == ["Cu", "Ag", "Au"]
+    assert [str(atoms.symbols) for atoms in failed] == ["Cu", "Ag", "Au", "Pt"]
     assert failed[0].info["error"] == "RuntimeError: SCF did not converge"
     parameters = json.loads(Path("out.label.json").read_text())["calculator"]["parameters"]
     assert parameters == [{"mood": "bad", "cutoff": 4.0}]
     kept = sorted(path.name for path in Path().glob("out.calculations/*"))
-    assert kept == (["000001", "000002", "000003"] if fresh == "true" else [])
+    assert kept == (["000001", "000002", "000003", "000004"] if fresh == "true" else [])
 
 
 def test_none_that_works_is_an_error(label, capsys):

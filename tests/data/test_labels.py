@@ -83,6 +83,19 @@ class TestForces:
         with pytest.raises(InputError, match=r"a, frame 0: forces holds .*, expected numbers"):
             Structure.from_ase(atoms(forces=value), source="a, frame 0")
 
+    def test_what_no_method_gives_is_named(self):
+        """Limits are 1e7 eV an atom and 1e5 eV/Å; a total energy of all electrons stays below."""
+        forces = np.array([[0.0, 0, 0], [0, -2e5, 0]])
+        with pytest.raises(InputError, match=r"a, frame 0: forces is 2.0e\+05 eV/Å at atom 1, more than 100000 eV/Å"):
+            Structure.from_ase(atoms(forces=forces), source="a, frame 0")
+        assert Structure.from_ase(atoms(forces=forces), labels=("energy",)).forces is None
+        for found in (atoms(energy=1e30), atoms(energy=-2.1e7), atoms(info={"relaxed_energy": 1e30})):
+            with pytest.raises(
+                InputError, match=r"energy is .* eV, more than 1e\+07 eV an atom, which no method gives"
+            ):
+                Structure.from_ase(found, source="a, frame 0")
+        assert Structure.from_ase(atoms(energy=-1.6e6, forces=0.4 * forces)).energy == -1.6e6
+
     @pytest.mark.parametrize("name", ["forces", "relaxed_positions"])
     def test_nan_is_named_with_its_atom(self, name):
         value = np.array([[0.0, 0, 0], [0, np.nan, 0]])

@@ -111,7 +111,9 @@ class Shown(AsPotential):
 
 
 @pytest.mark.parametrize(
-    "check", [testing.check_rotation, testing.check_permutation, testing.check_batch_independence], ids=str
+    "check",
+    [testing.check_rotation, testing.check_permutation, testing.check_batch_independence],
+    ids=lambda check: check.__name__,
 )
 def test_those_of_the_page_obey_physics(module, check):
     torch.manual_seed(0)

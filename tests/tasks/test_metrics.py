@@ -51,6 +51,22 @@ def test_energy_metrics_by_hand() -> None:
     assert metrics.energy_within_threshold(*args).value == 0.5
 
 
+def test_labels_that_do_not_count_are_in_no_metric() -> None:
+    """Three systems of one atom: the first counts, the second has no energy, the third no forces."""
+    weights = {"energy_weight": [0.5, 0.0, 1.0], "forces_weight": [2.0, 1.0, 0.0]}
+    factors = {name: torch.tensor(values, dtype=torch.float64) for name, values in weights.items()}
+    batch = batch_of([0, 1, 2], **factors)
+    forces = torch.tensor([[0.01, 0, 0], [0.05, 0, 0], [900.0, 0, 0]])
+    args = (Values(floats(0.01, 900.0, 0.03), forces), Values(floats(0, 0, 0), torch.zeros(3, 3)), batch)
+    found = {name: getattr(metrics, name)(*args).value for name in ("energy_mae", "energy_mse", "forces_mae")}
+    assert found == pytest.approx({"energy_mae": 0.02, "energy_mse": 0.0005, "forces_mae": 0.01}, rel=1e-5)
+    assert metrics.energy_within_threshold(*args).value == 0.5
+    assert metrics.energy_per_atom_mae(*args).value == pytest.approx(0.02)
+    assert metrics.forces_magnitude_error(*args).value == pytest.approx(0.03)
+    both = metrics.energy_forces_within_threshold(*args)
+    assert (both.total.item(), int(both.numel)) == (1.0, 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_energy_threshold_is_strict(dtype: torch.dtype) -> None:
     """Exactly 0.02 eV, as the dtype has it, is not within; the next number below is."""

@@ -68,6 +68,34 @@ def test_guesses_are_the_mean_or_the_linear_reference_and_nothing_else():
     assert with_stress.stress.shape == (2, 3, 3)
 
 
+@pytest.mark.parametrize("energy", ["mae", "per_atom_mae", "per_atom_mse"])
+@pytest.mark.parametrize("forces", ["l2", "mae", "mse"])
+def test_the_loss_of_each_system_is_multiplied_by_its_factors(energy, forces):
+    """The loss in plain loops: λ_E Σ_s f_s e_s / n + λ_F Σ_a f_a l_a / n_free, with the factors of three systems."""
+    torch.manual_seed(0)
+    model = Potential(dataclasses.replace(SMALL, l_max=1), (8, 29), (8,), scale=0.5)
+    task, factors = task_of(("energy", "forces")), [(1.0, 1.0), (0.25, 0.0), (0.0, 3.0)]
+    systems = [
+        dataclasses.replace(labelled(k), energy_weight=of_energy, forces_weight=of_forces)
+        for k, (of_energy, of_forces) in enumerate(factors)
+    ]
+    batch = Batch.from_structures(systems, 4.0)
+    off, pull = torch.tensor([0.3, -2.0, 70.0], dtype=torch.float64), torch.randn(len(batch.positions), 3)
+    prediction = Prediction(batch.energy + off, torch.zeros(len(pull)), batch.forces + pull)
+    config = LossConfig(energy=energy, forces=forces, energy_weight=2.0, forces_weight=5.0)
+    of_energies = of_forces = 0.0
+    n_free = 0
+    for k, system in enumerate(systems):
+        error = float(off[k]) / 0.5 / (1 if energy == "mae" else len(system))
+        of_energies += factors[k][0] * (error**2 if energy == "per_atom_mse" else abs(error)) / 3
+        vectors = pull[batch.system_idx == k][~torch.from_numpy(system.fixed)].double() / 0.5
+        n_free += len(vectors)
+        each = {"l2": vectors.norm(dim=1), "mae": vectors.abs().mean(1), "mse": vectors.square().mean(1)}[forces]
+        of_forces += factors[k][1] * float(each.sum())
+    loss = total_loss(task.loss_terms(prediction, batch, model, config))
+    assert loss.item() == pytest.approx(2.0 * of_energies + 5.0 * of_forces / n_free, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["mae", "mse"])
 def test_the_stress_loss_is_of_virials_per_atom(kind, monkeypatch):
     """A slab with twice the vacuum has half the stress; its loss stays."""

@@ -1,6 +1,7 @@
 """Training on several processes: the same model, the same losses, and one set of files about all data."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ from socket import socket
 import pytest
 import torch
 import yaml
-from conftest import configuration
+from conftest import configuration, labelled
 from safetensors.torch import load_file
 
 from equicat import InputError, open_dataset
+from equicat.data.info import DatasetInfo
+from equicat.data.store import write_store
 from equicat.run_directory import LAST, digest, read_checkpoint
 from equicat.training.config import RunConfig, from_mapping
 from equicat.training.train import train
@@ -59,12 +62,17 @@ def as_torchrun(arguments: list[str]) -> list[subprocess.CompletedProcess]:
 def test_two_processes_do_what_one_does(data, run, tmp_path):
     """Batches of 2 on two processes are a batch of 4 on one: the same weights, in float64, after all their steps.
 
-    They write one run, in the place of an old one, which is evaluated on all validation data.
+    Some of the data have no energies, and half of the weight. They write one run, in the place of an old one, which is
+    evaluated on all validation data.
     """
     options = {"max_epochs": 2, "dtype": "float64"}
-    one = configuration(data, tmp_path / "one", run={"batch_size": 4} | options)
+    further = str(tmp_path / "further")
+    bare = [dataclasses.replace(labelled(k), energy=None) for k in range(40, 44)]
+    write_store(tmp_path / "further", bare, DatasetInfo("total"))
+    several = {"also": {further: 1.0}, "also_energy_weight": {further: 0.0}, "also_forces_weight": {further: 0.5}}
+    one = configuration(data, tmp_path / "one", several, run={"batch_size": 4} | options)
     shutil.copytree(run, tmp_path / "two")
-    two = configuration(data, tmp_path / "two", run={"batch_size": 2, "overwrite": True} | options)
+    two = configuration(data, tmp_path / "two", several, run={"batch_size": 2, "overwrite": True} | options)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(two))
     done = as_torchrun(["train", str(tmp_path / "two.yaml")])
     assert [process.returncode for process in done] == [0, 0], done

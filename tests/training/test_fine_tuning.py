@@ -106,6 +106,72 @@ def test_another_scale_is_refused(run, data, tmp_path):
     tuned(run, data, tmp_path / "out", normalization={"scale": own})
 
 
+def test_a_scale_that_fits_the_new_forces(run, data, tmp_path, capsys):
+    """Data whose labels are 2.5 times what the model predicts: the scale becomes 2.5 times as large, references fit."""
+    model = equicat.load(run)
+    for split, seeds in {"train": range(16), "val_id": range(16, 22)}.items():
+        found = []
+        for seed in seeds:
+            prediction = model(equicat.Batch.from_structures([labelled(seed)], model.cutoff))
+            energy, forces = prediction.energy.item(), prediction.forces.detach().double().numpy()
+            found.append(dataclasses.replace(labelled(seed), energy=2.5 * energy, forces=2.5 * forces))
+        write_store(tmp_path / "d" / "s2ef" / split, found, DatasetInfo("adsorption"))
+    fit = {"scale": "fit", "references": "linear"}
+    out = tuned(run, tmp_path / "d", tmp_path / "out", normalization=fit)
+    before, after = equicat.load(run), equicat.load(out)
+    assert after.scale.item() == pytest.approx(2.5 * before.scale.item(), rel=1e-5)
+    expected = 2.5 * before.reference_energies
+    torch.testing.assert_close(after.reference_energies, expected, rtol=0, atol=1e-4)
+    assert normalization(out)["scale"] == "fit"
+    resumed = configuration(tmp_path / "d", out, normalization=fit, run={"max_epochs": 2, "init_from": str(run)})
+    train(from_mapping(resumed | {"optimizer": {"lr": 1e-30}, "run": resumed["run"] | {"resume": True}}))
+    assert equicat.load(out).scale.item() == after.scale.item()
+
+
+@pytest.mark.parametrize("task", ["is2re", "is2rs"])
+def test_scales_of_direct_models_are_fitted(data, tmp_path, task):
+    """Energies are fitted with the references, displacements alone."""
+    weights = {"energy_weight": float(task == "is2re"), "displacement_weight": 1.0}
+    first = train(from_mapping(configuration(data, tmp_path / "first", loss=weights) | {"task": task})).run
+    model = equicat.load(first)
+    structures = []
+    for seed in range(16):
+        start = relaxing(seed)
+        found = model(equicat.Batch.from_structures([start], model.cutoff))
+        moved = start.positions + 3.0 * found.displacements.detach().double().numpy()
+        changed = {"relaxed_positions": moved}
+        if task == "is2re":
+            shift = 4.0 * float((start.numbers == 8).sum())
+            changed["relaxed_energy"] = 0.5 * found.relaxed_energy.item() + shift
+        structures.append(dataclasses.replace(start, **changed))
+    write_store(tmp_path / "d" / "is2re" / "train", structures, DatasetInfo("adsorption"))
+    fit = {"displacement_scale": "fit"} | ({"scale": "fit", "references": "linear"} if task == "is2re" else {})
+    options = {"max_epochs": 1, "init_from": str(first)}
+    values = configuration(tmp_path / "d", tmp_path / "out", {"val": []}, loss=weights, normalization=fit, run=options)
+    after = equicat.load(train(from_mapping(values | {"task": task, "optimizer": {"lr": 1e-30}})).run)
+    assert after.displacement_scale.item() == pytest.approx(3.0 * model.displacement_scale.item(), rel=1e-4)
+    values["run"]["out"] = str(tmp_path / "other")
+    if task == "is2re":
+        assert after.scale.item() == pytest.approx(0.5 * model.scale.item(), rel=1e-4)
+    else:
+        with pytest.raises(InputError, match=r"normalization.scale is fit, but .* predicts no energies"):
+            train(from_mapping(values | {"task": task, "normalization": {"scale": "fit"}}))
+
+
+def test_a_scale_without_anything_in_common_stays(run, data, tmp_path, capsys):
+    """Forces of the opposite sign have a negative factor."""
+    opposite = [dataclasses.replace(labelled(k), forces=-labelled(k).forces) for k in range(16)]
+    write_store(tmp_path / "d" / "s2ef" / "train", opposite, DatasetInfo("adsorption"))
+    out = tuned(run, tmp_path / "d", tmp_path / "out", {"val": []}, normalization={"scale": "fit"})
+    assert equicat.load(out).scale.item() == equicat.load(run).scale.item()
+    assert "warning: normalization.scale stays as it is" in capsys.readouterr().err
+
+
+def test_fit_is_for_models_that_are_tuned(data, tmp_path):
+    with pytest.raises(InputError, match=r"normalization.scale is fit, which is for .* fine-tuned; give run.init_from"):
+        from_mapping(configuration(data, tmp_path / "out", normalization={"scale": "fit"}))
+
+
 def test_an_element_that_the_new_data_lack_keeps_its_energy(run, tmp_path):
     copper = [dataclasses.replace(labelled(s), numbers=np.full(len(labelled(s)), 29)) for s in range(4)]
     copper = [dataclasses.replace(s, energy=s.energy - 1000.0 * len(s)) for s in copper]

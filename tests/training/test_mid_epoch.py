@@ -16,6 +16,7 @@ from equicat import InputError
 from equicat.run_directory import digest, read_checkpoint
 from equicat.training.callbacks import RunWriter
 from equicat.training.config import from_mapping
+from equicat.training.module import TrainingModule
 from equicat.training.rhythm import Rhythm, is_due
 from equicat.training.train import train
 
@@ -147,6 +148,28 @@ def test_a_signal_to_end_leaves_a_checkpoint_of_that_step(data, tmp_path):
             go(data, tmp_path / "run", checkpoint_every="9 minutes")
     assert last(tmp_path / "run")["global_step"] == 1
     assert end(go(data, tmp_path / "run", resume=True)) == end(go(data, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("val_every", ["3 steps", 1])
+def test_a_signal_to_end_during_a_validation_leaves_a_checkpoint_with_it(data, tmp_path, val_every):
+    """The first of three batches of the validation gets the signal: within an epoch, and at the end of one."""
+    usual, told = TrainingModule.validation_step, []
+
+    def terminate(self, *args):
+        if not told:
+            told.append(self.global_step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        usual(self, *args)
+
+    options = {"val_every": val_every, "val_batch_size": 2, "checkpoint_every": "9 minutes"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "validation_step", terminate)
+        with pytest.raises(KeyboardInterrupt):
+            go(data, tmp_path / "run", **options)
+    assert last(tmp_path / "run")["global_step"] == told[0] == (3 if val_every == "3 steps" else 8)
+    assert [row["val_loss"] != "" for row in rows(tmp_path / "run")] == [True]
+    resumed = go(data, tmp_path / "run", resume=True, **options)
+    assert end(resumed) == end(go(data, tmp_path / "whole", **options))
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(data, tmp_path):

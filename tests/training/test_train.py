@@ -235,13 +235,32 @@ def test_tensorboard_and_wandb_offline(data, tmp_path, monkeypatch):
     limits = {"max_epochs": 1, "tensorboard": True, "wandb": True, "wandb_project": "copper", "wandb_name": "first"}
     result = train(from_mapping(configuration(data, tmp_path / "run", run=limits)))
     assert list(result.run.rglob("events.out.tfevents*"))
-    (first,) = result.run.rglob("offline-run-*")
-    number = (result.run / "wandb" / "run_id.txt").read_text()
-    assert first.name.endswith(number)
-    assert b"copper" in next(first.glob("*.wandb")).read_bytes()
-    train(from_mapping(configuration(data, tmp_path / "run", run=limits | {"max_epochs": 2, "resume": True})))
-    assert (result.run / "wandb" / "run_id.txt").read_text() == number
-    assert all(path.name.endswith(number) for path in result.run.rglob("offline-run-*"))
+    (first,) = (result.run / "wandb").glob("offline-run-*")
+    logged = next(first.glob("*.wandb")).read_bytes()
+    assert b"model.safetensors" in logged, "the model goes along"
+    assert b"copper" in logged
+    again = limits | {"max_epochs": 2, "resume": True}
+    train(from_mapping(configuration(data, tmp_path / "run", run=again)))
+    ids = {path.name.rpartition("-")[2] for path in (result.run / "wandb").glob("offline-run-*")}
+    assert ids == {first.name.rpartition("-")[2]}, "a resumed run is the same one there"
+
+
+def test_mlflow(data, tmp_path, monkeypatch):
+    """A resumed run is the same one there; it has the configuration, the losses and the model."""
+    tracking = pytest.importorskip("mlflow.tracking", reason="MLflow is not installed (extra: mlflow)")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for epochs in (1, 2):
+        options = {"max_epochs": epochs, "mlflow": True, "resume": epochs > 1}
+        train(from_mapping(configuration(data, tmp_path / "run", run=options)))
+    client = tracking.MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("equicat").experiment_id])
+    assert found.info.run_id == (tmp_path / "run" / "mlflow_run").read_text().strip()
+    assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
+    assert found.data.params["run/batch_size"] == "4"
+    assert len(client.get_metric_history(found.info.run_id, "val_loss")) == 2
+    paths = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "model")}
+    assert paths == {"model/model.json", "model/model.safetensors"}
 
 
 def test_a_loss_that_explodes_stops_the_run(data, tmp_path):
