@@ -36,8 +36,8 @@ def make_loggers(config: TrainConfig, run: Path) -> list[Logger]:
         if config.run.wandb:
             offline = "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "online"
             id_ = _wandb_id(run)
-            known = {"name": config.run.wandb_name or name, "project": config.run.wandb_project, "id": id_}
-            loggers.append(WandbLogger(save_dir=run, resume="allow", offline=offline, **known))
+            title, project = config.run.wandb_name or name, config.run.wandb_project
+            loggers.append(WandbLogger(title, run, id=id_, resume="allow", offline=offline, project=project))
         if config.run.mlflow:
             id_ = (run / MLFLOW_ID).read_text().strip() if (run / MLFLOW_ID).is_file() else None
             uri = os.environ.get("MLFLOW_TRACKING_URI")
