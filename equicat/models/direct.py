@@ -38,10 +38,10 @@ class DirectHeads:
     """How relaxed energies are predicted; None does not."""
     energy_atoms: EnergyAtoms = "all"
     """Whose energies are summed: all atoms, or those with tag 2."""
-    linear_share: float = 0.0
-    """Share of a :class:`~equicat.models.local_linear.LocalLinear` in energies of the adsorbate."""
     displacements: DisplacementHead | OwnHead | None = None
     """How displacements are predicted; None does not."""
+    linear_share: float = 0.0
+    """Share of a :class:`~equicat.models.local_linear.LocalLinear` in energies of the adsorbate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,7 @@ class DirectModel(AtomisticModel):
     """
 
     displacement_scale: Tensor
+
     def __init__(
         self,
         config: NetworkConfig,

@@ -55,7 +55,7 @@ def build(
             config,
             elements,
             output,
-            DirectHeads(energy, info.energy_atoms, info.linear_share, info.displacement_head),
+            DirectHeads(energy, info.energy_atoms, info.displacement_head, info.linear_share),
             scale=scale,
             displacement_scale=displacement_scale,
             reference_energies=references,
