@@ -11,9 +11,10 @@ import torch
 from ase.data import chemical_symbols
 
 from equicat.data.batches import batches
-from equicat.data.datasets import AnyDataset
+from equicat.data.datasets import AnyDataset, Subset
 from equicat.data.fitted import (
     Statistics,
+    evenly_spread,
     fit_domain,
     fit_statistics,
     reference_energies,
