@@ -23,6 +23,7 @@ from equicat.models.heads import (
     needs_vectors,
     vector_head,
 )
+from equicat.models.local_linear import LocalLinear
 from equicat.models.model import AtomisticModel, minus_gradient
 from equicat.networks.catalogue import NetworkConfig, architecture
 
@@ -39,6 +40,8 @@ class DirectHeads:
     """Whose energies are summed: all atoms, or those with tag 2."""
     displacements: DisplacementHead | OwnHead | None = None
     """How displacements are predicted; None does not."""
+    linear_share: float = 0.0
+    """Share of a :class:`~equicat.models.local_linear.LocalLinear` in energies of the adsorbate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,9 @@ class DirectModel(AtomisticModel):
         self.energy: ScalarHead | EnergyHead | None = None
         if heads.energy is not None:
             self.energy = scalar() if heads.energy == MLP_HEAD else energy_head(config.name, heads.energy, *sizes)
+        self.local_linear: LocalLinear | None = None
+        if heads.linear_share:
+            self.local_linear = LocalLinear(len(elements), config.cutoff, heads.linear_share)
         self.potential = self.displacement = None
         if heads.displacements == "gradient":
             self.potential = scalar()
@@ -105,6 +111,8 @@ class DirectModel(AtomisticModel):
 
     def forward(self, batch: Batch) -> RelaxedPrediction:
         """Relaxed energies and displacements, differentiable while training.
+
+        A linear model that has a share in energies has none while training: the network learns the whole energy.
 
         Raises:
             InputError: for an element that the model was not trained on; if the energy is that of the adsorbate, for a
@@ -126,6 +134,8 @@ class DirectModel(AtomisticModel):
                 check_rows("energy_head", str(self.heads.energy), rows, n_atoms)
                 atom_energies = rows * self.scale
                 energy = self.system_energies(atom_energies, species, batch, counted)
+                if self.local_linear is not None and counted is not None and not training:
+                    energy = energy.lerp(self.local_linear(batch, species, counted), self.local_linear.share)
             if self.potential is not None:
                 total = self.potential(features, center, n_atoms).sum()
                 (gradient,) = torch.autograd.grad(total, edge_vec, create_graph=training)

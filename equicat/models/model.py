@@ -48,6 +48,8 @@ class ModelInfo:
     terms: EnergyTerms = field(default_factory=EnergyTerms)
     energy_atoms: Literal["all", "adsorbate"] = "all"
     """Whose energies a relaxed energy is the sum of: all atoms, or those with tag 2."""
+    linear_share: float = 0.0
+    """Share of a linear model (:mod:`equicat.models.local_linear`) in relaxed energies."""
     domain: Domain | None = None
     """Chemistry and distances of the training data; None for runs of earlier versions, which did not keep it."""
 

@@ -55,7 +55,7 @@ def build(
             config,
             elements,
             output,
-            DirectHeads(energy, info.energy_atoms, info.displacement_head),
+            DirectHeads(energy, info.energy_atoms, info.displacement_head, info.linear_share),
             scale=scale,
             displacement_scale=displacement_scale,
             reference_energies=references,
@@ -88,6 +88,8 @@ def save_info(run: str | Path, info: ModelInfo) -> None:
         del description["terms"]["long_range"]
     if info.energy_head == MLP_HEAD:
         del description["energy_head"]
+    if not info.linear_share:
+        del description["linear_share"]
     # The hyperparameters of the network stand under the name that they have in a configuration.
     description = {"format_version": FORMAT_VERSION, "model": description.pop("network"), **description}
     replace_json(Path(run) / DESCRIPTION, description)

@@ -16,7 +16,7 @@ from equicat.models.potential import check_long_range
 from equicat.networks.allegro import AllegroConfig
 from equicat.networks.catalogue import NetworkConfig
 from equicat.options.parser import Parser
-from equicat.options.values import Checked, Interval, Natural, Positive, PositiveNumber, Range, Seed, Width
+from equicat.options.values import Checked, Interval, Natural, Positive, PositiveNumber, Range, Seed, Share, Width
 from equicat.run_directory import plain
 from equicat.tasks.tasks import LossConfig
 from equicat.training.normalization import NormalizationConfig
@@ -134,6 +134,9 @@ class TrainConfig(Checked):
     energy_atoms: EnergyAtoms = "all"
     """Relaxed energies (is2re, is2rs) are a sum over all atoms, or over the adsorbate's (tag 2), which is for
     adsorption energies: a clean slab then has exactly 0."""
+    linear_share: Share = 0.0
+    """Share in relaxed energies of a linear model that sees the adsorbate's elements and those of the nearest slab
+    atoms; it is fitted beside the network, for small data sets with energy_atoms adsorbate."""
     long_range: LongRange = field(default_factory=LongRange)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
@@ -163,6 +166,8 @@ class TrainConfig(Checked):
             if self.task != "s2ef":
                 raise InputError(f"long_range is for energies and forces (task s2ef); leave it out for {self.task}")
             check_long_range(self.force_head, self.run.recompute)
+        if self.linear_share and self.energy_atoms != "adsorbate":
+            raise InputError("linear_share is for relaxed energies with energy_atoms adsorbate; leave it out")
         if self.task == "s2ef":
             if self.energy_head != MLP_HEAD:
                 raise InputError("energy_head is for the tasks is2re and is2rs; leave it out for s2ef")

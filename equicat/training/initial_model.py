@@ -11,9 +11,10 @@ import torch
 from ase.data import chemical_symbols
 
 from equicat.data.batches import batches
-from equicat.data.datasets import AnyDataset
+from equicat.data.datasets import AnyDataset, Subset
 from equicat.data.fitted import (
     Statistics,
+    evenly_spread,
     fit_domain,
     fit_statistics,
     reference_energies,
@@ -38,6 +39,10 @@ from equicat.training.refit import own_scales, refit
 
 PREPARING_BATCHES = 16
 """Batches of training data to which the constants of an architecture are fitted (GemNet: scale factors)."""
+LINEAR_SAMPLE = 5000
+"""Training structures to which a linear model that has a share in energies is fitted."""
+RIDGE = 0.01
+"""Penalty of squared coefficients of that model (eV), beside squared errors (eV)."""
 
 
 def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potential | DirectModel, TrainConfig]:
@@ -45,6 +50,8 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
     torch.manual_seed(config.run.seed)
     fitted = fit_statistics(data, config.model.cutoff, task.energy)
     outputs = outputs_of(config.task, config.loss)
+    if config.linear_share and "relaxed_energy" not in outputs:
+        raise InputError("linear_share is a share in relaxed energies, which are not trained here; leave it out")
     info = ModelInfo(
         task=config.task,
         network=config.model,
@@ -58,6 +65,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
         displacement_head=config.displacement_head if "displacements" in outputs else None,
         force_head=config.force_head,
         energy_atoms=config.energy_atoms,
+        linear_share=config.linear_share,
         dataset_references=data.info.reference_energies,
         domain=fit_domain(data, config.model.cutoff, system_numbers(data)),
         terms=EnergyTerms(long_range=config.long_range),
@@ -76,6 +84,7 @@ def new_model(config: TrainConfig, task: Task, data: AnyDataset) -> tuple[Potent
     if config.initialization == "published":
         draw_as_published(model)
     _prepare_network(model, data, config.run)
+    fit_local_linear(model, data, task.energy)
     return model, replace(config, model=model.config, normalization=norm)
 
 
@@ -95,6 +104,28 @@ def _check_adsorbates(data: AnyDataset, energy: str) -> None:
             f"energy_atoms is adsorbate, but no atom of {data.path} has tag {ADSORBATE_TAG}; set tags (0 below, "
             "1 surface, 2 adsorbate), or leave it out"
         )
+
+
+def fit_local_linear(model: Potential | DirectModel, data: AnyDataset, label: str) -> None:
+    """Fit the linear model that has a share in energies, if there is one, to what it leaves of those of the data.
+
+    The change is that of ridge regression, so coefficients of elements that the data lack stay. Least squares alone
+    would leave open a constant that all α gain and all β lose.
+    """
+    if not isinstance(model, DirectModel) or model.local_linear is None:
+        return
+    dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
+    sample = Subset(dataset, indices[evenly_spread(len(data), LINEAR_SAMPLE)])
+    linear, descriptors, errors = model.local_linear, [], []
+    for batch in batches(sample, model.cutoff, batch_size=16, dtype=model.dtype, labels=(label,)):
+        adsorbate = model.counted(batch)
+        assert adsorbate is not None
+        found = linear.descriptors(batch, model.species(batch), adsorbate).flatten(1)
+        descriptors.append(found)
+        errors.append(getattr(batch, label) - found @ linear.coefficients.double().flatten())
+    x, y = torch.cat(descriptors), torch.cat(errors)
+    change = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    linear.coefficients += change.view_as(linear.coefficients).to(linear.coefficients)
 
 
 def compute_options(options: RunConfig) -> ComputeOptions:
@@ -148,6 +179,7 @@ def fine_tuned_model(
     )
     norm = own_scales(config.normalization, model, run)
     refit(norm, model, data, task.energy, run, new)
+    fit_local_linear(model, data, task.energy)
     if norm.references is None:
         energies = model.reference_energies.tolist()
         norm = replace(norm, references=dict(zip(info.element_symbols, energies, strict=True)))
@@ -182,6 +214,7 @@ def check_same_model(config: TrainConfig, info: ModelInfo, run: str | Path) -> N
         "outputs": outputs,
         "force_head": config.force_head,
         "energy_atoms": config.energy_atoms,
+        "linear_share": config.linear_share,
         "long_range": config.long_range,
     }
     if "relaxed_energy" in outputs:

@@ -40,6 +40,7 @@ FIXED = (
     "energy_head",
     "displacement_head",
     "energy_atoms",
+    "linear_share",
     "long_range",
     "normalization",
     "loss",

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from conftest import SMALL, configuration, relaxing
 from shown_as_potential import AsPotential
 
@@ -12,9 +13,12 @@ import equicat
 from equicat import InputError, testing
 from equicat.apply.clean_slab import minus_clean_slab, without_adsorbates
 from equicat.data.batch import Batch
+from equicat.data.datasets import open_dataset
 from equicat.data.info import DatasetInfo
 from equicat.data.store import write_store
+from equicat.data.structure import Structure
 from equicat.models.direct import DirectHeads, DirectModel
+from equicat.models.local_linear import DECAY, LocalLinear
 from equicat.models.model import Prediction
 from equicat.networks.baselines.schnet import SchNetConfig
 from equicat.options.text import read_yaml
@@ -173,3 +177,76 @@ def test_the_presets_train(name, tmp_path):
     direct = equicat.load(train(from_mapping(values)).run)
     assert direct.info.energy_atoms == "adsorbate"
     assert ("displacements" in direct.info.outputs) == (name == "xu_kitchin")
+
+
+# ---- a linear model with a share in it ------------------------------------------------------------------------------
+
+
+def linear(share=0.5, coefficients=((1.0, 0.1), (-2.0, 0.3), (0.5, 0.7))) -> LocalLinear:
+    found = LocalLinear(len(ELEMENTS), SMALL.cutoff, share)
+    found.coefficients += torch.tensor(coefficients)
+    return found
+
+
+def test_energies_by_hand():
+    """Every atom of the adsorbate has its own coefficient, and a mean of those of the slab atoms near it."""
+    batch, part = slab(), linear()
+    species = model().species(batch)
+    expected = 0.0
+    for atom in (batch.tags == 2).nonzero()[:, 0].tolist():
+        edges = (batch.edge_index[0] == atom) & (batch.tags[batch.edge_index[1]] != 2)
+        length = batch.edge_vec()[edges].norm(dim=1).numpy()
+        weight = np.exp(-length / DECAY) * (1 - length / SMALL.cutoff) ** 2
+        below = part.coefficients[species[batch.edge_index[1][edges]], 1].numpy()
+        expected += part.coefficients[species[atom], 0].item() + (below @ weight) / (
+            weight.sum() + np.exp(-SMALL.cutoff / DECAY) / 10
+        )
+    assert (batch.tags == 2).any()
+    assert part(batch, species, batch.tags == 2).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_prediction_is_the_mean_and_training_the_network_alone():
+    direct, batch = model(), slab()
+    species, network = direct.species(batch), direct.eval()(batch).relaxed_energy.item()
+    direct.local_linear = linear(share=0.25).double()
+    alone = direct.local_linear(batch, species, batch.tags == 2).item()
+    assert direct(batch).relaxed_energy.item() == pytest.approx(0.75 * network + 0.25 * alone)
+    assert direct.train()(batch).relaxed_energy.item() == pytest.approx(network)
+    assert direct.eval()(without_adsorbates(batch)).relaxed_energy.item() == 0
+
+
+def test_an_atom_that_leaves_the_slab_changes_it_smoothly():
+    """The term of the neighbours goes to zero when the last one reaches the cutoff."""
+    part, found = linear(), []
+    for distance in np.linspace(2, SMALL.cutoff + 0.1, 43):
+        atoms = Atoms("CuO", [(0, 0, 0), (0, 0, distance)], tags=[1, 2])
+        batch = Batch.from_structures([Structure.from_ase(atoms)], SMALL.cutoff, dtype=torch.float64)
+        found.append(part(batch, model().species(batch), batch.tags == 2).item())
+    assert found[0] == pytest.approx(-2.0 + 0.7, abs=2e-3)
+    assert found[-2:] == [-2.0, -2.0]
+    assert np.abs(np.diff(found)).max() < 0.1
+
+
+def test_a_run_fits_it_keeps_it_and_tunes_it(tmp_path):
+    data = tagged(tmp_path / "data", "adsorption")
+    config = dataclasses.replace(options(data, tmp_path / "run"), linear_share=0.5)
+    direct = equicat.load(train(config).run)
+    structures = list(open_dataset(data / "is2re" / "train"))
+    batch = Batch.from_structures(structures, direct.cutoff, dtype=torch.float64)
+    found = direct.local_linear.descriptors(batch, direct.species(batch), batch.tags == 2).flatten(1).numpy()
+    energies = np.array([s.relaxed_energy for s in structures])
+    expected = found @ np.linalg.solve(found.T @ found + 0.01 * np.eye(found.shape[1]), found.T @ energies)
+    mine = direct.local_linear(batch, direct.species(batch), batch.tags == 2)
+    assert mine.tolist() == pytest.approx(expected, abs=1e-3)
+    assert direct.info.linear_share == 0.5
+    both = {"run": {"init_from": str(tmp_path / "run")}}
+    tuned = dataclasses.replace(options(data, tmp_path / "tuned", **both), linear_share=0.5)
+    again = equicat.load(train(tuned).run)
+    torch.testing.assert_close(again.local_linear.coefficients, direct.local_linear.coefficients, rtol=0, atol=0.02)
+    with pytest.raises(InputError, match=r"linear_share is 0.0 in the configuration but 0.5 in the checkpoint"):
+        train(options(data, tmp_path / "other", **both))
+
+
+def test_where_it_has_no_meaning_it_is_refused():
+    with pytest.raises(InputError, match="linear_share is for relaxed energies with energy_atoms adsorbate"):
+        from_mapping({"task": "is2re", "linear_share": 0.5})
