@@ -44,7 +44,7 @@ class Training:
     trained: nn.Module
     """Everything with weights: the model, or the model and what helps it."""
     loss: Callable[["Training", Sequence[Structure], float], Tensor] | None = None
-    """Of some structures when a share of the run is over; None for the plain one."""
+    """The loss of some structures when a share of the run is over; None for the plain one."""
     prune: Callable[[Batch], Batch] | None = None
     """Drops pairs of atoms whose envelope is zero."""
     kinds: Callable[[Structure], Structure] | None = None

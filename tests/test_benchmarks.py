@@ -15,11 +15,14 @@ from equicat.files import write_json
 BENCHMARKS = ROOT / "benchmarks"
 MEASURING = {
     "active_learning", "baselines_speed", "baselines_trained", "calculator_nve", "calculator_speed", "calibration",
-    "direct_tasks", "fine_tuning", "gpu_graphs", "gpu_lists", "gpu_products", "grade", "kill_and_resume", "lammps_md",
-    "long_range", "neb", "ranks", "relaxation_speed", "relaxed_or_direct", "remedies", "rounded_products",
-    "vibrations_speed",
+    "direct_tasks", "exports", "fine_tuning", "gpu_graphs", "gpu_lists", "gpu_products", "grade", "kill_and_resume",
+    "lammps_md", "linear_share", "long_range", "neb", "ranks", "relaxation_speed", "relaxed_or_direct", "remedies",
+    "remedies_forces", "rounded_products", "vibrations_speed",
 }  # fmt: skip
-OTHERS = {"tables", "envelope", "baselines_speed_worker", "fairchem_reference", "plot_curve", "synthetic_oc20"}
+OTHERS = {
+    "tables", "envelope", "baselines_speed_worker", "fairchem_reference", "force_variants", "plot_curve",
+    "synthetic_oc20",
+}  # fmt: skip
 """Scripts that make pages, figures and data, and the other half of a measurement."""
 
 
