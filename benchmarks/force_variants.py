@@ -111,7 +111,7 @@ def built(values: dict[str, Any], train: AnyDataset, variant: str) -> Training:
 def plain(made: Training, structures: Sequence[Structure], progress: float) -> Tensor:
     """The loss of energies and forces."""
     batch = made.batch(structures)
-    return total_loss(TASK.loss_terms(TASK.predict(made.model, batch), batch, made.model, made.config.loss))
+    return total_loss(TASK.loss_terms(made.model(batch), batch, made.model, made.config.loss))
 
 
 def direct_first(made: Training, structures: Sequence[Structure], progress: float) -> Tensor:

@@ -84,9 +84,10 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr + done.stdout) == (0, "")
-    texts = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html")}
+    site = tmp_path / "site"
+    texts = {path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     assert "equicat adsorb" in texts["index.html"]
-    assert 'id="equicat.models.saved.load"' in texts["public.html"]
+    assert 'id="equicat.models.saved.load"' in texts["reference/public.html"]
     pages = {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")}
     assert pages <= set(texts)
     loaded = [re.findall(r'(?:src|<link[^>]* href)="https?://[^"]*', text) for text in texts.values()]

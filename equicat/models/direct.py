@@ -32,7 +32,7 @@ EnergyAtoms = Literal["all", "adsorbate"]
 
 @dataclass(frozen=True)
 class DirectHeads:
-    """What a direct model predicts, and how."""
+    """The quantities that a direct model predicts, and the heads that predict them."""
 
     energy: Literal["mlp"] | OwnHead | None = MLP_HEAD
     """How relaxed energies are predicted; None does not."""

@@ -87,9 +87,9 @@ class RunConfig(Checked, section="run"):
     wandb: bool = False
     """Log to Weights & Biases; offline unless an API key is set."""
     wandb_project: str = "equicat"
-    """Its project there."""
+    """Project at Weights & Biases."""
     wandb_name: str | None = None
-    """Its name there; null takes that of the run directory."""
+    """Name of the run at Weights & Biases; null is that of the run directory."""
     tensorboard: bool = False
     """Log to TensorBoard."""
     mlflow: bool = False

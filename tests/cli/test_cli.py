@@ -312,7 +312,7 @@ def test_a_printed_configuration_is_the_same_as_a_file(capsys, tmp_path):
         ("--optimizer.ema_decay", "2", "optimizer.ema_decay is 2; it must be a number of at least 0 and below 1"),
         ("--optimizer.lr", "nan", "optimizer.lr is nan; it must be a number above 0"),
         ("--loss.forces_weight", "-1e-3", "loss.forces_weight is -1e-3; it must be a number of at least 0"),
-        ("--normalization.scale", "0", "normalization.scale is 0; it must be a number above 0, or null"),
+        ("--normalization.scale", "0", "normalization.scale is 0; it must be fit or a number above 0, or null"),
         ("--task", "dance", "task is dance; it must be one of s2ef, is2re, is2rs"),
         ("--optimizer.schedule", "milestones", "optimizer.milestones is empty"),
         ("--optimizer.schedule", "plateau", "optimizer.warmup_steps is 20, but the schedule plateau has no warm-up"),

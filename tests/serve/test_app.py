@@ -154,7 +154,7 @@ def test_uploads_become_a_job(client, serving, tmp_path):
         ("/api/check", b"0" * (MAX_REQUEST + 1), 413, "this is larger than 0.1 MB"),
         ("/api/jobs", b'{"slab": "Cu(111) 2x2x3"}', 422, "choose an adsorbate"),
         ("/api/jobs", b'{"slab": "Cu(111) 2x2x3", "adsorbates": ["O"], "sites": ["x"]}', 422, "no site"),
-        ("/api/uploads?kind=virus&name=x", b"x", 422, "kind is virus; it must be one of slab, adsorbate"),
+        ("/api/uploads?kind=virus&name=x", b"x", 422, "kind is virus; it must be one of slab, bulk, adsorbate"),
         ("/api/uploads?kind=slab&name=x", b"x", 422, "x: its format is not known"),
         ("/api/uploads?kind=slab&name=x.xyz", b"0" * 10_000_001, 413, "this is larger than 10 MB"),
         ("/api/jobs/1/cancel", b"", 404, "there is no job 1"),

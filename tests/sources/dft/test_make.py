@@ -693,7 +693,7 @@ class TestCommand:
         assert "fixed atoms from: constraint (4)" in out
         assert "tags from: elements that the slab does not have; surface: free slab atoms (4)" in out
         text = (tmp_path / "data" / "import.txt").read_text()
-        assert f"{folder / 'Cu-O.traj'}: 1 systems, " in text
+        assert f"{folder / 'Cu-O.traj'}: 1 system, " in text
         saved = json.loads((tmp_path / "data" / "import.json").read_text())
         assert saved["rules"]["unconverged"]["systems_found"] == 4
         assert len(saved["systems"]) == len(saved["files"]) == 4
