@@ -112,7 +112,7 @@ class DirectModel(AtomisticModel):
     def forward(self, batch: Batch) -> RelaxedPrediction:
         """Relaxed energies and displacements, differentiable while training.
 
-        A linear model that has a share in energies has none while training: the network learns the whole energy.
+        A linear model that has a share in energies has none in training mode: the network learns the whole energy.
 
         Raises:
             InputError: for an element that the model was not trained on; if the energy is that of the adsorbate, for a
@@ -134,7 +134,7 @@ class DirectModel(AtomisticModel):
                 check_rows("energy_head", str(self.heads.energy), rows, n_atoms)
                 atom_energies = rows * self.scale
                 energy = self.system_energies(atom_energies, species, batch, counted)
-                if self.local_linear is not None and counted is not None and not training:
+                if self.local_linear is not None and counted is not None and not self.training:
                     energy = energy.lerp(self.local_linear(batch, species, counted), self.local_linear.share)
             if self.potential is not None:
                 total = self.potential(features, center, n_atoms).sum()

@@ -121,8 +121,10 @@ def fit_local_linear(model: Potential | DirectModel, data: AnyDataset, label: st
         adsorbate = model.counted(batch)
         assert adsorbate is not None
         found = linear.descriptors(batch, model.species(batch), adsorbate).flatten(1)
-        descriptors.append(found)
-        errors.append(getattr(batch, label) - found @ linear.coefficients.double().flatten())
+        error = getattr(batch, label) - found @ linear.coefficients.double().flatten()
+        known = slice(None) if batch.with_energy is None else batch.with_energy
+        descriptors.append(found[known])
+        errors.append(error[known])
     x, y = torch.cat(descriptors), torch.cat(errors)
     change = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
     linear.coefficients += change.view_as(linear.coefficients).to(linear.coefficients)
@@ -178,6 +180,7 @@ def fine_tuned_model(
         domain=None if info.domain is None else info.domain | fit_domain(data, model.cutoff, system_numbers(data)),
     )
     norm = own_scales(config.normalization, model, run)
+    model.train()  # a linear model then has no share in what references and scales are fitted to
     refit(norm, model, data, task.energy, run, new)
     fit_local_linear(model, data, task.energy)
     if norm.references is None:

@@ -130,11 +130,18 @@ def test_systems_without_tags_are_refused():
 # ---- from end to end -----------------------------------------------------------------------------------------------
 
 
-def tagged(root, reference: str, tags: tuple[int, int] = (1, 2)):
-    """The relaxations of the tests with oxygen as the adsorbate."""
+def tagged(root, reference: str, tags: tuple[int, int] = (1, 2), shift: float = 0.0):
+    """The relaxations of the tests with oxygen as the adsorbate, and ``shift`` (eV) more for each of its atoms."""
     for split, seeds in {"train": range(16), "val_id": range(16, 22)}.items():
         structures = [relaxing(seed) for seed in seeds]
-        marked = [dataclasses.replace(s, tags=np.where(s.numbers == 8, tags[1], tags[0])) for s in structures]
+        marked = [
+            dataclasses.replace(
+                s,
+                tags=np.where(s.numbers == 8, tags[1], tags[0]),
+                relaxed_energy=s.relaxed_energy + shift * (s.numbers == 8).sum(),
+            )
+            for s in structures
+        ]
         write_store(root / "is2re" / split, marked, DatasetInfo(reference))
     return root
 
@@ -245,6 +252,20 @@ def test_a_run_fits_it_keeps_it_and_tunes_it(tmp_path):
     torch.testing.assert_close(again.local_linear.coefficients, direct.local_linear.coefficients, rtol=0, atol=0.02)
     with pytest.raises(InputError, match=r"linear_share is 0.0 in the configuration but 0.5 in the checkpoint"):
         train(options(data, tmp_path / "other", **both))
+
+
+def test_references_are_fitted_to_the_network_alone(tmp_path):
+    """Energies that are 3 eV higher for each atom of oxygen move its reference by 3 eV, whatever the linear share."""
+    data = tagged(tmp_path / "data", "adsorption")
+    run = train(dataclasses.replace(options(data, tmp_path / "run"), linear_share=0.5)).run
+    more = {"run": {"init_from": str(run), "max_epochs": 1}, "normalization": {"references": "linear"}}
+    found = []
+    for shift in (0.0, 3.0):
+        moved = tagged(tmp_path / f"moved {shift}", "adsorption", shift=shift)
+        config = dataclasses.replace(options(moved, tmp_path / f"tuned {shift}", **more), linear_share=0.5)
+        tuned = equicat.load(train(config).run)
+        found.append(tuned.reference_energies[tuned.elements.index(8)].item())
+    assert found[1] - found[0] == pytest.approx(3.0, abs=1e-4)
 
 
 def test_where_it_has_no_meaning_it_is_refused():
