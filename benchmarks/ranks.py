@@ -74,7 +74,9 @@ def main() -> None:
     shown = table(["batches", "structures a second", "to 1 process", "waiting [%], median"], rows)
     print(markdown(shown))
     if options.json:
-        write(options.json, "Training on two processes", {"": shown})
+        numbers = f"--n {options.n} --repeats {options.repeats}"
+        command = f"python benchmarks/ranks.py 'PATH/oc20_mini/trajectories/*.xz' WORK {numbers}"
+        write(options.json, "Training on two processes", {"": shown}, command=[f"{command} --json FILE"])
 
 
 if __name__ == "__main__":
