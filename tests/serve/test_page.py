@@ -96,7 +96,7 @@ def test_a_job_runs_to_its_end(page, chromium, server):
 
 
 def test_bad_input_is_said_and_good_input_goes_on(page, tmp_path):
-    page.click("text=upload a file")
+    page.click("text=from a file")
     (tmp_path / "slab.pkl").write_bytes(b"\x80\x04K\x01.")
     page.set_input_files("#slab-file", tmp_path / "slab.pkl")
     expect(page.locator("#slab-file-said")).to_contain_text("slab.pkl: its format is not known")
@@ -116,7 +116,7 @@ def test_bad_input_is_said_and_good_input_goes_on(page, tmp_path):
 
 
 def test_a_bulk_is_uploaded_and_cut(page, tmp_path):
-    page.click("text=cut it from a bulk file")
+    page.click("text=of a bulk file")
     page.check("#adsorbates input[value=O]", force=True)
     expect(page.locator("#verdict")).to_have_text("Upload a bulk.")
     expect(page.locator("#bulk")).to_be_hidden()
@@ -124,7 +124,7 @@ def test_a_bulk_is_uploaded_and_cut(page, tmp_path):
     page.set_input_files("#bulk-file", tmp_path / "cu.cif")
     page.fill("#size-a", "2")
     expect(page.locator("#verdict")).to_contain_text("O on cu.cif(111) 2x3x4")
-    page.click("text=build it")
+    page.click("text=of an element")
     expect(page.locator("#verdict")).to_contain_text("O on Cu(111) 2x3x4")
 
 
