@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from equicat.errors import InputError
+from equicat.extras import extra
 from equicat.run_directory import DESCRIPTION, WEIGHTS
 from equicat.training.config import TrainConfig
 
@@ -41,6 +42,7 @@ def make_loggers(config: TrainConfig, run: Path) -> list[Logger]:
         if config.run.mlflow:
             id_ = (run / MLFLOW_ID).read_text().strip() if (run / MLFLOW_ID).is_file() else None
             uri = os.environ.get("MLFLOW_TRACKING_URI")
+            extra("mlflow", "mlflow")
             loggers.append(MLFlowLogger(EXPERIMENT, run_name=name, run_id=id_, tracking_uri=uri))
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name or error} is not installed; run `pip install 'equicat[tracking]'`") from error
@@ -48,9 +50,13 @@ def make_loggers(config: TrainConfig, run: Path) -> list[Logger]:
 
 
 def begin(loggers: Sequence[Logger], config: TrainConfig, run: Path) -> None:
-    """Let the main process begin to log, with the configuration, so that what is wrong with a server shows at once."""
+    """Let the main process begin to log, with the configuration, so that what is wrong with a server shows at once.
+
+    MLflow keeps the configuration that a run began with, and refuses others: a resumed run logs none.
+    """
     for logger in loggers:
-        if isinstance(logger, WandbLogger | MLFlowLogger):
+        begins = not (isinstance(logger, MLFlowLogger) and (run / MLFLOW_ID).is_file())
+        if isinstance(logger, WandbLogger | MLFlowLogger) and begins:
             logger.log_hyperparams(asdict(config))
         if isinstance(logger, MLFlowLogger):
             (run / MLFLOW_ID).write_text(f"{logger.run_id}\n")
