@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from envelope import markdown, table, write
+from envelope import markdown, mean_and_spread, table, write
 from fine_tuning import draw
 
 from equicat.apply.evaluate import evaluate
@@ -101,11 +101,6 @@ class Loop:
         return chosen + [self.numbers[id_] for id_, _ in found]
 
 
-def cell(values: list[float]) -> str:
-    """Mean ± standard deviation over seeds."""
-    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
-
-
 def shown(results: list[dict[str, Any]]) -> dict[str, Any]:
     """A table for each quantity: a row for each number of labels and way, a column for each split."""
     splits = list(results[0]["errors"]["forces_mae"])
@@ -115,7 +110,7 @@ def shown(results: list[dict[str, Any]]) -> dict[str, Any]:
         rows = []
         for labels, way in keys:
             same = [r for r in results if (r["labels"], r["way"]) == (labels, way)]
-            cells = [cell([r["errors"][quantity][split] for r in same]) for split in splits]
+            cells = [mean_and_spread([r["errors"][quantity][split] for r in same], 4) for split in splits]
             systems = f"{np.mean([r['systems'] for r in same]):.0f}"
             rows.append([labels, way, systems, *cells])
         tables[heading] = table(["labels", "chosen by", "systems among them", *(f"`{s}`" for s in splits)], rows)

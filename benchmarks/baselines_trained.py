@@ -12,15 +12,13 @@ in OUT are not repeated.
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from envelope import markdown, table, write
+from envelope import markdown, table, with_missing, write
 
 from equicat.apply.evaluate import evaluate
 from equicat.models import saved
@@ -138,16 +136,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(run_one(options.one[0], int(options.one[1]), options)))
         return
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    for seed in options.seeds:
-        for network in options.networks:
-            if any(r["network"] == network and r["seed"] == seed for r in done):
-                continue
-            command = [sys.executable, *sys.argv, "--one", network, str(seed)]
-            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            done.append(json.loads(line))
-            with options.out.open("a") as file:
-                file.write(line + "\n")
+    wanted = [(network, seed) for seed in options.seeds for network in options.networks]
+    done = with_missing(options.out, wanted, lambda r: (r["network"], r["seed"]))
     chosen = [r for r in done if r["network"] in options.networks]
     tables = {metric: shown(chosen, metric) for metric in SHOWN[options.task]}
     print("\n\n".join(f"{metric}\n\n{markdown(found)}" for metric, found in tables.items()))

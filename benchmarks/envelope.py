@@ -12,10 +12,13 @@ import argparse
 import json
 import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from equicat.files import replace_json
 from equicat.run_directory import environment
@@ -34,6 +37,38 @@ def markdown(shown: Mapping[str, Any]) -> str:
     """A table as Markdown."""
     head = f"| {' | '.join(shown['columns'])} |\n|{'---|' * len(shown['columns'])}"
     return "\n".join([head, *(f"| {' | '.join(row)} |" for row in shown["rows"])])
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard deviation; the mean alone of a single value."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def with_missing(
+    out: Path, wanted: Iterable[tuple[str | int, ...]], key: Callable[[dict[str, Any]], object]
+) -> list[dict[str, Any]]:
+    """The results in a file of JSON lines, and those of this script with ``--one KEY`` for each wanted key without one.
+
+    Each key that is missing has a process of its own, whose last line is a result or a list of them in JSON.
+
+    Args:
+        out: the file; what is missing is added to it.
+        wanted: keys, which are also the words after ``--one``.
+        key: of a result; what is no key does not count.
+    """
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    for one in wanted:
+        if any(key(result) == one for result in done):
+            continue
+        command = [sys.executable, *sys.argv, "--one", *map(str, one)]
+        line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        found = json.loads(line)
+        results = found if isinstance(found, list) else [found]
+        done += results
+        with out.open("a") as file:
+            file.write("".join(json.dumps(result) + "\n" for result in results))
+    return done
 
 
 def machine() -> str:

@@ -12,8 +12,6 @@ repeated.
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from direct_tasks import per_adsorbate_mae
-from envelope import markdown, table, write
+from envelope import markdown, mean_and_spread, table, with_missing, write
 
 from equicat.apply.evaluate import evaluate
 from equicat.data.datasets import open_dataset
@@ -100,11 +98,6 @@ def run_one(seed: int, n: int, options: argparse.Namespace) -> list[dict[str, An
     return found
 
 
-def cell(values: list[float]) -> str:
-    """Mean ± standard deviation over seeds."""
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
-
-
 def shown(results: list[dict[str, Any]]) -> dict[str, Any]:
     """A row for each number of systems, a column for each way."""
     tables = {}
@@ -112,15 +105,15 @@ def shown(results: list[dict[str, Any]]) -> dict[str, Any]:
         rows = []
         for n in sorted({r["n"] for r in results}):
             same = [[r for r in results if (r["n"], r["way"]) == (n, way)] for way in WAYS]
-            cells = [cell([r["errors"]["last"][quantity] for r in of_way]) for of_way in same]
-            linear = [cell([r["errors"]["last"]["linear"] for r in same[0]])] if quantity == "system" else []
+            cells = [mean_and_spread([r["errors"]["last"][quantity] for r in of_way]) for of_way in same]
+            linear = [mean_and_spread([r["errors"]["last"]["linear"] for r in same[0]])] if quantity == "system" else []
             rows.append([n, *cells, *linear])
         columns = ["systems", *WAYS, *(["linear reference"] if quantity == "system" else [])]
         tables[f"Energy MAE {heading}, `val_id` [eV]"] = table(columns, rows)
     rows = []
     for n in sorted({r["n"] for r in results}):
         for_ways = [[r["errors"]["first"]["system"] for r in results if (r["n"], r["way"]) == (n, way)] for way in WAYS]
-        rows.append([n, *map(cell, for_ways)])
+        rows.append([n, *map(mean_and_spread, for_ways)])
     return tables | {"Energy MAE per system after one step [eV]": table(["systems", *WAYS], rows)}
 
 
@@ -141,15 +134,8 @@ def main() -> None:
         return
     options.work.mkdir(parents=True, exist_ok=True)
     out = options.work / "results.jsonl"
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    for seed, n in ((seed, n) for seed in options.seeds for n in options.sizes):
-        if any((r["seed"], r["n"], r["steps"]) == (seed, n, options.steps) for r in done):
-            continue
-        command = [sys.executable, *sys.argv, "--one", str(seed), str(n)]
-        line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-        done += json.loads(line)
-        with out.open("a") as file:
-            file.write("".join(json.dumps(result) + "\n" for result in json.loads(line)))
+    wanted = [(seed, n) for seed in options.seeds for n in options.sizes]
+    done = with_missing(out, wanted, lambda r: (r["seed"], r["n"]) if r["steps"] == options.steps else None)
     chosen = [r for r in done if r["seed"] in options.seeds and r["n"] in options.sizes and r["steps"] == options.steps]
     tables = shown(chosen)
     print(*(f"{heading}\n\n{markdown(t)}\n" for heading, t in tables.items()), sep="\n")

@@ -148,16 +148,25 @@ def with_taylor(rng: np.random.Generator, made: Training, structures: Sequence[S
     return plain(made, [*still, *labelled], progress)
 
 
+def partly_shaken(
+    rng: np.random.Generator, made: Training, structures: Sequence[Structure], progress: float, sigma: float
+) -> tuple[Tensor, Batch | None, Tensor]:
+    """The loss of the structures that stay as they are, the others shaken (None if there are none), and their moves."""
+    still, shaken = split(structures, rng)
+    loss = plain(made, still, progress) if still else torch.zeros(())
+    moves = [noise(s, sigma, rng) for s in shaken]
+    if not shaken:
+        return loss, None, torch.zeros(0, 3)
+    return loss, made.batch(moved(shaken, moves)), torch.from_numpy(np.concatenate(moves))
+
+
 def with_trapezoid(
     rng: np.random.Generator, made: Training, structures: Sequence[Structure], progress: float
 ) -> Tensor:
     """The loss of some structures, and of the others shaken the error of the energy by the trapezoidal rule."""
-    still, shaken = split(structures, rng)
-    loss = plain(made, still, progress) if still else torch.zeros(())
-    if not shaken:
+    loss, batch, d = partly_shaken(rng, made, structures, progress, SIGMA["trapezoid"])
+    if batch is None:
         return loss
-    moves = [noise(s, SIGMA["trapezoid"], rng) for s in shaken]
-    batch, d = made.batch(moved(shaken, moves)), torch.from_numpy(np.concatenate(moves))
     found = made.model(batch)
     work = (0.5 * (batch.forces + found.forces).double() * d).sum(1)
     return loss + energy_loss(made, found.energy, batch.energy.index_add(0, batch.system_idx, -work), batch)
@@ -219,14 +228,11 @@ def with_noise(
     denoiser: Denoiser, rng: np.random.Generator, made: Training, structures: Sequence[Structure], progress: float
 ) -> Tensor:
     """The loss of some structures, and of the others corrupted the errors of energy and noise."""
-    still, corrupted = split(structures, rng)
-    loss = plain(made, still, progress) if still else torch.zeros(())
-    if not corrupted:
+    loss, batch, d = partly_shaken(rng, made, structures, progress, SIGMA["dens"])
+    if batch is None:
         return loss
-    moves = [noise(s, SIGMA["dens"], rng) for s in corrupted]
-    batch = made.batch(moved(corrupted, moves))
     energy, found = denoiser(made.model, batch)
-    wanted = torch.from_numpy(np.concatenate(moves)).to(found) / SIGMA["dens"]
+    wanted = d.to(found) / SIGMA["dens"]
     lengths = torch.sqrt((found - wanted).square().sum(1) + 1e-12)
     return loss + energy_loss(made, energy, batch.energy, batch) + lengths[~batch.fixed].mean()
 

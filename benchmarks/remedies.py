@@ -10,8 +10,6 @@ the last weights count, so nothing is chosen on the validation data. Runs alread
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from baselines_trained import OPTIMIZER, PRESETS
 from direct_tasks import per_adsorbate_mae
-from envelope import markdown, table, write
+from envelope import markdown, mean_and_spread, table, with_missing, write
 
 from equicat.apply.evaluate import evaluate
 from equicat.data.datasets import open_dataset
@@ -104,7 +102,7 @@ def title(name: str) -> str:
 
 def cell(values: list[float], lowest: bool) -> str:
     """Mean ± standard deviation over seeds, the lowest of a column in bold."""
-    text = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+    text = mean_and_spread(values)
     return f"**{text}**" if lowest else text
 
 
@@ -147,19 +145,13 @@ def main() -> None:
         print(json.dumps(run_one(name, data_set, int(seed), options)))
         return
     names = options.rows
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = [r for r in done if r["minutes"] == options.minutes]
-    for seed in options.seeds:
-        for name in names:
-            for data_set in PRESET_OF:
-                if any((r["name"], r["data"], r["seed"]) == (name, data_set, seed) for r in done):
-                    continue
-                command = [sys.executable, *sys.argv, "--one", name, data_set, str(seed)]
-                line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-                done.append(json.loads(line))
-                with options.out.open("a") as file:
-                    file.write(line + "\n")
-    tables = shown([r for r in done if r["name"] in names and r["seed"] in options.seeds], names)
+    wanted = [(name, data_set, seed) for seed in options.seeds for name in names for data_set in PRESET_OF]
+
+    def key(result: dict[str, Any]) -> object:
+        of_this_budget = result["minutes"] == options.minutes
+        return (result["name"], result["data"], result["seed"]) if of_this_budget else None
+
+    tables = shown([r for r in with_missing(options.out, wanted, key) if key(r) in wanted], names)
     print(markdown(tables[""]))
     if options.json:
         notes = [

@@ -24,8 +24,6 @@ on the way. A budget of seconds is processor time of one thread, so that other w
 import argparse
 import json
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from envelope import markdown, table, write
+from envelope import markdown, table, with_missing, write
 from force_variants import LABELS, Training, plain, training
 from torch import nn
 
@@ -162,18 +160,11 @@ def main() -> None:
     if options.one:
         print(json.dumps(run_one(options.one[0], int(options.one[1]), options)))
         return
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     budget = f"{options.steps} steps" if options.steps else f"{options.seconds:g} s"
-    for seed in options.seeds:
-        for variant in options.variants:
-            if any((r["variant"], r["seed"], r["budget"]) == (variant, seed, budget) for r in done):
-                continue
-            command = [sys.executable, *sys.argv, "--one", variant, str(seed)]
-            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-            done.append(json.loads(line))
-            with options.out.open("a") as file:
-                file.write(line + "\n")
-    tables = shown(done)
+    wanted = [(variant, seed) for seed in options.seeds for variant in options.variants]
+    tables = shown(
+        with_missing(options.out, wanted, lambda r: (r["variant"], r["seed"]) if r["budget"] == budget else None)
+    )
     for title, found in tables.items():
         print(f"{title}\n\n{markdown(found)}\n")
     if options.json:

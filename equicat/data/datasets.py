@@ -216,6 +216,11 @@ class Subset(Sequence[Structure]):
         self.n_atoms = np.asarray(dataset.n_atoms)[self.indices]
         self.elements = np.unique(self.array("numbers")).tolist()
 
+    @classmethod
+    def of(cls, data: "AnyDataset", indices: Int[ndarray, "n"]) -> "Subset":
+        """Some structures of a data set or of a part of one; ``indices`` count within ``data``."""
+        return cls(data.dataset, data.indices[indices]) if isinstance(data, Subset) else cls(data, indices)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -235,6 +240,12 @@ class Subset(Sequence[Structure]):
         yield [self.array(name) for name in names]
 
 
+def label_counts(label: str, energy_weight: float, forces_weight: float) -> bool:
+    """Whether a label counts with these factors on the losses of energies and forces; else it need not be there."""
+    weights = dict.fromkeys(ENERGIES, energy_weight) | {"forces": forces_weight}
+    return weights.get(label, 1.0) > 0
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One of several data sets that are trained on together."""
@@ -249,8 +260,7 @@ class Part:
 
     def counts(self, label: str) -> bool:
         """Whether a label counts; one that does not need not be there."""
-        weights = dict.fromkeys(ENERGIES, self.energy_weight) | {"forces": self.forces_weight}
-        return weights.get(label, 1.0) > 0
+        return label_counts(label, self.energy_weight, self.forces_weight)
 
     def __getitem__(self, i: int) -> Structure:
         """A structure with its factors, energies shifted, and zeros in place of labels that do not count."""

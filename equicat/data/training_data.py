@@ -19,6 +19,7 @@ from equicat.data.datasets import (
     MemoryDataset,
     Part,
     Subset,
+    label_counts,
     open_dataset,
     require_labels,
 )
@@ -146,7 +147,7 @@ def _joined(main: Dataset | Subset, source: "_Source", rng: np.random.Generator)
     for path, times in source.config.also.items():
         config = source.config
         weights = config.also_energy_weight.get(path, 1.0), config.also_forces_weight.get(path, 1.0)
-        labels = source.counting(*weights)
+        labels = tuple(label for label in source.labels if label_counts(label, *weights))
         if not labels:
             raise InputError(f"data.also: no label of {path} counts, for its weights are 0; leave it out")
         energies = [label for label in labels if label in ENERGIES]
@@ -213,11 +214,6 @@ class _Source:
     config: DataConfig
     task: str
     labels: tuple[str, ...]
-
-    def counting(self, energy_weight: float, forces_weight: float) -> tuple[str, ...]:
-        """The labels that count with these factors on their losses."""
-        left_out = [*(ENERGIES if energy_weight == 0 else ()), *(("forces",) if forces_weight == 0 else ())]
-        return tuple(label for label in self.labels if label not in left_out)
 
     def open(self, paths: Sequence[str], where: Mapping[str, str], split: str) -> Dataset:
         """A store, the named split of a data set directory, or the chosen frames of structure files."""

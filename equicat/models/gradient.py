@@ -162,11 +162,8 @@ class PairGradients:
 
 def can_be_recorded(potential: Energies, piece: Piece) -> bool:
     """Whether the gradient of that piece is one that a CUDA graph can repeat, and small enough to gain by it."""
-    recordable, n_edges = (
-        isinstance(potential.network, Allegro) and potential.network.recordable,
-        len(piece.edge_index[0]),
-    )
-    return recordable and 0 < n_edges <= MAX_EDGES and backend.has_triton(piece.edge_index.device)
+    recordable = isinstance(potential.network, Allegro) and potential.network.recordable
+    return recordable and 0 < piece.edge_index.shape[1] <= MAX_EDGES and backend.has_triton(piece.edge_index.device)
 
 
 def recomputed(potential: Energies, edges: Edges) -> EnergiesAndGradient:
@@ -177,6 +174,8 @@ def recomputed(potential: Energies, edges: Edges) -> EnergiesAndGradient:
 
 
 class _Recomputed(torch.autograd.Function):
+    """Energies and gradient, without a graph; the backward pass computes them again with one."""
+
     @staticmethod
     def forward(
         ctx: Any, potential: Energies, edge_vec: Tensor, edge_index: Tensor, species: Tensor, *weights: Tensor

@@ -225,7 +225,6 @@ VECTOR_HEADS: dict[str, type[VectorHead]] = {
     "pair": PairVectors,
     "sum": SummedVectors,
 }
-NEEDS_VECTORS = tuple(name for name, head in VECTOR_HEADS.items() if head.needs_vectors)
 AnyHead = TypeVar("AnyHead", bound=Head)
 
 
@@ -241,7 +240,7 @@ class Network(Protocol):
 
 
 def needs_vectors(head: DisplacementHead | OwnHead | None) -> bool:
-    """Whether the displacement head of that name reads a network's vectors; None is none.
+    """Whether the head of that name, of displacements or direct forces, reads a network's vectors; None is none.
 
     Raises:
         InputError: as :func:`find_vector_head`.

@@ -13,7 +13,7 @@ from equicat.errors import InputError
 from equicat.kernels.edges import Edges
 from equicat.models.electrostatics import LatentCharges
 from equicat.models.gradient import DEFAULTS, ComputeOptions, Energies, EnergiesAndGradient, PairGradients
-from equicat.models.heads import NEEDS_VECTORS, DisplacementHead, OutputMLP, ScalarHead, vector_head
+from equicat.models.heads import DisplacementHead, OutputMLP, ScalarHead, needs_vectors, vector_head
 from equicat.models.model import AtomisticModel, Prediction, float64_bits, minus_gradient
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
 from equicat.networks.catalogue import NetworkConfig, architecture
@@ -65,7 +65,7 @@ class Potential(AtomisticModel, Energies):
         force_head: DisplacementHead = "gradient",
         compute: ComputeOptions = DEFAULTS,
     ):
-        super().__init__(config, elements, scale, reference_energies, vectors=force_head in NEEDS_VECTORS)
+        super().__init__(config, elements, scale, reference_energies, vectors=needs_vectors(force_head))
         output = OutputMLP.of(output_mlp)
         self.head = ScalarHead(self.network.n_features, output.hidden, self.avg_num_neighbors, output.linear)
         factors = None if terms.factors is None else float64_bits(terms.factors)

@@ -5,13 +5,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from equicat.errors import InputError
 from equicat.files import read_json, replacing_file
 from equicat.models.potential import Potential
+from equicat.relaxation.layout import Layout
 from equicat.relaxation.models import ForceModel, PotentialForces
 from equicat.relaxation.pairs import PairBatch
 
@@ -41,8 +41,8 @@ class WatchedForces(PotentialForces):
 
     def note(self, batch: PairBatch, forces: Float[Tensor, "n_atoms 3"]) -> None:
         """Write steps so far and the largest force (eV/Å) on a free atom, by the number of the system."""
-        lengths = torch.linalg.vector_norm(forces.double(), dim=1).masked_fill(batch.fixed, 0.0)
-        largest = lengths.new_zeros(batch.n_systems).index_reduce(0, batch.system_idx, lengths, "amax").tolist()
+        free = forces.double().masked_fill(batch.fixed[:, None], 0.0)
+        largest = Layout.of(batch.n_atoms).largest(free).tolist()
         found = {name: [self.calls[name] - 1, fmax] for name, fmax in zip(batch.ids, largest, strict=True)}
         with replacing_file(self.file) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")

@@ -52,15 +52,13 @@ class Study(Generic[Opts]):
         print(f"{self.name}: {len(plan.cells)} cells, {n_before} of them done already", flush=True)
         try:
             do_cells(plan, workers)
-        except (InputError, KeyboardInterrupt):
-            if finished(plan.results()):
-                publish(plan, self.outcome(plan, source, options), source.summary(), command)
-            raise
-        n_left, results = len(plan.unfinished()), plan.results()
-        if not finished(results):
+        finally:  # also after an interrupt, or when a worker failed
+            n_left, results, path = len(plan.unfinished()), plan.results(), None
+            if finished(results):
+                path = publish(plan, self.outcome(plan, source, options), source.summary(), command)
+        if path is None:
             if results:
                 raise InputError(f"{out}: every cell failed, the first because: {results[0]['failed']}")
             return f"{out}: no cell is done yet; {n_left} are being done by other processes"
-        path = publish(plan, self.outcome(plan, source, options), source.summary(), command)
         others = f"\n{n_left} cells are still being done by other processes" if n_left else ""
         return f"\n{path.read_text(encoding='utf-8')}\ntable: {path}{others}"

@@ -114,8 +114,7 @@ def fit_local_linear(model: Potential | DirectModel, data: AnyDataset, label: st
     """
     if not isinstance(model, DirectModel) or model.local_linear is None:
         return
-    dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
-    sample = Subset(dataset, indices[evenly_spread(len(data), LINEAR_SAMPLE)])
+    sample = Subset.of(data, evenly_spread(len(data), LINEAR_SAMPLE))
     linear, descriptors, errors = model.local_linear, [], []
     for batch in batches(sample, model.cutoff, batch_size=16, dtype=model.dtype, labels=(label,)):
         adsorbate = model.counted(batch)

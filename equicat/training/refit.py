@@ -183,10 +183,9 @@ Compared = tuple[Float[ndarray, "n"], Float[ndarray, "n"], Float[ndarray, "n n_e
 
 def _sample(data: AnyDataset, new: Sequence[int]) -> Subset:
     """Structures that are evenly spread over the data, and some with each new element."""
-    dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
     holds = element_counts(data, tuple(int(z) for z in data.elements))[:, np.isin(data.elements, list(new))] > 0
     rare = [np.flatnonzero(column)[:REFERENCES_PER_ELEMENT] for column in holds.T]
-    return Subset(dataset, indices[np.unique(np.concatenate([evenly_spread(len(data), REFERENCE_SAMPLE), *rare]))])
+    return Subset.of(data, np.unique(np.concatenate([evenly_spread(len(data), REFERENCE_SAMPLE), *rare])))
 
 
 def _forces_or_energies(model: Potential | DirectModel, sample: Subset, energy: str) -> Compared:

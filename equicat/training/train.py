@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
@@ -170,8 +169,7 @@ def write_grade(run: Path, data: AnyDataset, device: str) -> None:
         device: where to compute.
     """
     model = saved.load(run, device)
-    dataset, indices = (data.dataset, data.indices) if isinstance(data, Subset) else (data, np.arange(len(data)))
-    sample = Subset(dataset, indices[evenly_spread(len(data), GRADE_SAMPLE)])
+    sample = Subset.of(data, evenly_spread(len(data), GRADE_SAMPLE))
     loader = batches(sample, model.cutoff, batch_size=8, dtype=model.dtype, labels=())
     seen = (batch.to(model.scale.device) for batch in loader)
     Grade.fit(model, seen, len(model.elements)).save(run / GRADE)

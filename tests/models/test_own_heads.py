@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, configuration, labelled, relaxing
+from pages import blocks
 from places import ROOT
 from shown_as_potential import AsPotential
 
@@ -50,9 +50,8 @@ class Vectors(VectorHead):
 @pytest.fixture
 def module(tmp_path, monkeypatch) -> Path:
     """The heads of docs/own_network.md, and some that are none, in modules on Python's path."""
-    page = (ROOT / "docs" / "own_network.md").read_text(encoding="utf-8")
     (tmp_path / "path").mkdir()
-    (source,) = re.findall(r"<!-- file: my_heads.py -->\n```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    (source,) = (b.text for b in blocks(ROOT / "docs" / "own_network.md", "python") if b.file == "my_heads.py")
     (tmp_path / "path" / "heads_of_mine.py").write_text(source)
     (tmp_path / "path" / "other_heads.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(tmp_path / "path")

@@ -1,13 +1,13 @@
 """Networks outside of the catalogue: found by name, known to every command, refused in one line."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import configuration, labelled
+from pages import blocks
 from places import ROOT
 
 import equicat
@@ -41,9 +41,8 @@ class WithoutOptions(OwnNetwork):
 @pytest.fixture
 def module(tmp_path, monkeypatch) -> Path:
     """The network of docs/own_network.md, and some that are none, in modules on Python's path."""
-    page = (ROOT / "docs" / "own_network.md").read_text(encoding="utf-8")
     (tmp_path / "path").mkdir()
-    (source,) = re.findall(r"<!-- file: my_networks.py -->\n```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    (source,) = (b.text for b in blocks(ROOT / "docs" / "own_network.md", "python") if b.file == "my_networks.py")
     (tmp_path / "path" / "networks_of_mine.py").write_text(source)
     (tmp_path / "path" / "others_of_mine.py").write_text(OTHERS)
     (tmp_path / "path" / "needs_more.py").write_text("import a_package_that_is_not_there")

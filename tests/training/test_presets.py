@@ -7,7 +7,7 @@ import pytest
 import torch
 from places import ROOT
 
-from equicat.models.heads import NEEDS_VECTORS
+from equicat.models.heads import needs_vectors
 from equicat.networks.catalogue import NETWORKS, with_neighbors
 from equicat.options.text import read_yaml
 from equicat.training.config import from_mapping
@@ -39,7 +39,7 @@ def n_weights(path: Path, elements: tuple[int, ...]) -> tuple[int, int]:
     """Weights of the network that a configuration describes, and its scalar features."""
     values = from_mapping(read_yaml(path))
     config = with_neighbors(values.model, 20.0)
-    network = NETWORKS[config.name].build(config, elements, values.force_head in NEEDS_VECTORS)
+    network = NETWORKS[config.name].build(config, elements, needs_vectors(values.force_head))
     return sum(p.numel() for p in network.parameters()), network.n_features
 
 

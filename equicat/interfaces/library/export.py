@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
 
 import numpy as np
 import torch
@@ -97,17 +96,11 @@ def compile_libraries(folder: Path, dtype: torch.dtype, flavour: str) -> list[st
     jobs = [(build.SOURCES / "allegro.cpp", f"kernel-{name}.so", PROCESSORS[name]) for name in processors]
     jobs.append((HERE / "model.cpp", equicat_model.LIBRARY, (f"-I{build.SOURCES}", "-ldl")))
     print(f"equicat: compiling {len(jobs)} libraries (some seconds) …", file=sys.stderr, flush=True)
-    running = [
-        subprocess.Popen(
-            [cxx, *flags, str(source), "-o", str(folder / name), *more], stdout=DEVNULL, stderr=PIPE, text=True
-        )
-        for source, name, more in jobs
-    ]
-    ended = [(process.communicate()[1], process.returncode) for process in running]
-    for errors, code in ended:
-        if code:
-            reason = next((line for line in errors.splitlines() if "error" in line), errors.strip()[-200:])
-            raise InputError(f"{cxx} could not compile the library: {reason}")
+    try:
+        build.run_all([cxx, *flags, str(source), "-o", str(folder / name), *more] for source, name, more in jobs)
+    except subprocess.CalledProcessError as error:
+        reason = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[-200:])
+        raise InputError(f"{cxx} could not compile the library: {reason}") from error
     return processors
 
 

@@ -111,17 +111,17 @@ def _compile(name: str, cxx: str, flags: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects, made = [str(Path(folder) / f"{number}.o") for number in PASSES], Path(folder) / library.name
         source = str(SOURCES / f"{name}.cpp")
-        _run_all(
+        run_all(
             [cxx, *flags, f"-DPASS={number}", "-c", source, "-o", compiled]
             for number, compiled in zip(PASSES, objects, strict=True)
         )
         # Linked without -fopenmp: it would bring a second OpenMP with threads of its own beside PyTorch's.
-        _run_all([[cxx, "-shared", "-pthread", *objects, "-o", str(made)]])
+        run_all([[cxx, "-shared", "-pthread", *objects, "-o", str(made)]])
         made.chmod(0o700)
         made.replace(library)
 
 
-def _run_all(commands: Iterable[list[str]]) -> None:
+def run_all(commands: Iterable[list[str]]) -> None:
     """Side by side; waits for all of them.
 
     Raises:
