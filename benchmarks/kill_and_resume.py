@@ -1,7 +1,7 @@
 """Kill a long command at random moments, let it finish, and compare it with an undisturbed one, bit for bit.
 
-python benchmarks/kill_and_resume.py conversion RAW WORK --kills 10 --longest 20
-python benchmarks/kill_and_resume.py training DATA WORK --kills 20 --longest 12
+python benchmarks/kill_and_resume.py conversion RAW WORK --kills 10 --longest 5
+python benchmarks/kill_and_resume.py training DATA WORK --kills 20 --longest 1.2 --steps 2200
 
 A conversion is compared file by file. A training is shorter than its first epoch, as real epochs take days; compared
 are the weights that are saved, the averaged and current weights and the optimiser of the last checkpoint, and the rows
@@ -69,8 +69,6 @@ def training(data: Path, steps: int, every: int) -> Work:
             shutil.rmtree(out, ignore_errors=True)  # killed before its first checkpoint
         options = {
             "data.n_val": 20,
-            "model.n_layers": 1,
-            "model.tensor_channels": 8,
             "optimizer.schedule": "cosine",
             "optimizer.warmup_steps": 10,
             "run.batch_size": 1,
@@ -111,8 +109,10 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="raw files, or a data set directory")
     parser.add_argument("out", type=Path, help="directory to make")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--shortest", type=float, default=5.0, help="seconds until a kill, at least")
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds until a kill, at most")
+    parser.add_argument(
+        "--shortest", type=float, default=0.0, help="seconds from the first progress to a kill, at least"
+    )
+    parser.add_argument("--longest", type=float, default=2.0, help="seconds from the first progress to a kill, at most")
     parser.add_argument("--steps", type=int, default=300, help="of a training")
     parser.add_argument("--every", type=int, default=10, help="steps between two checkpoints of a training")
     parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
@@ -131,8 +131,11 @@ def main() -> None:
     rng = random.Random(0)
     kills: list[tuple[int, str, int | str]] = []
     while len(kills) < options.kills:
+        before = work.progress(killed)
         process = subprocess.Popen(work.command(killed), start_new_session=True, stdout=subprocess.DEVNULL)
         wait = rng.uniform(options.shortest, options.longest)
+        while process.poll() is None and work.progress(killed) == before:
+            time.sleep(0.05)
         try:
             process.wait(wait)
             print("finished before it was killed; give --longest a smaller value", flush=True)
@@ -140,15 +143,18 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            kills.append((len(kills) + 1, f"{wait:.1f}", work.progress(killed)))
-            print(f"kill {len(kills)} after {wait:.1f} s, {kills[-1][2]} {work.unit}", flush=True)
+            kills.append((len(kills) + 1, f"{wait:.2f}", work.progress(killed)))
+            print(f"kill {len(kills)} after {wait:.2f} s of progress, {kills[-1][2]} {work.unit}", flush=True)
     subprocess.run(work.command(killed), check=True, stdout=subprocess.DEVNULL)
     found = work.difference(undisturbed, killed)
     outcome = "the same bits" if not found else f"different: {', '.join(found)}"
     print(outcome)
     if options.json:
-        results = {"": table(["kill", "after [s]", work.unit], kills)}
-        write(options.json, f"{work.name} killed at random moments", results, notes=[f"Compared: {outcome}."])
+        results = {"": table(["kill", "after [s] of progress", work.unit], kills)}
+        command = f"python benchmarks/kill_and_resume.py {options.work} DATA WORK --kills {options.kills}"
+        command += f" --shortest {options.shortest} --longest {options.longest} --steps {options.steps}"
+        notes = [f"Compared with an undisturbed one: {outcome}."]
+        write(options.json, f"{work.name} killed at random moments", results, command=[command], notes=notes)
     sys.exit(bool(found))
 
 

@@ -45,8 +45,9 @@ class RunConfig(Checked, section="run"):
     """Structures per batch and device (process)."""
     accumulate: Positive = 1
     """Batches whose gradients are averaged for one step of the optimiser."""
-    edge_budget: Positive | None = None
-    """Fill batches up to so many edges within the cutoff instead of batch_size structures; null counts structures."""
+    edge_budget: Literal["auto"] | Positive | None = None
+    """Fill batches up to so many edges within the cutoff instead of batch_size structures; null counts structures. auto
+    takes as many edges as batch_size structures have on average, or as fit into memory, if these are fewer."""
     val_batch_size: Positive | None = None
     """Structures per validation batch; null takes batch_size."""
     max_epochs: Positive = 30

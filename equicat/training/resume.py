@@ -162,6 +162,8 @@ def _resumed_config(earlier: Resumption, config: TrainConfig) -> tuple[TrainConf
     """
     # An option that the run's version did not know had the effect that its default has now.
     before = _flat(plain(asdict(TrainConfig()))) | _flat(earlier.config)
+    if config.run.edge_budget == "auto" and before["run.edge_budget"] is not None:  # the number that it found
+        config = replace(config, run=replace(config.run, edge_budget=before["run.edge_budget"]))
     now = _flat(plain(asdict(config)))
     settled = {name: before.get(name) for name in now if name.startswith(SETTLED) and now[name] is None}
     changes = []

@@ -16,7 +16,6 @@ from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, bat
 from equicat.data.datasets import AnyDataset, Joined, Subset, require_elements
 from equicat.data.fitted import evenly_spread
 from equicat.data.noise import Corrupted
-from equicat.data.structure import Structure
 from equicat.data.training_data import training_data
 from equicat.errors import InputError
 from equicat.models import saved
@@ -28,6 +27,7 @@ from equicat.run_directory import GRADE, NewRun, check_free, has_checkpoint, new
 from equicat.tasks.tasks import Task, outputs_of, resolved, task_of
 from equicat.training.callbacks import RunWriter
 from equicat.training.config import RunConfig, TrainConfig
+from equicat.training.edge_budget import even_budget
 from equicat.training.initial_model import fine_tuned_model, new_model
 from equicat.training.loggers import finish
 from equicat.training.module import TrainingModule
@@ -94,16 +94,16 @@ def train(config: TrainConfig) -> TrainResult:
             print(f"{run}: nothing to do, {reason}", flush=True)
         return TrainResult(run, min(earlier.val_losses, default=math.inf), 0.0)
     module, origin = start.module(earlier), None
-    train_loader, *val_loaders = _loaders(config, start.task.labels, start.train_set, tuple(start.held_out.values()))
+    loaders = _loaders(config, start.task.labels, start.train_set, tuple(start.held_out.values()))
     if is_main_process():
         origin = Origin.of(config, start.train_set, start.held_out["val"])
     started = time.monotonic()
     with quiet_lightning(), matmul_precision(options.matmul_precision), _directory(options) as directory:
         writer = RunWriter(directory, origin, [] if earlier is None else earlier.rows, start.message)
-        trainer = make_trainer(config, directory.path, writer, train_loader)
+        trainer = make_trainer(config, directory.path, writer, loaders)
         checkpoint = None if earlier is None else earlier.path
         with _interrupts(trainer, directory, run):
-            trainer.fit(module, train_loader, val_loaders, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, loaders[0], loaders[1:], ckpt_path=checkpoint, weights_only=True)
         if math.isinf(writer.best):
             raise InputError(f"{run}: no validation loss was a number, so there is no model; lower optimizer.lr")
     seconds = time.monotonic() - started
@@ -208,18 +208,18 @@ def _directory(options: RunConfig) -> AbstractContextManager[NewRun]:
 
 def _loaders(
     config: TrainConfig, labels: tuple[str, ...], train_set: AnyDataset, val_sets: Sequence[AnyDataset]
-) -> tuple[ResumableLoader, ...]:
+) -> list[ResumableLoader]:
     """Batches with these labels for training and each validation, shared among the processes that train."""
     options, cutoff, dtype = config.run, config.model.cutoff, getattr(torch, config.run.dtype)
+    sets, budget = [train_set, *val_sets], options.edge_budget
+    costs = [edge_costs(data, cutoff) if budget else None for data in sets]
+    if budget == "auto":
+        budget = even_budget([edges for edges in costs if edges is not None], options.batch_size)
+    n_structures = [options.batch_size, *[options.val_batch_size or options.batch_size] * len(val_sets)]
+    shown = [Corrupted(train_set, config.noise) if config.noise.share else train_set, *val_sets]
 
-    def loader(data: Sequence[Structure], clean: AnyDataset, n_structures: int, shuffle: bool) -> ResumableLoader:
-        costs = edge_costs(clean, cutoff) if options.edge_budget else None
-        limit = options.edge_budget or n_structures
-        sampler = BatchSampler(len(data), limit, costs, shuffle=shuffle, seed=options.seed)
-        return ResumableLoader(BatchReader(data, cutoff, dtype, labels), sampler, options.num_workers)
+    def loader(k: int) -> ResumableLoader:
+        sampler = BatchSampler(len(sets[k]), budget or n_structures[k], costs[k], shuffle=k == 0, seed=options.seed)
+        return ResumableLoader(BatchReader(shown[k], cutoff, dtype, labels), sampler, options.num_workers)
 
-    noisy = Corrupted(train_set, config.noise) if config.noise.share else train_set
-    return (
-        loader(noisy, train_set, options.batch_size, shuffle=True),
-        *(loader(data, data, options.val_batch_size or options.batch_size, shuffle=False) for data in val_sets),
-    )
+    return [loader(k) for k in range(len(sets))]

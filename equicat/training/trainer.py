@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from equicat.terminal.progress import is_watched
 from equicat.training.callbacks import Lines, Patience, RunWriter
 from equicat.training.checkpoints import CheckpointFiles
 from equicat.training.config import RunConfig, TrainConfig
+from equicat.training.edge_budget import EdgeBudget
 from equicat.training.loggers import begin, make_loggers
 from equicat.training.rhythm import Rhythm
 
@@ -30,14 +31,14 @@ def is_main_process() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: ResumableLoader) -> pl.Trainer:
+def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loaders: Sequence[ResumableLoader]) -> pl.Trainer:
     """The trainer of a run.
 
     Args:
         config: of the run.
         run: where loggers write now; their runs are named after ``config.run.out``.
         writer: writes the rest.
-        loader: of the training data.
+        loaders: of the training data first, then of each set of validation data.
 
     Raises:
         InputError: if a device or a package is not there.
@@ -51,7 +52,9 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loader: Resu
         callbacks.append(Patience(options.early_stopping))
     if options.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10) if is_watched() else Lines())
-    callbacks.append(Rhythm(writer, options, loader))
+    if options.edge_budget == "auto":
+        callbacks.append(EdgeBudget(loaders))
+    callbacks.append(Rhythm(writer, options, loaders[0]))
     devices, num_nodes = devices_and_nodes(options)
     try:
         trainer = pl.Trainer(
