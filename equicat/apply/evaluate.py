@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from ase.data import chemical_symbols
 
+from equicat.apply.ensemble import members_of
 from equicat.apply.kept import Kept
 from equicat.apply.options import ApplyOptions
 from equicat.apply.predict import predictions, watch_of
@@ -35,9 +36,15 @@ from equicat.tasks.tasks import task_of, values_of
 
 
 def evaluate_split(
-    model: Potential | DirectModel, dataset: AnyDataset, options: ApplyOptions, title: str = ""
+    model: Potential | DirectModel,
+    dataset: AnyDataset,
+    options: ApplyOptions,
+    title: str = "",
+    others: Sequence[Potential | DirectModel] = (),
 ) -> SplitResult:
     """Metrics on free atoms, pooled over batches (see :mod:`equicat.tasks.metrics`).
+
+    With ``others`` the mean of an ensemble is judged, that of the model and these; grades are those of the model.
 
     Raises:
         InputError: if the data lack a label, hold another energy than the model predicts, or an unknown element.
@@ -48,7 +55,7 @@ def evaluate_split(
     require_labels(dataset, task.labels)
     sums: dict[str, MetricSums] = {}
     kept, watch = Kept(task.quantities, info.domain), watch_of(model, options)
-    for batch, prediction in predictions(model, dataset, options, title, watch, task.labels):
+    for batch, prediction in predictions(model, dataset, options, title, watch, task.labels, others):
         found, target = values_of(prediction, batch), task.target(batch)
         for row, values in {info.network.name: found, **task.baselines(batch, info.statistics)}.items():
             sums.setdefault(row, MetricSums(task.quantities)).add(values, target, batch)
@@ -78,7 +85,7 @@ def evaluate(
     """Evaluate a run on every split found at ``data``, beside the run's own validation, which stays as it is.
 
     Args:
-        run: Run directory that `equicat train` wrote.
+        run: Run directory that `equicat train` wrote, or the folder of an ensemble, whose mean is judged.
         data: Data set directory, store or structure file. Default: the validation data of the run, whose results are
             then written anew.
         energy_key: Info key of the energies (files only).
@@ -101,18 +108,19 @@ def evaluate(
         )
         return evaluate_validation(run, **how)
     run, data = Path(run), Path(data)
-    model = saved.load(run, options.device)
+    runs = members_of(run)
+    model, *others = (saved.load(member, options.device) for member in runs)
     options.check(model.info)
     folder = folder_for(run, data, "minus_clean_slab" * options.minus_clean_slab) if out is None else Path(out)
     check_writable(folder)
-    known = TrainedOn.read(run / TRAINED_ON)
+    known = TrainedOn.read(runs[0] / TRAINED_ON)
     found = splits_of(data, model.info.task)
     splits = {name: path for name, path in found.items() if name != "train" or path == data}  # evaluated when named
     labels = task_of(model.info.outputs).labels
     datasets, skipped = usable(model, splits, labels, **keys)
     results = {}
     for name, dataset in datasets.items():
-        results[name] = evaluate_split(model, dataset, options, name)
+        results[name] = evaluate_split(model, dataset, options, name, others)
         if known is not None:
             results[name].n_trained_on, results[name].n_chose_checkpoint = known.overlap(dataset)
     remarks = remarks_on({name: result.as_json() for name, result in results.items()})
@@ -191,7 +199,7 @@ def evaluate_validation(run: str | Path, **how: Any) -> dict[str, Any]:
     """Evaluate a run on the validation data of its own configuration: all of it, or what was held out for it.
 
     Args:
-        run: run directory.
+        run: run directory, or the folder of an ensemble, whose members have the same data.
         how: see :class:`~equicat.apply.options.ApplyOptions`.
 
     Returns:
@@ -200,15 +208,15 @@ def evaluate_validation(run: str | Path, **how: Any) -> dict[str, Any]:
     Raises:
         InputError: if the run has no configuration, or its data are gone.
     """
-    run, options = Path(run), ApplyOptions(**how)
-    model = saved.load(run, options.device)
+    run, options, runs = Path(run), ApplyOptions(**how), members_of(run)
+    model, *others = (saved.load(member, options.device) for member in runs)
     options.check(model.info)
-    config = data_config(run)
+    config = data_config(runs[0])
     if config.val:
         config = dataclasses.replace(config, n_val=None)
     _, val = training_data(config, model.info.task, task_of(model.info.outputs).labels)
-    result = evaluate_split(model, val, options, "val")
-    known = TrainedOn.read(run / TRAINED_ON)
+    result = evaluate_split(model, val, options, "val", others)
+    known = TrainedOn.read(runs[0] / TRAINED_ON)
     result.n_trained_on = None if known is None else known.overlap(val)[0]
     result.n_chose_checkpoint = result.n_systems
     remarks = remarks_on({"val": result.as_json()}) + _drawn_remarks(config, val) + _overfitting(run, result)

@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from equicat.apply.clean_slab import minus_clean_slab
-from equicat.apply.ensemble import mean_of, members_of
+from equicat.apply.ensemble import mean_of, mean_prediction, members_of
 from equicat.apply.options import ApplyOptions
 from equicat.data.batch import Batch
 from equicat.data.batches import batches
@@ -52,10 +52,12 @@ def predictions(
     title: str = "",
     watch: DomainWatch | None = None,
     labels: tuple[str, ...] = (),
+    others: Sequence[Potential | DirectModel] = (),
 ) -> Iterator[tuple[Batch, Prediction | RelaxedPrediction]]:
     """Batches with the model's predictions (eV, Å), in the order of the data set; they hold the ``labels`` only.
 
-    At the end, one warning says which structures were outside of the training data.
+    With ``others`` the predictions are the mean of an ensemble, the model and these. At the end, one warning says which
+    structures were outside of the training data.
 
     Raises:
         InputError: for an unknown element, or as ``options`` ask.
@@ -63,12 +65,15 @@ def predictions(
     device, watch = model.scale.device, watch or watch_of(model, options)
     task = task_of(model.info.outputs)
     loader = batches(dataset, model.cutoff, options.batch_size, dtype=model.dtype, labels=labels)
+
+    def predicted(member: Potential | DirectModel, batch: Batch) -> Prediction | RelaxedPrediction:
+        prediction = member(batch, **task.extras)
+        return minus_clean_slab(member, batch, prediction) if options.minus_clean_slab else prediction
+
     for batch in progress_bar(loader, desc=title, unit="batch", disable=not options.progress, leave=False):
         batch = batch.to(device)
         with torch.no_grad():
-            prediction = model(batch, **task.extras)
-            if options.minus_clean_slab:
-                prediction = minus_clean_slab(model, batch, prediction)
+            prediction = mean_prediction([predicted(member, batch) for member in (model, *others)])
         watch.look(batch)
         yield batch, prediction
     watch.say()

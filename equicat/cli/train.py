@@ -39,6 +39,9 @@ def train(*, print_config: bool = False, **options: Any) -> None:
             print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
         print(as_text(evaluate_validation(result.run, progress=member.run.progress)))
         print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
+    if config.run.members > 1 and is_main_process():
+        mean = evaluate_validation(config.run.out, progress=config.run.progress)
+        print(f"\nmean of {config.run.members} models:\n{as_text(mean)}\n\nensemble: {config.run.out}")
 
 
 class TrainParser(Parser):

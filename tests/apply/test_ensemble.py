@@ -1,17 +1,23 @@
 """Ensembles: one command trains them, another one shows their mean and spread."""
 
+import json
+
 import ase.io
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import configuration, labelled, relaxing
 
 import equicat
 from equicat import Batch, InputError
-from equicat.apply.ensemble import mean_of, members_of
+from equicat.apply.ensemble import mean_of, mean_prediction, members_of
+from equicat.apply.evaluate import evaluate
 from equicat.apply.predict import as_text, predict
 from equicat.cli.main import main
+from equicat.data.datasets import open_dataset
 from equicat.data.readers import write
+from equicat.models.direct import RelaxedPrediction
 from equicat.training.config import from_mapping
 from equicat.training.train import members
 
@@ -46,6 +52,31 @@ def test_predictions_are_the_mean_with_its_spread(ensemble, tmp_path):
     lengths = np.linalg.norm(forces[0] - forces[1], axis=1)[~labelled(0).fixed] / 2
     assert frames[0].info["forces_std"] == pytest.approx(lengths.max(), abs=1e-4)
     assert "± [eV/Å]" in as_text(tmp_path / "out.extxyz", 2)
+
+
+def test_an_evaluation_judges_the_mean(ensemble, data):
+    batch = Batch.from_structures(list(open_dataset(data / "s2ef" / "val_id")), 4.0)
+    mean = torch.stack([equicat.load(run)(batch).energy for run in members_of(ensemble)]).mean(0)
+    forces = torch.stack([equicat.load(run)(batch).forces for run in members_of(ensemble)]).mean(0)
+    wrong = (forces - batch.forces)[~batch.fixed].abs().mean().item()
+    for found in (evaluate(ensemble, data / "s2ef" / "val_id", progress=False), evaluate(ensemble, progress=False)):
+        (split,) = found["splits"].values()
+        row = split["rows"]["allegro"]
+        assert row["energy_mae"] == pytest.approx((mean - batch.energy).abs().mean().item(), rel=1e-5)
+        assert row["forces_mae"] == pytest.approx(wrong, rel=1e-5)
+    alone = json.loads((ensemble / "seed_3" / "evaluation.json").read_text())["splits"]["val"]["rows"]["allegro"]
+    assert alone["energy_mae"] != pytest.approx(row["energy_mae"], rel=1e-3)
+
+
+def test_training_ends_with_the_mean(ensemble):
+    assert (ensemble / "evaluation.json").is_file()
+
+
+def test_relaxed_energies_are_averaged():
+    two = [RelaxedPrediction(torch.tensor([1.0, x], dtype=torch.float64)) for x in (2.0, 4.0)]
+    mean = mean_prediction(two)
+    assert mean.relaxed_energy.tolist() == [1.0, 3.0]
+    assert mean.displacements is None
 
 
 def test_relaxed_positions_have_a_spread():
