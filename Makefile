@@ -2,6 +2,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
+# Tests start hundreds of processes: they keep bytecode, even where the environment says that Python should write none.
+unexport PYTHONDONTWRITEBYTECODE
 # Set-up is done again when what it depends on changes.
 USER_SETUP := .venv/.installed
 DEV_SETUP := .venv/.installed-dev
