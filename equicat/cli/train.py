@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import Namespace
@@ -25,6 +27,7 @@ def train(*, print_config: bool = False, **options: Any) -> None:
     from equicat.report.page import write_report
     from equicat.training import train as training
     from equicat.training.config import TrainConfig, as_yaml
+    from equicat.training.loggers import log_figures
     from equicat.training.trainer import is_main_process
 
     config = TrainConfig(**options)
@@ -38,7 +41,10 @@ def train(*, print_config: bool = False, **options: Any) -> None:
         if result.seconds:
             print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
         print(as_text(evaluate_validation(result.run, progress=member.run.progress)))
-        print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
+        with TemporaryDirectory() as folder:
+            print(f"\nrun: {result.run}\nreport: {write_report(result.run, figures=Path(folder))}")
+            if result.seconds:
+                log_figures(member, result.run, sorted(Path(folder).glob("*.png")))
     if config.run.members > 1 and is_main_process():
         mean = evaluate_validation(config.run.out, progress=config.run.progress)
         print(f"\nmean of {config.run.members} models:\n{as_text(mean)}\n\nensemble: {config.run.out}")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -80,6 +80,24 @@ def finish(loggers: Sequence[Logger], run: Path) -> None:
             for file in files:
                 logger.experiment.log_artifact(logger.run_id, str(file), "model")
             logger.finalize("success" if files else "failed")
+
+
+def log_figures(config: TrainConfig, run: Path, figures: Sequence[Path]) -> None:
+    """Add pictures to a finished run at Weights & Biases and MLflow, where it is taken up again for this.
+
+    Args:
+        config: of the run.
+        run: its directory, which knows its ids.
+        figures: files that are pictures.
+    """
+    for logger in make_loggers(replace(config, run=replace(config.run, tensorboard=False)), run):
+        if isinstance(logger, WandbLogger):
+            image = import_module("wandb").Image
+            logger.experiment.log({f"figures/{path.stem}": image(str(path)) for path in figures})
+            logger.experiment.finish()
+        if isinstance(logger, MLFlowLogger):
+            for path in figures:
+                logger.experiment.log_artifact(logger.run_id, str(path), "figures")
 
 
 def _wandb_id(run: Path) -> str | None:

@@ -13,6 +13,7 @@ from conftest import TINY_MODEL, configuration, labelled
 
 import equicat
 from equicat import InputError
+from equicat.cli.main import main
 from equicat.data.batch import Batch
 from equicat.data.batches import batches
 from equicat.data.datasets import open_dataset
@@ -243,6 +244,18 @@ def test_tensorboard_and_wandb_offline(data, tmp_path, monkeypatch):
     train(from_mapping(configuration(data, tmp_path / "run", run=again)))
     ids = {path.name.rpartition("-")[2] for path in (result.run / "wandb").glob("offline-run-*")}
     assert ids == {first.name.rpartition("-")[2]}, "a resumed run is the same one there"
+
+
+def test_figures_of_the_report_go_to_weights_and_biases(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    values = configuration(data, tmp_path / "run", run={"max_epochs": 1, "wandb": True})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "config.yaml")]) == 0
+    pictures = {path.name.partition("_")[0] for path in (tmp_path / "run" / "wandb").rglob("media/**/*.png")}
+    assert any("loss" in name or "force" in name for name in pictures), pictures
+    ids = {path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
+    assert len(ids) == 1, "the figures are with the losses"
 
 
 def test_mlflow(data, tmp_path, monkeypatch):
