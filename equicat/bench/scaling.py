@@ -13,6 +13,7 @@ from ase.build import bulk, fcc111
 from equicat.bench.process import Contestant, Failed, Process
 from equicat.bench.speed import SIZES, BenchConfig, Requests, Results, write_systems
 from equicat.errors import InputError
+from equicat.models.devices import free_memory
 from equicat.run_directory import environment
 from equicat.terminal.progress import progress_bar
 
@@ -97,10 +98,7 @@ def _expected_gb(points: Sequence[Results], n_atoms: int) -> float:
 
 def available_gb(device: str) -> float:
     """Memory that a process can still have: of the computer, or of the GPU."""
-    if device != "cpu":
-        return torch.cuda.mem_get_info()[0] / 1e9
-    text = Path("/proc/meminfo").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable")) * 1024 / 1e9
+    return free_memory(torch.device("cpu" if device == "cpu" else "cuda")) / 1e9
 
 
 def fit(points: Sequence[Results]) -> Results:

@@ -41,10 +41,11 @@ def train(*, print_config: bool = False, **options: Any) -> None:
         if result.seconds:
             print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
         print(as_text(evaluate_validation(result.run, progress=member.run.progress)))
-        print(f"\nrun: {result.run}\nreport: {write_report(result.run)}")
-        if result.seconds and (member.run.wandb or member.run.mlflow):
-            with TemporaryDirectory() as folder:
-                write_report(result.run, figures=Path(folder))
+        logged = result.seconds > 0 and (member.run.wandb or member.run.mlflow)
+        with TemporaryDirectory() as folder:
+            report = write_report(result.run, figures=Path(folder) if logged else None)
+            print(f"\nrun: {result.run}\nreport: {report}")
+            if logged:
                 log_figures(member, result.run, sorted(Path(folder).glob("*.png")))
     if config.run.members > 1 and is_main_process():
         mean = evaluate_validation(config.run.out, progress=config.run.progress)

@@ -1,6 +1,7 @@
 """The devices that a model computes on, by the names that users give."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -53,3 +54,18 @@ def require_devices(accelerator: str, devices: str | int) -> None:
     processors = os.cpu_count() or 1
     if isinstance(devices, int) and devices > max(gpus, MAX_PROCESSES_A_PROCESSOR * processors):
         raise InputError(f"run.devices is {devices}, but this machine has {processors} processors")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still have: of the GPU, with what PyTorch keeps of it for later; or of the computer
+    (Linux)."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return 1024 * kilobytes("/proc/meminfo", "MemAvailable")
+
+
+def kilobytes(path: str, name: str) -> int:
+    """A line such as ``VmRSS:  1234 kB`` of a file of Linux."""
+    lines = Path(path).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from equicat.data.batches import ResumableLoader
 from equicat.errors import InputError
+from equicat.models.devices import free_memory, kilobytes
 from equicat.tasks.tasks import total_loss
 from equicat.training.callbacks import trained
 from equicat.training.checkpoints import random_state, set_random_state
@@ -31,8 +32,8 @@ PROBE_EDGES = 40_000
 def even_budget(costs: Sequence[Int[ndarray, "_"]], batch_size: int) -> int:
     """The edge budget with which batches of training data hold ``batch_size`` structures on average.
 
-    A batch is at most one structure short of the budget
-    (:class:`~equicat.data.batches.BatchSampler`), so the largest one of all sets is added.
+    The largest structure of all sets is added, for :class:`~equicat.data.batches.BatchSampler` keeps that much free in
+    each batch.
 
     Args:
         costs: edges of each structure, of the training data first, then of each set of validation data.
@@ -127,21 +128,6 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
     with suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _kilobytes("/proc/self/status", "VmRSS")
+    before = kilobytes("/proc/self/status", "VmRSS")
     function()
-    return 1024 * (_kilobytes("/proc/self/status", "VmHWM") - before)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still have: of the GPU, with what PyTorch keeps of it for later; or of the computer
-    (Linux)."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return 1024 * _kilobytes("/proc/meminfo", "MemAvailable")
-
-
-def _kilobytes(path: str, name: str) -> int:
-    """A line such as ``VmRSS:  1234 kB`` of a file of Linux."""
-    lines = Path(path).read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return 1024 * (kilobytes("/proc/self/status", "VmHWM") - before)
