@@ -66,6 +66,13 @@ def holds_run(path: Path) -> bool:
     return any((path / name).is_file() for name in (CONFIG, DESCRIPTION))
 
 
+def members_of(run: str | Path) -> list[Path]:
+    """The runs of an ensemble that `equicat train --run.members N` wrote, or the run itself."""
+    run = Path(run)
+    found = [path.parent for path in sorted(run.glob(f"seed_*/{WEIGHTS}"))]
+    return [run] if (run / DESCRIPTION).is_file() or not found else found
+
+
 def read_description(path: Path) -> dict[str, Any]:
     """``model.json`` in today's format, whichever version wrote it.
 

@@ -1,33 +1,12 @@
-"""Predictions of an ensemble: models that differ by their seed, their mean, and their spread as an uncertainty."""
+"""Structures as an ensemble predicts them: the mean of its models, and their spread as an uncertainty."""
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from equicat.data.structure import Structure
-from equicat.run_directory import DESCRIPTION, WEIGHTS
-from equicat.tasks.tasks import AnyPrediction
-
-
-def members_of(run: str | Path) -> list[Path]:
-    """The runs of an ensemble that `equicat train --run.members N` wrote, or the run itself."""
-    run = Path(run)
-    found = [path.parent for path in sorted(run.glob(f"seed_*/{WEIGHTS}"))]
-    return [run] if (run / DESCRIPTION).is_file() or not found else found
-
-
-def mean_prediction(predicted: Sequence[AnyPrediction]) -> AnyPrediction:
-    """The mean of what several models predict for one batch, quantity by quantity."""
-    first = predicted[0]
-    if len(predicted) == 1:
-        return first
-    by_name = {part.name: [getattr(p, part.name) for p in predicted] for part in dataclasses.fields(first)}
-    means: dict[str, Any] = {name: torch.stack(v).mean(0) for name, v in by_name.items() if v[0] is not None}
-    return dataclasses.replace(first, **means)
 
 
 def mean_of(predicted: Sequence[Structure]) -> Structure:

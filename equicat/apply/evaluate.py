@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from ase.data import chemical_symbols
 
-from equicat.apply.ensemble import members_of
 from equicat.apply.kept import Kept
 from equicat.apply.options import ApplyOptions
 from equicat.apply.predict import predictions, watch_of
@@ -30,7 +29,7 @@ from equicat.models import saved
 from equicat.models.direct import DirectModel
 from equicat.models.model import check_energy_reference
 from equicat.models.potential import Potential
-from equicat.run_directory import EVALUATIONS, METRICS, TRAINED_ON, data_config, metric_columns, saved_epoch
+from equicat.run_directory import EVALUATIONS, METRICS, TRAINED_ON, data_config, members_of, metric_columns, saved_epoch
 from equicat.tasks.tables import MetricSums
 from equicat.tasks.tasks import task_of, values_of
 
@@ -40,11 +39,8 @@ def evaluate_split(
     dataset: AnyDataset,
     options: ApplyOptions,
     title: str = "",
-    others: Sequence[Potential | DirectModel] = (),
 ) -> SplitResult:
     """Metrics on free atoms, pooled over batches (see :mod:`equicat.tasks.metrics`).
-
-    With ``others`` the mean of an ensemble is judged, that of the model and these; grades are those of the model.
 
     Raises:
         InputError: if the data lack a label, hold another energy than the model predicts, or an unknown element.
@@ -55,7 +51,7 @@ def evaluate_split(
     require_labels(dataset, task.labels)
     sums: dict[str, MetricSums] = {}
     kept, watch = Kept(task.quantities, info.domain), watch_of(model, options)
-    for batch, prediction in predictions(model, dataset, options, title, watch, task.labels, others):
+    for batch, prediction in predictions(model, dataset, options, title, watch, task.labels):
         found, target = values_of(prediction, batch), task.target(batch)
         for row, values in {info.network.name: found, **task.baselines(batch, info.statistics)}.items():
             sums.setdefault(row, MetricSums(task.quantities)).add(values, target, batch)
@@ -109,7 +105,7 @@ def evaluate(
         return evaluate_validation(run, **how)
     run, data = Path(run), Path(data)
     runs = members_of(run)
-    model, *others = (saved.load(member, options.device) for member in runs)
+    model = saved.load(run, options.device)
     options.check(model.info)
     folder = folder_for(run, data, "minus_clean_slab" * options.minus_clean_slab) if out is None else Path(out)
     check_writable(folder)
@@ -120,7 +116,7 @@ def evaluate(
     datasets, skipped = usable(model, splits, labels, **keys)
     results = {}
     for name, dataset in datasets.items():
-        results[name] = evaluate_split(model, dataset, options, name, others)
+        results[name] = evaluate_split(model, dataset, options, name)
         if known is not None:
             results[name].n_trained_on, results[name].n_chose_checkpoint = known.overlap(dataset)
     remarks = remarks_on({name: result.as_json() for name, result in results.items()})
@@ -209,13 +205,13 @@ def evaluate_validation(run: str | Path, **how: Any) -> dict[str, Any]:
         InputError: if the run has no configuration, or its data are gone.
     """
     run, options, runs = Path(run), ApplyOptions(**how), members_of(run)
-    model, *others = (saved.load(member, options.device) for member in runs)
+    model = saved.load(run, options.device)
     options.check(model.info)
     config = data_config(runs[0])
     if config.val:
         config = dataclasses.replace(config, n_val=None)
     _, val = training_data(config, model.info.task, task_of(model.info.outputs).labels)
-    result = evaluate_split(model, val, options, "val", others)
+    result = evaluate_split(model, val, options, "val")
     known = TrainedOn.read(runs[0] / TRAINED_ON)
     result.n_trained_on = None if known is None else known.overlap(val)[0]
     result.n_chose_checkpoint = result.n_systems

@@ -39,7 +39,7 @@ from equicat.models.potential import Potential
 from equicat.relaxation import summary as relaxations
 from equicat.relaxation.config import RelaxConfig
 from equicat.relaxation.relax import relax
-from equicat.run_directory import TRAINED_ON, data_config
+from equicat.run_directory import TRAINED_ON, data_config, members_of
 from equicat.tasks.examples import Example
 from equicat.tasks.metrics import Values
 from equicat.tasks.tables import MetricSums, amount, format_table
@@ -113,7 +113,7 @@ def evaluate_relaxations(
     model = saved.load_potential(run, device)
     ApplyOptions(minus_clean_slab=beside.minus_clean_slab).check(model.info)
     direct = None if beside.direct is None else _direct_model(beside.direct, device)
-    data = _validation_data(run) if data is None else Path(data)
+    data = _validation_data(members_of(run)[0]) if data is None else Path(data)
     datasets, skipped = usable(model, _splits(data), LABELS, energy_reference=energy_reference)
     if direct is not None:
         for dataset in datasets.values():
@@ -125,7 +125,7 @@ def evaluate_relaxations(
         name: evaluate_split(model, dataset, config or RelaxConfig(), progress, direct, beside.minus_clean_slab)
         for name, dataset in datasets.items()
     }
-    known = TrainedOn.read(Path(run) / TRAINED_ON)
+    known = TrainedOn.read(members_of(run)[0] / TRAINED_ON)
     if known is not None:
         for name, dataset in datasets.items():
             results[name].n_trained_on, results[name].n_chose_checkpoint = known.overlap(dataset)

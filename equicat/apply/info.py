@@ -15,6 +15,7 @@ from equicat.run_directory import (
     METRICS,
     WEIGHTS,
     has_checkpoint,
+    members_of,
     metric_columns,
     read_config,
     saved_epoch,
@@ -27,7 +28,7 @@ def describe(run: str | Path) -> dict[str, str]:
     """A run in words by title: task, elements, energies, data, size, errors, versions.
 
     Args:
-        run: run directory that `equicat train` wrote, finished or not.
+        run: run directory that `equicat train` wrote, finished or not, or the folder of an ensemble.
 
     Raises:
         InputError: if there is no run, or the description of its model is damaged or of a newer format.
@@ -35,8 +36,9 @@ def describe(run: str | Path) -> dict[str, str]:
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such run directory; `equicat train` writes one")
-    info = saved.read_info(run)
-    found = _of_model(run, info) | _of_data(run) | _of_training(run)
+    run, *others = members_of(run)
+    ensemble = {"ensemble": f"{1 + len(others)} models, of which this is the first"} if others else {}
+    found = ensemble | _of_model(run, saved.read_info(run)) | _of_data(run) | _of_training(run)
     return {title: text for title, text in found.items() if text}
 
 
@@ -51,7 +53,7 @@ def _of_model(run: Path, info: ModelInfo) -> dict[str, str]:
     depth = [f"{name} {getattr(network, name)}" for name in ("n_layers", "l_max") if name in vars(network)]
     size = ""
     if (run / WEIGHTS).is_file():
-        size = f"{sum(p.numel() for p in saved.load(run).parameters()):,}"
+        size = f"{sum(p.numel() for p in saved.load_one(run).parameters()):,}"
     return {
         "run": str(run),
         "task": f"{info.task}: {', '.join(info.outputs)}",

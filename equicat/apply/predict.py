@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from equicat.apply.clean_slab import minus_clean_slab
-from equicat.apply.ensemble import mean_of, mean_prediction, members_of
+from equicat.apply.ensemble import mean_of
 from equicat.apply.options import ApplyOptions
 from equicat.data.batch import Batch
 from equicat.data.batches import batches
@@ -24,6 +24,7 @@ from equicat.errors import InputError
 from equicat.models import saved
 from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.domain import DomainWatch
+from equicat.models.ensemble import MeanDirectModel, MeanPotential
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
 from equicat.models.uncertainty import Grade, with_grades
@@ -52,12 +53,10 @@ def predictions(
     title: str = "",
     watch: DomainWatch | None = None,
     labels: tuple[str, ...] = (),
-    others: Sequence[Potential | DirectModel] = (),
 ) -> Iterator[tuple[Batch, Prediction | RelaxedPrediction]]:
     """Batches with the model's predictions (eV, Å), in the order of the data set; they hold the ``labels`` only.
 
-    With ``others`` the predictions are the mean of an ensemble, the model and these. At the end, one warning says which
-    structures were outside of the training data.
+    At the end, one warning says which structures were outside of the training data.
 
     Raises:
         InputError: for an unknown element, or as ``options`` ask.
@@ -65,15 +64,12 @@ def predictions(
     device, watch = model.scale.device, watch or watch_of(model, options)
     task = task_of(model.info.outputs)
     loader = batches(dataset, model.cutoff, options.batch_size, dtype=model.dtype, labels=labels)
-
-    def predicted(member: Potential | DirectModel, batch: Batch) -> Prediction | RelaxedPrediction:
-        prediction = member(batch, **task.extras)
-        return minus_clean_slab(member, batch, prediction) if options.minus_clean_slab else prediction
-
     for batch in progress_bar(loader, desc=title, unit="batch", disable=not options.progress, leave=False):
         batch = batch.to(device)
         with torch.no_grad():
-            prediction = mean_prediction([predicted(member, batch) for member in (model, *others)])
+            prediction = model(batch, **task.extras)
+            if options.minus_clean_slab:
+                prediction = minus_clean_slab(model, batch, prediction)
         watch.look(batch)
         yield batch, prediction
     watch.say()
@@ -111,19 +107,17 @@ def predict(
         InputError: for a missing file or split, an element that the model does not know (before anything is computed),
             or, for the leaderboard, missing or repeated ids.
     """
-    options, runs = ApplyOptions(**how), members_of(run)
-    models, out = [saved.load(member, options.device) for member in runs], Path(out)
-    model = models[0]
+    options, out = ApplyOptions(**how), Path(out)
+    model = saved.load(run, options.device)
     options.check(model.info)
     paths = [structures] if isinstance(structures, str | Path) else structures
     if out.suffix != ".npz":
         if submission is not None:
             raise InputError(f"{out}: a submission is an .npz file")
         dataset = _opened(model, paths)
+        models = model.models if isinstance(model, MeanPotential | MeanDirectModel) else [model]
         found = [_predicted(member, dataset, options, member.grade) for member in models]
         return write(out, (_relaxed(mean_of(predicted)) for predicted in zip(*found, strict=True)))
-    if len(models) > 1:
-        raise InputError(f"{out}: the leaderboard's file is of one model, but {run} holds {len(models)}; name one")
     datasets = datasets_of(model, paths, model.info.task, submission)
     arrays = {
         name: leaderboard_arrays(list(_predicted(model, dataset, options)), model.info.outputs, forces_of=forces_of)

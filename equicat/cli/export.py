@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from equicat.errors import InputError
+
 
 def export(
     run: str,
@@ -25,11 +27,14 @@ def export(
     Raises:
         InputError: for a model that the format cannot express, or an export that gives other numbers.
     """
+    from equicat.models.ensemble import MeanPotential
     from equicat.models.gradient import ComputeOptions
     from equicat.models.saved import load_potential
 
     # A library has the kernel inside, so it is compared with numbers that do not come from the kernel.
     potential = load_potential(run, compute=ComputeOptions(kernels=format != "library"))
+    if isinstance(potential, MeanPotential):
+        raise InputError(f"{run}: the folder of an ensemble; an export holds one model, so name one of those in it")
     if format == "library":
         from equicat.interfaces.library.export import export as export_library
 

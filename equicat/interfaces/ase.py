@@ -56,7 +56,7 @@ class Calculator(AseCalculator):
         """Load the model of a run.
 
         Args:
-            run: run directory that `equicat train` wrote.
+            run: run directory that `equicat train` wrote, or the folder of an ensemble, for its mean.
             device: where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
             cuda_graphs: record inferences of small systems (:mod:`equicat.kernels.gpu.graphs`) on a GPU with Triton.
             outside_training: what to do about structures unlike those that the model was trained on: ``warn`` once of
@@ -163,7 +163,7 @@ class BatchCalculator:
         """Load the model of a run.
 
         Args:
-            run: run directory that `equicat train` wrote.
+            run: run directory that `equicat train` wrote, or the folder of an ensemble, for its mean.
             device: where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
             outside_training: what to do about structures unlike those in training: ``warn`` once of each kind, raise an
                 ``error``, or ``ignore`` it.

@@ -47,7 +47,7 @@ class TorchSimModel(nn.Module):
         """Load the model of a run.
 
         Args:
-            run: run directory that `equicat train` wrote.
+            run: run directory that `equicat train` wrote, or the folder of an ensemble, for its mean.
             device: where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.
             dtype: of positions and results in TorchSim; the network keeps its own precision.
             compute_stress: whether to compute stresses.

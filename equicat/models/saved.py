@@ -18,6 +18,7 @@ from equicat.files import replace_json, replacing_file
 from equicat.models.devices import torch_device
 from equicat.models.direct import DirectHeads, DirectModel
 from equicat.models.electrostatics import LongRange
+from equicat.models.ensemble import MeanDirectModel, MeanPotential
 from equicat.models.gradient import DEFAULTS, ComputeOptions
 from equicat.models.heads import MLP_HEAD, OutputMLP
 from equicat.models.model import AtomisticModel, ModelInfo
@@ -25,7 +26,7 @@ from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.models.uncertainty import Grade
 from equicat.networks.catalogue import architecture, with_neighbors
-from equicat.run_directory import DESCRIPTION, FORMAT_VERSION, GRADE, WEIGHTS, read_description
+from equicat.run_directory import DESCRIPTION, FORMAT_VERSION, GRADE, WEIGHTS, members_of, read_description
 
 
 def build(
@@ -104,6 +105,8 @@ def load_info(run: str | Path) -> ModelInfo:
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such run directory; `equicat train` writes one")
+    if members_of(run) != [run]:
+        raise InputError(f"{run}: the folder of an ensemble; name one of its models, such as {members_of(run)[0]}")
     for name in (DESCRIPTION, WEIGHTS):
         if not (run / name).is_file():
             found = ", ".join(sorted(p.name for p in run.iterdir())) or "nothing"
@@ -138,10 +141,10 @@ def read_info(run: Path) -> ModelInfo:
 def load(
     run: str | Path, device: str | torch.device = "cpu", compute: ComputeOptions = DEFAULTS
 ) -> Potential | DirectModel:
-    """The trained model of a run, in evaluation mode.
+    """The trained model of a run, or the mean of those of an ensemble, in evaluation mode.
 
     Args:
-        run: run directory.
+        run: run directory, or the folder of an ensemble (:func:`equicat.run_directory.members_of`).
         device: where to put it: auto, cpu, cuda or cuda:N.
         compute: how a potential computes derivatives.
 
@@ -150,8 +153,20 @@ def load(
         ``.info`` tells its task, elements and ``energy_reference``.
 
     Raises:
-        InputError: if the run holds no weights, they do not fit the description, or the device is not there.
+        InputError: if the run holds no weights, they do not fit the description, the device is not there, or models of
+            an ensemble do not go together.
     """
+    models = [load_one(member, device, compute) for member in members_of(run)]
+    if len(models) == 1:
+        return models[0]
+    kind = MeanPotential if isinstance(models[0], Potential) else MeanDirectModel
+    return kind(models).eval()
+
+
+def load_one(
+    run: str | Path, device: str | torch.device = "cpu", compute: ComputeOptions = DEFAULTS
+) -> Potential | DirectModel:
+    """The trained model of a run that is not the folder of an ensemble; see :func:`load`."""
     info = load_info(run)
     model = build(info, compute=compute)
     try:

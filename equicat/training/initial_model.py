@@ -160,7 +160,7 @@ def fine_tuned_model(
     Raises:
         InputError: if the run holds another model than the configuration describes, or does not fit the data.
     """
-    model = saved.load(run, compute=compute_options(config.run))
+    model = saved.load_one(run, compute=compute_options(config.run))
     check_same_model(config, model.info, run)
     check_energy_reference(model.info, data.info, data.path)
     new = [int(z) for z in data.elements if z not in model.elements]

@@ -1,5 +1,6 @@
 """Ensembles: one command trains them, another one shows their mean and spread."""
 
+import dataclasses
 import json
 
 import ase.io
@@ -11,13 +12,17 @@ from conftest import configuration, labelled, relaxing
 
 import equicat
 from equicat import Batch, InputError
-from equicat.apply.ensemble import mean_of, mean_prediction, members_of
+from equicat.apply.ensemble import mean_of
 from equicat.apply.evaluate import evaluate
 from equicat.apply.predict import as_text, predict
 from equicat.cli.main import main
 from equicat.data.datasets import open_dataset
 from equicat.data.readers import write
 from equicat.models.direct import RelaxedPrediction
+from equicat.models.ensemble import MeanPotential, mean_prediction
+from equicat.models.saved import load
+from equicat.relaxation.config import RelaxConfig
+from equicat.run_directory import members_of
 from equicat.training.config import from_mapping
 from equicat.training.train import members
 
@@ -87,9 +92,67 @@ def test_relaxed_positions_have_a_spread():
     np.testing.assert_allclose(mean.relaxed_positions[-1], one.relaxed_positions[-1] + 0.1)
 
 
-def test_the_leaderboard_wants_one_model(ensemble, data, tmp_path):
-    with pytest.raises(InputError, match=r"is of one model, but .* holds 2; name one"):
-        predict(ensemble, data / "s2ef" / "val_id", out=tmp_path / "x.npz", progress=False)
+def test_the_leaderboard_gets_the_mean(ensemble, data, tmp_path):
+    for run in (ensemble, *members_of(ensemble)):
+        predict(run, data / "s2ef" / "val_id", out=tmp_path / f"{run.name}.npz", progress=False)
+    mean, one, other = (np.load(tmp_path / f"{run.name}.npz") for run in (ensemble, *members_of(ensemble)))
+    np.testing.assert_allclose(mean["energy"], (one["energy"] + other["energy"]) / 2, atol=8e-3)  # float16
+    np.testing.assert_allclose(mean["forces"], (one["forces"] + other["forces"]) / 2, atol=8e-3)
+
+
+def test_a_calculator_gives_the_mean_and_its_derivative(ensemble):
+    atoms = labelled(0).to_ase()
+    atoms.calc = equicat.Calculator(ensemble, device="cpu", dtype="float64", outside_training="ignore")
+    energies, forces = [], []
+    for run in members_of(ensemble):
+        alone = atoms.copy()
+        alone.calc = equicat.Calculator(run, device="cpu", dtype="float64", outside_training="ignore")
+        energies.append(alone.get_potential_energy())
+        forces.append(alone.get_forces(apply_constraint=False))
+    assert energies[0] != pytest.approx(energies[1], abs=1e-3)
+    assert atoms.get_potential_energy() == pytest.approx(np.mean(energies), abs=1e-9)
+    assert atoms.get_potential_energies().sum() == pytest.approx(np.mean(energies), abs=1e-6)
+    np.testing.assert_allclose(atoms.get_forces(apply_constraint=False), np.mean(forces, 0), atol=1e-9)
+    up, down = atoms.copy(), atoms.copy()
+    up.positions[-1, 2] += 1e-4
+    down.positions[-1, 2] -= 1e-4
+    slope = (atoms.calc.get_potential_energy(up) - atoms.calc.get_potential_energy(down)) / 2e-4
+    assert atoms.get_forces(apply_constraint=False)[-1, 2] == pytest.approx(-slope, abs=1e-5)
+
+
+def test_relaxations_follow_the_mean(ensemble):
+    config = RelaxConfig(max_steps=3)
+    (relaxed,) = equicat.relax([relaxing(0)], ensemble, config, progress=False).structures
+    (by_loaded,) = equicat.relax([relaxing(0)], load(ensemble), config, progress=False).structures
+    (alone,) = equicat.relax([relaxing(0)], members_of(ensemble)[0], config, progress=False).structures
+    np.testing.assert_array_equal(relaxed.positions, by_loaded.positions)
+    assert np.abs(relaxed.positions - alone.positions).max() > 1e-4
+
+
+def test_its_description_is_that_of_the_first(ensemble):
+    mean, first = load(ensemble), load(members_of(ensemble)[0])
+    assert isinstance(mean, MeanPotential)
+    assert (mean.cutoff, mean.elements, mean.info) == (first.cutoff, first.elements, first.info)
+    assert mean.double().dtype == torch.float64
+    assert main(["info", str(ensemble)]) == 0
+
+
+def test_what_takes_one_model_says_so(ensemble, data, tmp_path, capsys):
+    file = tmp_path / "tuned.yaml"
+    file.write_text(yaml.safe_dump(configuration(data, tmp_path / "tuned", run={"init_from": str(ensemble)})))
+    for command in (
+        ["export", str(ensemble), str(tmp_path / "x.pt2"), "--format", "compiled"],
+        ["train", str(file)],
+    ):
+        assert main(command) != 0
+        assert "the folder of an ensemble" in capsys.readouterr().err
+
+
+def test_models_that_do_not_go_together_are_refused(ensemble):
+    one, other = (load(run) for run in members_of(ensemble))
+    other.info = dataclasses.replace(other.info, energy_reference="total")
+    with pytest.raises(InputError, match="other cutoffs, elements or energies"):
+        MeanPotential([one, other])
 
 
 def test_an_ensemble_that_was_killed_begins_the_members_that_are_missing(ensemble, data):
