@@ -13,6 +13,8 @@ if not torch.cuda.is_available():
     # Kernels are then tested in Triton's interpreter. Triton looks when it is first imported, and others import it too.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import checking
+
 from equicat import Structure
 from equicat.data.info import DatasetInfo
 from equicat.data.store import write_store
@@ -49,6 +51,10 @@ TINY_MODEL = {
     "two_body_mlp": [16, 16],
     "latent_mlp": [16],
 }
+
+
+def pytest_runtest_setup() -> None:
+    checking.begin()
 
 
 def command_names(commands: dict, prefix: str = "") -> Iterator[str]:

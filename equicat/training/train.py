@@ -41,7 +41,7 @@ from equicat.training.resume import (
     read_resumption,
     resumed_model,
 )
-from equicat.training.trainer import is_main_process, make_trainer, matmul_precision, quiet_lightning
+from equicat.training.trainer import flushed_to_zero, is_main_process, make_trainer, matmul_precision, quiet_lightning
 
 GRADE_SAMPLE = 2000
 """Training structures to whose atoms those of a prediction are compared."""
@@ -72,6 +72,7 @@ def members(config: TrainConfig) -> list[TrainConfig]:
     return [replace(config, run=replace(r, resume=r.resume and has_checkpoint(Path(r.out)))) for r in found]
 
 
+@flushed_to_zero()  # before the first operation, for threads that PyTorch has started already do not know of it
 def train(config: TrainConfig) -> TrainResult:
     """Train a model as configured and write its run directory.
 

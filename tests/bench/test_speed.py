@@ -158,9 +158,10 @@ def test_a_gpu_has_contestants_of_its_own():
     assert [way.name for way in ours if not way.cuda_graphs] == ["equicat, without CUDA graphs"]
 
 
-def test_a_device_that_is_not_there(tiny):
+def test_a_device_that_is_not_there(tiny, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("it is there")
+    monkeypatch.setattr(bench, "contestants", lambda *arguments: [Contestant("equicat", ours=True)])
     with pytest.raises(InputError, match="equicat cannot be run on cuda: "):
         speed(dataclasses.replace(ALONE, device="cuda"), ["small"])
 

@@ -259,3 +259,14 @@ def test_forms_refuse_absurd_sizes():
     ):
         with pytest.raises(RuntimeError, match=message):
             cpu_forms.edges(torch.tensor(ends), w=w, y=y, by_g=one)
+
+
+@needs_compiler
+def test_numbers_below_the_smallest_normal_one_are_zero_there_and_nowhere_else():
+    """A product with such a number takes a hundred times longer, and trained networks are full of them."""
+    first, by_g = torch.tensor([0, 1]), torch.ones(1, 1, 16)
+    cpu_forms.edges(first, w=torch.full((1, 16), 1e-30), y=torch.full((1, 1), 1e-5), by_g=by_g)
+    assert (by_g / 1e-35).allclose(torch.ones(())), "a small normal one is there"
+    cpu_forms.edges(first, w=torch.full((1, 16), 1e-30), y=torch.full((1, 1), 1e-10), by_g=by_g)
+    assert by_g.tolist() == torch.zeros(1, 1, 16).tolist()
+    assert (torch.tensor([1e-40]) * 1).item() > 0, "the caller's own arithmetic is as before"

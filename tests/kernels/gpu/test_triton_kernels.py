@@ -11,19 +11,24 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 
 
-@pytest.mark.parametrize(("l_max", "channels"), [(0, 1), (3, 32)])
-def test_they_compile_for_a_gpu(tmp_path, l_max, channels):
+@pytest.mark.parametrize(
+    ("l_max", "channels", "dtypes"),
+    [(0, 1, ("float64",)), (3, 32, ("float32",))],
+    ids=["scalars", "large"],
+)
+def test_they_compile_for_a_gpu(tmp_path, l_max, channels, dtypes):
     """By the path that a call takes on a machine with a GPU, up to the launch; in float32 registers hold everything."""
     program = Path(__file__).parent / "triton_compile.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(program), "90", str(l_max), str(channels)]
+    command = [sys.executable, str(program), "90", str(l_max), str(channels), *dtypes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    single, double = found[: len(found) // 2], found[len(found) // 2 :]
-    for kernels in (single, double):
+    n = len(found) // len(dtypes)
+    by_dtype = {dtype: found[k * n : (k + 1) * n] for k, dtype in enumerate(dtypes)}
+    for kernels in by_dtype.values():
         names = ["_environment", "_read_out", "_gradient", "_gradient", "_change", "_fill", *["_derivative"] * 3]
         assert [f["kernel"] for f in kernels] == names
         assert all(f["bytes"] > 1000 for f in kernels)
-    assert all(f.get("spilled", 0) == f.get("stack", 0) == 0 for f in single)
+    assert all(f.get("spilled", 0) == f.get("stack", 0) == 0 for f in by_dtype.get("float32", ()))

@@ -3,7 +3,7 @@
 They are called as ever, but what would launch them only compiles, for the GPU that it is told of. A program of its own:
 the tests load the kernels for Triton's interpreter, and the two exclude each other in a process.
 
-``python triton_compile.py CAPABILITY L_MAX CHANNELS``, for example ``90 2 32`` for Hopper.
+``python triton_compile.py CAPABILITY L_MAX CHANNELS DTYPE…``, for example ``90 2 32 float32`` for Hopper.
 """
 
 import json
@@ -83,7 +83,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    capability, l_max, channels = map(int, sys.argv[1:])
+    capability, l_max, channels = map(int, sys.argv[1:4])
     driver.set_active(AbsentGPU(capability))
     launch = JITFunction.run
 
@@ -93,5 +93,5 @@ if __name__ == "__main__":
         print(json.dumps(found | (resources(kernel.asm["cubin"]) if CUOBJDUMP.exists() else {})), flush=True)
 
     JITFunction.run = compile_only
-    for dtype in (torch.float32, torch.float64):
-        call_all(l_max, channels, dtype)
+    for dtype in sys.argv[4:]:
+        call_all(l_max, channels, getattr(torch, dtype))

@@ -1,0 +1,103 @@
+"""Training step and inference with the weights of trained runs, by this checkout and another one.
+
+    python benchmarks/trained_step.py 'PATH/oc20_mini/trajectories/*.xz' RUN [RUN …] --before CHECKOUT
+
+Speed is measured elsewhere with first weights. Trained ones have other numbers, some of them so small that a processor
+takes a hundred times longer for a product. The first structures of four files are one batch; processor time of one
+thread, the median of all repetitions; checkouts in turn.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from glob import glob
+from pathlib import Path
+
+import torch
+from envelope import markdown, table, write
+
+import equicat
+from equicat import Batch
+from equicat.models.potential import Potential
+
+N_FILES = 4
+COMMAND = [
+    "python benchmarks/trained_step.py 'PATH/oc20_mini/trajectories/*.xz' RUN [RUN …] --before CHECKOUT --json FILE"
+]
+
+
+def milliseconds(do: Callable[[], object], repeats: int) -> float:
+    """Median processor time, the first two calls left out."""
+    times = []
+    for _ in range(repeats + 2):
+        began = time.process_time()
+        do()
+        times.append(time.process_time() - began)
+    return 1e3 * statistics.median(times[2:])
+
+
+def measured(run: str, files: list[str], repeats: int) -> dict[str, float]:
+    """Sizes and times of one run in this process."""
+    torch.set_num_threads(1)
+    model = equicat.load(run)
+    assert isinstance(model, Potential)
+    structures = [next(iter(equicat.read(file))) for file in files]
+    batch = Batch.from_structures(structures, model.cutoff, dtype=model.dtype)
+    assert batch.forces is not None
+
+    def step() -> None:
+        model.zero_grad()
+        (model(batch).forces - batch.forces).norm(dim=1).mean().backward()
+
+    found = {"atoms": len(batch.numbers), "edges": batch.edge_index.shape[1]}
+    found["parameters"] = sum(p.numel() for p in model.parameters())
+    found["inference"] = milliseconds(lambda: model(batch), repeats)
+    model.requires_grad_(True).train()
+    return found | {"training step": milliseconds(step, repeats)}
+
+
+def elsewhere(checkout: Path, run: str, options: argparse.Namespace) -> dict[str, float]:
+    """The times of a run by the package of another checkout."""
+    command = [sys.executable, __file__, options.pattern, run, "--repeats", str(options.repeats), "--worker"]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """One table, a row for each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pattern", help="of files with structures")
+    parser.add_argument("runs", nargs="+", help="run directories, as NAME=PATH to show a name")
+    parser.add_argument("--before", type=Path, help="checkout of another commit")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(measured(options.runs[0], sorted(glob(options.pattern))[:N_FILES], options.repeats)))
+        return
+    here, rows = Path(__file__).parents[1], []
+    for named in options.runs:
+        name, _, run = named.rpartition("=")
+        checkouts = [here] if options.before is None else [options.before, here]
+        found = [elsewhere(checkout, run, options) for checkout in checkouts]
+        sizes = [f"{found[0][size]:,.0f}" for size in ("atoms", "edges", "parameters")]
+        times = [f"{f[what]:.1f}" for what in ("inference", "training step") for f in found]
+        rows.append([name or Path(run).name, *sizes, *times])
+    names = ["now"] if options.before is None else ["before", "now"]
+    columns = [f"{what}, {when} [ms]" for what in ("inference", "training step") for when in names]
+    shown = table(["weights", "atoms", "edges", "parameters", *columns], rows)
+    print(markdown(shown))
+    if options.json:
+        notes = ["float32, one thread; times are processor time, the median of all repetitions."]
+        write(options.json, "Steps with trained weights", {"": shown}, command=COMMAND, notes=notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Types and shapes in signatures, checked while tests run: the first thousand calls of every test.
+
+A training step calls hundreds of small functions, and to check all calls of all steps takes longer than the steps.
+pyproject.toml names :func:`first_calls` as the type checker of pytest; ``conftest.py`` says when a test begins.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from itertools import count
+from typing import Any
+
+import jaxtyping
+from beartype import beartype
+
+CALLS = 1000
+"""Calls that are checked in a test."""
+
+_calls = count()
+
+
+def begin() -> None:
+    """Check calls again: a test begins."""
+    global _calls
+    _calls = count()
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def first_calls(function: Callable[..., Any]) -> Any:
+    """A function that checks its arguments as beartype does, and ends all checks when there were enough."""
+    checked = beartype(function)
+
+    @wraps(checked)
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if next(_calls) == CALLS:
+            jaxtyping.config.update("jaxtyping_disable", True)
+        return checked(*arguments, **options)
+
+    return counted
