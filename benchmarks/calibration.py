@@ -18,12 +18,12 @@ from envelope import table, write
 from numpy import ndarray
 from scipy.stats import spearmanr
 
-from equicat.apply.ensemble import members_of
 from equicat.data.batches import batches
 from equicat.data.datasets import open_dataset
 from equicat.data.directory import splits_of
 from equicat.models.potential import Potential
 from equicat.models.saved import load_potential
+from equicat.run_directory import members_of
 
 WITHIN = 0.683
 """Share of errors within one standard deviation of a normal distribution."""
