@@ -232,6 +232,11 @@ def test_schedules_and_limits(data, tmp_path, schedule):
         assert float(log[-1]["lr"]) < 0.01
 
 
+def wandb_ids(run):
+    """Names of W&B's runs: folders are offline-run-TIME-ID, with one number more if they began in the same second."""
+    return {path.name.split("-")[3] for path in (run / "wandb").glob("offline-run-*")}
+
+
 def test_tensorboard_and_wandb_offline(data, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -240,17 +245,16 @@ def test_tensorboard_and_wandb_offline(data, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(configuration(data, run, run=limits)))
     assert main(["train", str(tmp_path / "config.yaml")]) == 0
     assert list(run.rglob("events.out.tfevents*"))
-    ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
-    assert len(ids) == 1, "the figures are with the losses"
+    assert len(wandb_ids(run)) == 1, "the figures are with the losses"
     pictures = {path.name.partition("_")[0] for path in (run / "wandb").rglob("media/**/*.png")}
     assert any("loss" in name or "force" in name for name in pictures), pictures
     first = min((run / "wandb").glob("offline-run-*"))
     logged = next(first.glob("*.wandb")).read_bytes()
     assert b"model.safetensors" in logged, "the model goes along"
     assert b"copper" in logged
-    again = limits | {"max_epochs": 2, "resume": True}
+    again, ids = limits | {"max_epochs": 2, "resume": True}, wandb_ids(run)
     train(from_mapping(configuration(data, run, run=again)))
-    assert ids == {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}, "it is the same run"
+    assert wandb_ids(run) == ids, "it is the same run"
 
 
 def test_mlflow(data, tmp_path, monkeypatch):
