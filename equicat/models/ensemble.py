@@ -13,10 +13,10 @@ from equicat.models.direct import DirectModel, RelaxedPrediction
 from equicat.models.model import AtomisticModel, Prediction
 from equicat.models.potential import Potential
 
-AnyPrediction = TypeVar("AnyPrediction", Prediction, RelaxedPrediction)
+OnePrediction = TypeVar("OnePrediction", Prediction, RelaxedPrediction)
 
 
-def mean_prediction(predicted: Sequence[AnyPrediction]) -> AnyPrediction:
+def mean_prediction(predicted: Sequence[OnePrediction]) -> OnePrediction:
     """The mean of what several models predict for one batch, quantity by quantity."""
     first = predicted[0]
     by_name = {part.name: [getattr(p, part.name) for p in predicted] for part in dataclasses.fields(first)}

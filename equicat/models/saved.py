@@ -105,8 +105,9 @@ def load_info(run: str | Path) -> ModelInfo:
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such run directory; `equicat train` writes one")
-    if members_of(run) != [run]:
-        raise InputError(f"{run}: the folder of an ensemble; name one of its models, such as {members_of(run)[0]}")
+    first = members_of(run)[0]
+    if first != run:
+        raise InputError(f"{run}: the folder of an ensemble; name one of its models, such as {first}")
     for name in (DESCRIPTION, WEIGHTS):
         if not (run / name).is_file():
             found = ", ".join(sorted(p.name for p in run.iterdir())) or "nothing"

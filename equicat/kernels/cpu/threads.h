@@ -40,8 +40,8 @@ inline void require(bool condition, const char* message) {
 }
 
 // While it exists, numbers below the smallest normal one count as 0 in this thread. A product with such a number takes a
-// processor a hundred times longer, and networks make more and more of them as they learn: activations that have
-// closed, pairs at the cutoff, and what both leave in gradients.
+// processor a hundred times longer, and networks make more and more of them as they learn: the sigmoid of SiLU is that
+// small where its argument is below −87, as every seventh is in a network of many elements after a long training.
 class FlushedToZero {
 #if defined(__SSE2__)
     static constexpr unsigned RESULTS_AND_ARGUMENTS = 0x8040;

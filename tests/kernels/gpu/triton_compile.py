@@ -3,7 +3,7 @@
 They are called as ever, but what would launch them only compiles, for the GPU that it is told of. A program of its own:
 the tests load the kernels for Triton's interpreter, and the two exclude each other in a process.
 
-``python triton_compile.py CAPABILITY L_MAX CHANNELS DTYPE…``, for example ``90 2 32 float32`` for Hopper.
+``python triton_compile.py CAPABILITY L_MAX CHANNELS DTYPE``, for example ``90 2 32 float32`` for Hopper.
 """
 
 import json
@@ -93,5 +93,4 @@ if __name__ == "__main__":
         print(json.dumps(found | (resources(kernel.asm["cubin"]) if CUOBJDUMP.exists() else {})), flush=True)
 
     JITFunction.run = compile_only
-    for dtype in sys.argv[4:]:
-        call_all(l_max, channels, getattr(torch, dtype))
+    call_all(l_max, channels, getattr(torch, sys.argv[4]))

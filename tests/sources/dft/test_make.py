@@ -751,13 +751,19 @@ class TestRealData:
             np.testing.assert_allclose(s.relaxed_positions, relaxed[s.sid].positions, atol=1e-6)
             np.testing.assert_array_equal(s.tags, relaxed[s.sid].tags)
 
-    def test_published_pairs_with_their_published_division(self, tmp_path):
-        """A fifth of the systems is enough."""
+    @pytest.mark.parametrize(
+        ("every", "systems"),
+        [
+            pytest.param(1, {"train": 391, "val_id": 83}, marks=pytest.mark.benchmark),
+            (5, {"train": 79, "val_id": 17}),
+        ],
+    )
+    def test_published_pairs_with_their_published_division(self, tmp_path, every, systems):
         pairs: dict[str, tuple[str, ...]] = {"initial": (), "relaxed": ()}
         for part, name in product(("train", "val_id"), pairs):
             (tmp_path / part).mkdir(exist_ok=True)
             file = tmp_path / part / f"{name}.extxyz"
-            ase.io.write(file, ase.io.read(DFT_DATA / "xu_kitchin" / part / file.name, "::5"))
+            ase.io.write(file, ase.io.read(DFT_DATA / "xu_kitchin" / part / file.name, f"::{every}"))
             pairs[name] += (str(file),)
         config = ImportConfig(
             **pairs,
@@ -768,7 +774,7 @@ class TestRealData:
             split=SplitConfig(key="split"),
         )
         report = import_dataset(tmp_path / "data", config)
-        assert {name: n["systems"] for name, n in report.splits.items()} == {"train": 79, "val_id": 17}
+        assert {name: n["systems"] for name, n in report.splits.items()} == systems
         by_sid = {s.sid: s for s in read(pairs["relaxed"][0])}
         for s in Store(splits_of(tmp_path / "data", "is2re")["train"]):
             assert s.relaxed_energy == by_sid[s.sid].info["energy_ads"]
