@@ -112,16 +112,22 @@ class Batch:
         center, neighbor = self.edge_index[:, edges]
         shift = self.edge_shift[edges]
         vectors = self.positions.index_select(0, neighbor) - self.positions.index_select(0, center)
+        if shift.device.type != "cpu":  # to find the edges that leave the cell would wait for the device
+            return (vectors + self._offsets(center, shift)).to(self.dtype)
         # Most edges stay within the cell; a lattice vector for each would take longer than all the rest.
         crossing = (shift[:, 0] | shift[:, 1] | shift[:, 2]).nonzero()[:, 0]
-        shift = shift.index_select(0, crossing).to(self.cell.dtype)
-        if self.n_systems == 1:
-            offsets = shift @ self.cell[0]
-        else:
-            system = self.system_idx.index_select(0, center.index_select(0, crossing))
-            a, b, c = (shift[:, k, None] * self.cell[:, k].index_select(0, system) for k in range(3))
-            offsets = a + b + c
+        offsets = self._offsets(center.index_select(0, crossing), shift.index_select(0, crossing))
         return vectors.index_add(0, crossing, offsets).to(self.dtype)
+
+    def _offsets(self, center: Int[Tensor, "n_edges"], shift: Int[Tensor, "n_edges 3"]) -> Float64[Tensor, "n_edges 3"]:
+        """shift @ cell in Å of edges of these centres."""
+        shift = shift.to(self.cell.dtype)
+        if self.n_systems == 1:
+            a, b, c = (shift[:, k, None] * self.cell[0, k] for k in range(3))
+        else:
+            system = self.system_idx.index_select(0, center)
+            a, b, c = (shift[:, k, None] * self.cell[:, k].index_select(0, system) for k in range(3))
+        return a + b + c
 
     def named(self, limit: int = 4) -> str:
         """The systems as messages name them: file and frame of the first ``limit``, and how many more there are."""

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from equicat.kernels import backend
+
 
 class _SiLU(torch.autograd.Function):
     """x σ(x). PyTorch's own, differentiated twice, takes twice the passes over memory."""
@@ -31,6 +33,10 @@ class _SiLUSlope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor, Tensor]:
         grad, x = ctx.saved_tensors
+        if not torch.is_grad_enabled() and backend.has_triton(x.device):
+            from equicat.kernels.gpu.activations import slope_back  # needs Triton
+
+            return slope_back(grad_grad, grad, x)
         s = torch.sigmoid(x)
         # silu''(x) = s (1 − s) (2 + x (1 − 2 s)), one fused pass for the first product.
         second = torch.ops.aten.sigmoid_backward(grad_grad * grad, s)

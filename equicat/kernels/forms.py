@@ -88,7 +88,7 @@ def cut(center: Int[Tensor, "n_edges"], n_atoms: int, floats_per_edge: int) -> l
         n_atoms: number of atoms.
         floats_per_edge: the largest intermediate of an edge.
     """
-    first = torch.searchsorted(center, torch.arange(n_atoms + 1, device=center.device))
+    first = ends_of(center, n_atoms)
     kind = center.device.type
     max_edges = max(FLOATS_AT_A_TIME.get(kind, FLOATS_AT_A_TIME["cuda"]) // floats_per_edge, MIN_EDGES)
     if len(center) <= max_edges:
@@ -98,6 +98,11 @@ def cut(center: Int[Tensor, "n_edges"], n_atoms: int, floats_per_edge: int) -> l
         for atoms, edges in consecutive(first[1:].cpu(), max_edges)
         if edges.stop > edges.start
     ]
+
+
+def ends_of(center: Int[Tensor, "n_edges"], n_atoms: int) -> Int[Tensor, "n_ends"]:
+    """Where the edges of each centre begin, and where the last ones end, for ascending centres."""
+    return torch.searchsorted(center, torch.arange(n_atoms + 1, device=center.device))
 
 
 def consecutive(ends: Int[Tensor, "n_atoms"], max_edges: int) -> Iterator[tuple[slice, slice]]:

@@ -5,7 +5,7 @@ A product and all its derivatives come from one form, linear in each of its thre
 F(X, W, G) = Σ_e Σ_kn X[e, k] W[k, n] G[e, n]
 
 The product XW is ∂F/∂G. Its derivatives are ∂F/∂X = G Wᵀ and ∂F/∂W = Xᵀ G with the gradient that comes in in the place
-of G, and so on: no order needs anything else. ∂F/∂W, a sum over all rows, is PyTorch's product on a GPU too.
+of G, and so on: no order needs anything else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +77,9 @@ class _Derivative(torch.autograd.Function):
 
         if by == X:
             return kernels.rows([other], kernels.halves(one.t()))
-        return one.t() @ other if by == W else kernels.rows([one], kernels.halves(other))
+        if by == W:
+            return kernels.columns(kernels.Split.by_chunk(one), kernels.Split.by_chunk(other))
+        return kernels.rows([one], kernels.halves(other))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -134,8 +136,7 @@ class _Activated(torch.autograd.Function):
 
         ctx.widths, ctx.is_added = widths, [c is not None for c in added]
         ctx.save_for_backward(z, w)
-        split = zip(*(half.split(widths) for half in kernels.halves(w)), strict=True)
-        return tuple(kernels.rows([z], s, kernels.Extra(True, c)) for s, c in zip(split, added, strict=True))
+        return tuple(kernels.activated(z, kernels.halves(w), widths, added))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -150,6 +151,6 @@ class _Activated(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 to_z = kernels.rows(grads, kernels.halves(w.t()), kernels.Extra(sloping=z))
             if ctx.needs_input_grad[2]:
-                h = silu(z).t()
-                to_w = torch.cat([h @ g for g in grads], dim=1)
+                h = kernels.Split.by_chunk(z, act=True)
+                to_w = torch.cat([kernels.columns(h, kernels.Split.by_chunk(g)) for g in grads], dim=1)
         return None, to_z, to_w, *(g if is_added else None for g, is_added in zip(grads, ctx.is_added, strict=True))

@@ -35,7 +35,7 @@ class ComputeOptions:
     """How a potential computes; given when it is made, and without influence on the numbers."""
 
     kernels: bool = True
-    """Use the network's C++ kernel on a processor, where there is one."""
+    """Use kernels of the whole network where there are any: in C++ on a processor, in Triton on a GPU for inference."""
     recompute: bool = False
     """Train with bounded memory: some centres at a time, computed twice (networks without message passing)."""
     cuda_graphs: bool = True
@@ -67,6 +67,10 @@ class Energies(ABC):
     @abstractmethod
     def by_kernel(self, edges: Edges, training: bool = False, keep: bool = True) -> EnergiesAndGradient:
         """Energies and gradient by the network's kernel; ``keep`` takes less time and more memory while training."""
+
+    @abstractmethod
+    def by_launches(self, edges: Edges) -> EnergiesAndGradient:
+        """Energies and gradient for inference by a GPU's kernels, or, where it has none for them, by operators."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +113,23 @@ def pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int, 
     return cut
 
 
+def pair_vectors(batch: Batch, edges: slice) -> Float[Tensor, "n_edges 3"]:
+    """The pair vectors (Å) of some edges without derivatives, on a GPU by a kernel."""
+    if type(batch) is not Batch or not backend.has_triton(batch.positions.device):
+        return batch.edge_vec(edges).detach()
+    from equicat.kernels.gpu import vectors  # needs Triton
+
+    atoms = batch.positions, batch.cell, batch.system_idx
+    return vectors.pair_vectors(*atoms, batch.edge_index[:, edges], batch.edge_shift[edges], batch.dtype)
+
+
 class PairGradients:
     """Decides how the energies of a potential are differentiated by its pair vectors, as options and machine allow."""
 
     def __init__(self, options: ComputeOptions) -> None:
         self.options = options
-        self._graphs: tuple[tuple[int, ...], Graphs] | None = None
-        """Recorded CUDA graphs, and the addresses of the weights that they read."""
+        self._graphs: tuple[list[tuple[int, int]], Graphs] | None = None
+        """Recorded CUDA graphs, and the state of the weights that they read."""
 
     def plan(
         self, potential: Energies, batch: Batch, species: Int[Tensor, "n_atoms"], training: bool
@@ -133,8 +147,8 @@ class PairGradients:
             overwrites.
         """
         known = architecture(potential.config.name)
-        kernel = known.kernel if self.options.kernels else None
-        has_kernel = kernel is not None and kernel.library(potential.network, batch.edge_vec(slice(0))) is not None
+        kernel, like = known.kernel if self.options.kernels else None, batch.positions.new_empty(0, dtype=batch.dtype)
+        has_kernel = kernel is not None and kernel.library(potential.network, like) is not None
         cut = [whole(batch.edge_index, species)]
         if known.strictly_local and (self.options.recompute or not training):
             floats_per_edge = KERNEL_FLOATS_PER_EDGE if has_kernel else potential.network.floats_per_edge
@@ -147,16 +161,20 @@ class PairGradients:
             return partial(potential.by_kernel, training=training, keep=not self.options.recompute)
         if training and self.options.recompute:
             return partial(recomputed, potential)
-        if self.options.cuda_graphs and not training and can_be_recorded(potential, piece):
-            return self._recorded(potential)
-        return partial(potential.by_autograd, training=training)
+        if training:
+            return partial(potential.by_autograd, training=True)
+        function = potential.by_launches if self.options.kernels else potential.by_autograd
+        if self.options.cuda_graphs and can_be_recorded(potential, piece):
+            return self._recorded(potential, function)
+        return function
 
-    def _recorded(self, potential: Energies) -> Graphs:
-        """CUDA graphs of the potential; recorded anew if its weights lie elsewhere than before."""
+    def _recorded(self, potential: Energies, function: GradientFunction) -> Graphs:
+        """CUDA graphs of the potential; recorded anew if its weights lie elsewhere than before, or frozen ones have
+        changed, of which graphs read only what was made of them."""
         assert isinstance(potential, nn.Module)
-        addresses = tuple(p.data_ptr() for p in potential.parameters())
-        if self._graphs is None or self._graphs[0] != addresses:
-            self._graphs = addresses, Graphs(potential.by_autograd, far=2 * potential.config.cutoff)
+        state = [(p.data_ptr(), 0 if p.requires_grad else p._version) for p in potential.parameters()]
+        if self._graphs is None or self._graphs[0] != state:
+            self._graphs = state, Graphs(function, far=2 * potential.config.cutoff)
         return self._graphs[1]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from ase.data import chemical_symbols
@@ -124,6 +125,13 @@ def _load_references(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
         state[f"{prefix}reference_bits"] = references.double().view(torch.int64)
 
 
+_SPECIES: WeakKeyDictionary[nn.Module, tuple[ref[Tensor], tuple[int, int], Int[Tensor, "n_atoms"]]] = (
+    WeakKeyDictionary()
+)
+"""For models on a GPU: the atomic numbers that were looked at last, their version, and the elements. To look at them
+again, as when atoms move, would wait for the GPU."""
+
+
 class AtomisticModel(nn.Module, Graded):
     """A network, the elements that it knows, and what an energy is made of; a task's model adds what it predicts.
 
@@ -189,9 +197,15 @@ class AtomisticModel(nn.Module, Graded):
         Raises:
             InputError: for an element that the model was not trained on; names it and the system.
         """
-        species = self.species_of_number[batch.numbers]
         if isinstance(batch, PaddedBatch):  # its elements were looked at before, and looking would wait for a GPU
-            return species
+            return self.species_of_number[batch.numbers]
+        state = None
+        if batch.numbers.device.type != "cpu" and not batch.numbers.is_inference():
+            state = batch.numbers._version, self.species_of_number.data_ptr()
+            known = _SPECIES.get(self)
+            if known is not None and known[0]() is batch.numbers and known[1] == state:
+                return known[2]
+        species = self.species_of_number[batch.numbers]
         if (species < 0).any():
             atom = int((species < 0).nonzero()[0])
             system = int(batch.system_idx[atom])
@@ -200,6 +214,8 @@ class AtomisticModel(nn.Module, Graded):
                 f"{where}: element {chemical_symbols[int(batch.numbers[atom])]} was not in the training data; "
                 f"this model knows {', '.join(chemical_symbols[z] for z in self.elements)}"
             )
+        if state is not None:
+            _SPECIES[self] = ref(batch.numbers), state, species
         return species
 
     def system_energies(

@@ -12,10 +12,18 @@ from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.kernels.edges import Edges
 from equicat.models.electrostatics import LatentCharges
-from equicat.models.gradient import DEFAULTS, ComputeOptions, Energies, EnergiesAndGradient, PairGradients
+from equicat.models.gradient import (
+    DEFAULTS,
+    ComputeOptions,
+    Energies,
+    EnergiesAndGradient,
+    PairGradients,
+    pair_vectors,
+)
 from equicat.models.heads import DisplacementHead, OutputMLP, ScalarHead, needs_vectors, vector_head
 from equicat.models.model import AtomisticModel, Prediction, float64_bits, minus_gradient
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
+from equicat.networks import allegro_gpu
 from equicat.networks.catalogue import NetworkConfig, architecture
 from equicat.networks.features import Features
 
@@ -113,11 +121,11 @@ class Potential(AtomisticModel, Energies):
             atom_energies = self.atom_energies(self.network(*edges), edges)
             return Prediction(self.system_energies(atom_energies, species, batch), atom_energies)
         energies = []
-        force = batch.edge_vec(slice(0)).new_zeros(len(species), 3)
+        force = batch.positions.new_zeros(len(species), 3, dtype=batch.dtype)
         strain = force.new_zeros(batch.n_systems, 3, 3)
         training = self.training and torch.is_grad_enabled()
         for piece, differentiate in self.pair_gradients.plan(self, batch, species, training):
-            edge_vec = batch.edge_vec(piece.edges).detach()
+            edge_vec = pair_vectors(batch, piece.edges)
             found, gradient = differentiate(Edges(edge_vec, piece.edge_index, piece.species))
             energies.append(found[piece.own])
             center, neighbor = batch.edge_index[:, piece.edges]
@@ -197,7 +205,25 @@ class Potential(AtomisticModel, Energies):
         """
         kernel, readout = architecture(self.config.name).kernel, self.head.mlp.matrices()
         assert kernel is not None
-        sums, slope = kernel.energies_and_gradient(self.network, readout, edges, training, keep)
+        found = kernel.energies_and_gradient(self.network, readout, edges, training, keep)
+        return self._with_terms(*found, edges)
+
+    def by_launches(self, edges: Edges) -> EnergiesAndGradient:
+        """:meth:`by_autograd` for inference: by a GPU's kernels for the whole network, where it has them.
+
+        Args:
+            edges: of some centres, all that they have.
+        """
+        readout = self.head.mlp.matrices()
+        if not allegro_gpu.serves(self.network, readout, edges.edge_vec):
+            return self.by_autograd(edges)
+        found = allegro_gpu.energies_and_gradient(self.network, readout, edges)
+        return self._with_terms(*found, edges)
+
+    def _with_terms(
+        self, sums: Float[Tensor, "n_atoms"], slope: Float[Tensor, "n_edges 3"], edges: Edges
+    ) -> EnergiesAndGradient:
+        """Energies and gradient from Σ_j MLP(x^ij) and its derivative: in eV, and with the repulsion."""
         factor = self.factor(edges.species) * self.head.sum.norm
         energies = sums * factor
         gradient = slope * (factor[edges.edge_index[0]][:, None] if factor.ndim else factor)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from equicat.kernels import backend
 from equicat.kernels.cpu import build
 from equicat.kernels.edges import Edges
+from equicat.kernels.frozen import Frozen
 from equicat.kernels.harmonics import raise_degree
 
 BLOCK_BYTES = 64
@@ -218,25 +219,19 @@ class Kernel:
 
     def _listed(self, network: nn.Module, readout: Sequence[Tensor], multiple: int) -> "_Listed":
         """The operation of the embedding, and the weights as the kernel numbers them; frozen ones are prepared once."""
-        read = [*network.parameters(), *readout]
-        frozen = all(isinstance(w, nn.Parameter) and not w.requires_grad for w in read)
-        state = [(w.data_ptr(), w._version) for w in read] if frozen else []
-        known = _PREPARED.get(network)
-        if frozen and known is not None and known[0] == state:
-            return known[2]
-        weights = self.weights(network, readout, multiple)
-        matrices, plain = weights.listed(multiple)
-        listed = weights.embedding.operation, [w.contiguous() for w in matrices], [w.contiguous() for w in plain]
-        if frozen:
-            _PREPARED[network] = state, [w.detach() for w in read], listed
-        return listed
+
+        def make() -> _Listed:
+            weights = self.weights(network, readout, multiple)
+            matrices, plain = weights.listed(multiple)
+            return weights.embedding.operation, [w.contiguous() for w in matrices], [w.contiguous() for w in plain]
+
+        return _PREPARED(network, [*network.parameters(), *readout], make)
 
 
 _Listed = tuple[Literal["times", "plus", "matrices"], list[Tensor], list[Tensor]]
 
-_PREPARED: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], list[Tensor], _Listed]] = WeakKeyDictionary()
-"""Weights of frozen networks as kernels read them. Beside them stand addresses and versions of what they were made of,
-which tell whether they still hold, and these tensors themselves, so that no other one can come to their addresses."""
+_PREPARED = Frozen[_Listed]()
+"""Weights of frozen networks as kernels read them."""
 
 
 @dataclass(frozen=True, eq=False)

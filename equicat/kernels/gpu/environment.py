@@ -157,8 +157,11 @@ def _read_out(
 def _gradient(
     inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
 ):
-    """∂F/∂w and ∂F/∂Y; unless ``a`` is None, which means 1, also ∂F/∂G."""
-    a, w, y, g = inputs
+    """∂F/∂w and ∂F/∂Y; unless ``a`` is None, which means 1, also ∂F/∂G.
+
+    The last two inputs are what the first two derivatives are added to, or None.
+    """
+    a, w, y, g, onto_w, onto_y = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
     g_u = _load_rows(g, rows, u, n_channels, n_degrees * n_degrees, dtype)
     sums = zeros(tile, width, n_degrees * n_degrees, dtype)
@@ -174,9 +177,15 @@ def _gradient(
             for lm in tl.static_range(degree * degree, (degree + 1) * (degree + 1)):
                 y_e = _load_column(y, e, lm, e < end, dtype)
                 p += y_e * g_u[lm]
-                _store_column(outputs[1], e, lm, e < end, tl.sum(q * g_u[lm], axis=1))
+                by_y = tl.sum(q * g_u[lm], axis=1)
+                if onto_y is not None:
+                    by_y += tl.load(onto_y[0] + e * onto_y[1] + lm, mask=e < end, other=0).to(dtype)
+                _store_column(outputs[1], e, lm, e < end, by_y)
                 added = added + (sums[lm] + q * y_e,)
-            _store(outputs[0], e, degree * n_channels + u, in_eu, a_eu * p)
+            by_w = a_eu * p
+            if onto_w is not None:
+                by_w += _load(onto_w, e, degree * n_channels + u, in_eu, dtype)
+            _store(outputs[0], e, degree * n_channels + u, in_eu, by_w)
         if a is not None:
             sums = added
     if a is not None:
@@ -218,12 +227,16 @@ def _change(
 
 
 def edges(first: Int[Tensor, "n_ends"], **matrices: Float[Tensor, "..."]) -> None:
-    """Write derivatives of F, or how they change; see :func:`equicat.kernels.cpu.forms.edges`."""
+    """Write derivatives of F, or how they change; see :func:`equicat.kernels.cpu.forms.edges`.
+
+    ∂F/∂w and ∂F/∂Y are added to ``onto_w`` and ``onto_y`` where these are given; they may be the arrays written.
+    """
     names = ("a", "w", "y", "g")
     if "move_w" in matrices:
         _launch(_change, first, matrices, (*names, "move_w", "move_y", "move_g"), ("by_a", "by_w", "by_y", "by_g"))
     elif "by_w" in matrices:
-        _launch(_gradient, first, matrices, names, ("by_w", "by_y", *(["by_g"] if "a" in matrices else [])))
+        outputs = ("by_w", "by_y", *(["by_g"] if "a" in matrices else []))
+        _launch(_gradient, first, matrices, (*names, "onto_w", "onto_y"), outputs)
     elif "by_a" in matrices:
         _launch(_read_out, first, matrices, names[1:], ("by_a",))
     else:

@@ -2,9 +2,9 @@
 
 On a GPU a system of some hundred atoms takes about as long as launching its kernels one after the other. A graph is
 launched at once, but it repeats what was recorded: the same shapes at the same addresses. So atoms and edges are
-filled up to sizes that grow in steps of at most a quarter, and sizes that are met a second time are recorded. Edges
-that fill up are longer than any cutoff and contribute nothing; they belong to atoms of their own, a few to each, so
-that no program of a kernel has more of them than of others.
+filled up to sizes that grow in steps of at most a quarter (large ones of an eighth or less), and sizes that are met a
+second time are recorded. Edges that fill up are longer than any cutoff and contribute nothing; they belong to atoms of
+their own, a few to each, so that no program of a kernel has more of them than of others.
 """
 
 import sys
@@ -31,9 +31,13 @@ FILL = 128
 """One atom is added for so many edges, of which at most a quarter are added: an added atom has at most 32 edges."""
 
 
+MAX_STEP = 4096
+"""Larger sizes grow by this: a GPU takes longer for what is added there than launches take."""
+
+
 def padded_size(n: int) -> int:
-    """The next of 1, 2, …, 8, 10, 12, 14, 16, 20, …: at most a quarter more."""
-    step = 1 << max((n - 1).bit_length() - 3, 0)
+    """The next of 1, 2, …, 8, 10, 12, 14, 16, 20, …, 32768, 36864, …: at most a quarter more, or :data:`MAX_STEP`."""
+    step = min(1 << max((n - 1).bit_length() - 3, 0), MAX_STEP)
     return -(-n // step) * step
 
 

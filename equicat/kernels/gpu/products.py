@@ -1,12 +1,12 @@
 """Triton kernels of :mod:`equicat.kernels.products`: float32 matrix products on tensor cores; importing needs Triton.
 
-Tensor cores multiply TF32 numbers, which have 11 significant bits. A float32 number is split in two of them, x = h + l,
-and three products make xw = h_x h_w + h_x l_w + l_x h_w; what is left out, and the rounding of l, are of the order of
-2⁻²² of the product. They also cut off sums instead of rounding them (Ootomo and Yokota, Int. J. High Perform. Comput.
-Appl. 36, 475 (2022)), so a sum is made in pieces of ``block`` terms there, and the pieces are added up outside.
-
-A program makes one tile of a result. Sums over all edges, which the derivatives by a matrix are, stay with PyTorch: a
-kernel of this kind reached 32 to 40 TFLOP/s there on an H100, its float32 product 50.
+Tensor cores multiply numbers of 11 significant bits, those of half precision twice as fast as TF32 ones. A float32
+number is split in two halves, x s = h + l, and three products make xw = h_x h_w + h_x l_w + l_x h_w; what is left out,
+and the rounding of l, are of the order of 2⁻²² of the product. Half precision has few exponents, so the factor s, a
+power of 2, brings the largest number of a row (that is multiplied at a time) just below 2¹⁴. Numbers down to 2⁻¹⁷ of it
+keep all their bits, smaller ones are exact to 2⁻³⁹ of it. Tensor cores also cut off sums instead of rounding them
+(Ootomo and Yokota, Int. J. High Perform. Comput. Appl. 36, 475 (2022)), so a sum is made in pieces of ``block`` terms
+there, and the pieces are added up outside.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from typing import Any, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Float16, Shaped
 from torch import Tensor
 from triton.language import constexpr
 
@@ -39,105 +39,273 @@ class Tiles:
         return {"tile": tile, "num_warps": self.warps, "num_stages": self.stages}
 
 
-ROWS = Tiles(128, 128, 32, 8, 3)
+ROWS = Tiles(128, 128, 64, 8, 3)
 """For products of edges with a matrix."""
-SPLIT_TILE = 32
-"""Rows and columns of a matrix that a program splits."""
+COLUMNS = Tiles(128, 128, 64, 8, 3)
+"""For sums over edges of products of their rows; a block is the chunk of edges that share units."""
+SPLIT_ROWS, SPLIT_BLOCK = 4, 256
+"""Columns of a matrix that a program splits, and how many of their numbers at a time."""
+SPLIT_COLUMNS = 64
+"""Columns of edges that a program splits."""
+WIDE = 1024
+"""Columns of all matrices together for which it pays to split rows of edges beforehand, not in each program."""
+MULTIPROCESSORS = 132
+"""Programs that a GPU works on at a time."""
+MAX_PARTS = 16
+"""Parts that a sum over edges is divided into at most."""
 
 
 @triton.jit
 @no_type_check
-def _tf32(x):
-    """The nearest number with 11 significant bits."""
-    bits = x.to(tl.uint32, bitcast=True)
-    return ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+def halved(x, axis: constexpr):
+    """High and low halves of numbers times a power of 2, one for all along an axis, and the inverse of that power."""
+    largest = tl.max(x.to(tl.uint32, bitcast=True) & 0x7F800000, axis=axis, keep_dims=True)  # its exponent
+    largest = tl.maximum(largest, 14 << 23)
+    x *= ((267 << 23) - largest).to(tl.float32, bitcast=True)
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16), (largest - (13 << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 @no_type_check
-def _added(total, high, low, other_high, other_low):
-    """The total and the three products, of which the last one is largest."""
-    products = tl.zeros_like(total)
-    # Without a limit, which is that of another precision and not used here, Triton merges the sum with the products.
-    products = tl.dot(low, other_high, products, input_precision="tf32", max_num_imprecise_acc=1)
-    products = tl.dot(high, other_low, products, input_precision="tf32", max_num_imprecise_acc=1)
-    products = tl.dot(high, other_high, products, input_precision="tf32", max_num_imprecise_acc=1)
-    return total + products
+def multiplied(x, other):
+    """The product of two matrices in halves, without their units; the largest of the three comes last."""
+    products = tl.zeros((x[0].shape[0], other[0].shape[1]), tl.float32)
+    # Without a limit, which is that of another precision and not used here, Triton merges a sum with these products.
+    products = tl.dot(x[1], other[0], products, max_num_imprecise_acc=1)
+    products = tl.dot(x[0], other[1], products, max_num_imprecise_acc=1)
+    return tl.dot(x[0], other[0], products, max_num_imprecise_acc=1)
 
 
 @triton.jit
 @no_type_check
-def _split(w, stride_k, stride_n, halves, size, tile: constexpr):
-    """The two numbers of each entry of W [k, n], as matrices [n, k]."""
-    high, low = halves
+def _split(w, stride_k, stride_n, halves, size, rows: constexpr, block: constexpr):
+    """The halves of W [k, n], as matrices [n, k], and a unit for each n."""
+    high, low, unit = halves
     n_k, n_n = size
-    k = tl.program_id(0) * tile + tl.arange(0, tile)
-    n = tl.program_id(1) * tile + tl.arange(0, tile)
-    exists = (n < n_n)[:, None] & (k < n_k)[None, :]
-    x = tl.load(w + n[:, None] * stride_n + k[None, :] * stride_k, mask=exists, other=0)
-    to = n[:, None] * n_k + k[None, :]
-    tl.store(high + to, _tf32(x), mask=exists)
-    tl.store(low + to, _tf32(x - _tf32(x)), mask=exists)
+    n = tl.program_id(0) * rows + tl.arange(0, rows)
+    k = tl.arange(0, block)
+    largest = tl.zeros((rows, 1), tl.float32)
+    for start in range(0, n_k, block):
+        exists = (n < n_n)[:, None] & (start + k < n_k)[None, :]
+        x = tl.load(w + n[:, None] * stride_n + (start + k)[None, :] * stride_k, mask=exists, other=0)
+        x = tl.where(x == x, tl.abs(x), float("inf"))
+        largest = tl.maximum(largest, tl.max(x, axis=1, keep_dims=True))
+    bits = tl.maximum(largest.to(tl.uint32, bitcast=True) & 0x7F800000, 14 << 23)
+    factor = ((267 << 23) - bits).to(tl.float32, bitcast=True)
+    tl.store(unit + n[:, None], (bits - (13 << 23)).to(tl.float32, bitcast=True), mask=(n < n_n)[:, None])
+    for start in range(0, n_k, block):
+        exists = (n < n_n)[:, None] & (start + k < n_k)[None, :]
+        x = tl.load(w + n[:, None] * stride_n + (start + k)[None, :] * stride_k, mask=exists, other=0) * factor
+        to = n[:, None] * n_k + (start + k)[None, :]
+        tl.store(high + to, x.to(tl.float16), mask=exists)
+        tl.store(low + to, (x - x.to(tl.float16).to(tl.float32)).to(tl.float16), mask=exists)
 
 
 @triton.jit
 @no_type_check
-def _silu(x):
+def silu(x):
     """x σ(x)."""
     return x / (1 + tl.exp(-x))
 
 
 @triton.jit
 @no_type_check
-def _rows(inputs, halves, out, extra, size, tile: constexpr, silu: constexpr):
+def silu_slope(x):
+    """The derivative of x σ(x)."""
+    s = 1 / (1 + tl.exp(-x))
+    return s * (1 + x * (1 - s))
+
+
+@triton.jit
+@no_type_check
+def load_halves(halves, n, k, exists):
+    """The halves of a matrix, entries [k, n]."""
+    at = n[None, :] * halves[3] + k[:, None]
+    return tl.load(halves[0] + at, mask=exists, other=0), tl.load(halves[1] + at, mask=exists, other=0)
+
+
+@triton.jit
+@no_type_check
+def _rows(inputs, halves, out, extra, size, tile: constexpr, act: constexpr):
     """Σ_i X_i W_i for rows of edges, or of their SiLU; the matrices come one after the other, in halves [n, k].
 
-    A matrix may be added to the sum, and the sum be multiplied by the slope of a SiLU.
+    A single X may come in halves as well. A matrix may be added to the sum, and the sum be multiplied by the slope of a
+    SiLU.
     """
     rows: constexpr = tile[0]
     columns: constexpr = tile[1]
     block: constexpr = tile[2]
-    high, low, n_k = halves
     n_e, n_n = size
     tiles_n = tl.cdiv(n_n, columns)
     e = (tl.program_id(0) // tiles_n) * rows + tl.arange(0, rows)
     n = (tl.program_id(0) % tiles_n) * columns + tl.arange(0, columns)
     k = tl.arange(0, block)
-    w_at = n[None, :] * n_k + k[:, None]
+    first = 0
     total = tl.zeros((rows, columns), tl.float32)
     for i in tl.static_range(len(inputs)):
-        x, stride, width = inputs[i]
-        x_at = x + e.to(tl.int64)[:, None] * stride + k[None, :]
+        x, stride, width, low_of_x, unit_of_x = inputs[i]
+        x_at = e.to(tl.int64)[:, None] * stride + k[None, :]
         for start in range(0, width, block):
             in_k = k < width - start
-            x_ek = tl.load(x_at + start, mask=(e < n_e)[:, None] & in_k[None, :], other=0)
-            in_w = in_k[:, None] & (n < n_n)[None, :]
-            w_high = tl.load(high + start + w_at, mask=in_w, other=0)
-            w_low = tl.load(low + start + w_at, mask=in_w, other=0)
-            if silu:
-                x_ek = _silu(x_ek)
-            x_high = _tf32(x_ek)
-            total = _added(total, x_high, _tf32(x_ek - x_high), w_high, w_low)
-        w_at += width
+            in_x = (e < n_e)[:, None] & in_k[None, :]
+            x_ek = tl.load(x + start + x_at, mask=in_x, other=0)
+            w_kn = load_halves(halves, n, first + start + k, in_k[:, None] & (n < n_n)[None, :])
+            if low_of_x is not None:
+                total += multiplied((x_ek, tl.load(low_of_x + start + x_at, mask=in_x, other=0)), w_kn)
+            else:
+                if act:
+                    x_ek = silu(x_ek)
+                high, low, unit = halved(x_ek, 1)
+                total += multiplied((high, low), w_kn) * unit
+        first += width
+        if unit_of_x is not None:
+            total *= tl.load(unit_of_x + e, mask=e < n_e, other=0)[:, None]
     exists = (e < n_e)[:, None] & (n < n_n)[None, :]
+    total *= tl.load(halves[2] + n, mask=n < n_n, other=0)[None, :]
     added, sloping = extra
     if added is not None:
         total += tl.load(added[0] + e.to(tl.int64)[:, None] * added[1] + n[None, :], mask=exists, other=0)
     if sloping is not None:
         z = tl.load(sloping[0] + e.to(tl.int64)[:, None] * sloping[1] + n[None, :], mask=exists, other=0)
-        s = 1 / (1 + tl.exp(-z))
-        total *= s * (1 + z * (1 - s))
+        total *= silu_slope(z)
     tl.store(out + e.to(tl.int64)[:, None] * n_n + n[None, :], total, mask=exists)
 
 
-def halves(w: Float[Tensor, "n_k n_n"]) -> tuple[Float[Tensor, "n_n n_k"], Float[Tensor, "n_n n_k"]]:
-    """A matrix of any strides as the sum of two matrices of TF32 numbers, both transposed."""
+@triton.jit
+@no_type_check
+def _split_rows(x, stride, out, size, act: constexpr, rows: constexpr, width: constexpr):
+    """Halves of rows of edges, or of their SiLU, with a unit for each row."""
+    n_e, n_k = size
+    e, k = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, width)
+    exists, at = (e < n_e)[:, None] & (k < n_k)[None, :], e.to(tl.int64)[:, None]
+    x_ek = tl.load(x + at * stride + k[None, :], mask=exists, other=0)
+    if act:
+        x_ek = silu(x_ek)
+    high, low, unit = halved(x_ek, 1)
+    tl.store(out[0] + at * n_k + k[None, :], high, mask=exists)
+    tl.store(out[1] + at * n_k + k[None, :], low, mask=exists)
+    tl.store(out[2] + e[:, None], unit, mask=(e < n_e)[:, None])
+
+
+@triton.jit
+@no_type_check
+def _split_chunks(x, stride, out, size, act: constexpr, chunk: constexpr, columns: constexpr):
+    """Halves of columns of edges, or of their SiLU, with a unit for each column of a chunk of edges."""
+    n_e, n_k = size
+    e, k = tl.program_id(0) * chunk + tl.arange(0, chunk), tl.program_id(1) * columns + tl.arange(0, columns)
+    exists, at = (e < n_e)[:, None] & (k < n_k)[None, :], e.to(tl.int64)[:, None]
+    x_ek = tl.load(x + at * stride + k[None, :], mask=exists, other=0)
+    if act:
+        x_ek = silu(x_ek)
+    high, low, unit = halved(x_ek, 0)
+    tl.store(out[0] + at * n_k + k[None, :], high, mask=exists)
+    tl.store(out[1] + at * n_k + k[None, :], low, mask=exists)
+    tl.store(out[2] + tl.program_id(0) * n_k + k[None, :], unit, mask=(k < n_k)[None, :])
+
+
+@triton.jit
+@no_type_check
+def _columns(x, g, out, size, part, tile: constexpr):
+    """Σ_e X[e, k] G[e, n] over some edges, a part of them for each matrix [k, n]; both come in halves."""
+    rows: constexpr = tile[0]
+    columns: constexpr = tile[1]
+    chunk: constexpr = tile[2]
+    n_e, n_k, n_n = size
+    k = tl.program_id(0) * rows + tl.arange(0, rows)
+    n = tl.program_id(1) * columns + tl.arange(0, columns)
+    in_k, in_n = (k < n_k)[None, :], (n < n_n)[None, :]
+    begin = tl.program_id(2) * part
+    total = tl.zeros((rows, columns), tl.float32)
+    for start in range(begin, tl.minimum(begin + part, n_e), chunk):
+        e = start + tl.arange(0, chunk)
+        in_e, at = (e < n_e)[:, None], e.to(tl.int64)[:, None]
+        to_x, to_g = at * n_k + k[None, :], at * n_n + n[None, :]
+        x_high = tl.load(x[0] + to_x, mask=in_e & in_k, other=0)
+        x_low = tl.load(x[1] + to_x, mask=in_e & in_k, other=0)
+        g_high = tl.load(g[0] + to_g, mask=in_e & in_n, other=0)
+        g_low = tl.load(g[1] + to_g, mask=in_e & in_n, other=0)
+        x_unit = tl.load(x[2] + start // chunk * n_k + k, mask=k < n_k, other=0)[:, None]
+        g_unit = tl.load(g[2] + start // chunk * n_n + n, mask=n < n_n, other=0)[None, :]
+        total += multiplied((tl.trans(x_high), tl.trans(x_low)), (g_high, g_low)) * x_unit * g_unit
+    to = (tl.program_id(2).to(tl.int64) * n_k + k)[:, None] * n_n + n[None, :]
+    tl.store(out + to, total, mask=(k < n_k)[:, None] & in_n)
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """A matrix W [n_k, n_n] times powers of 2 as the sum of two matrices in half precision, both transposed."""
+
+    high: Float16[Tensor, "n_n n_k"]
+    low: Float16[Tensor, "n_n n_k"]
+    unit: Float[Tensor, "n_n"]
+    """The inverse of each column's power of 2."""
+
+    def split(self, widths: Sequence[int]) -> "list[Halves]":
+        """Matrices side by side, each by itself."""
+        parts = zip(*(x.split(list(widths)) for x in (self.high, self.low, self.unit)), strict=True)
+        return [Halves(*part) for part in parts]
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The halves, the units and the row's width, for a kernel."""
+        return self.high, self.low, self.unit, self.high.shape[1]
+
+
+def halves(w: Float[Tensor, "n_k n_n"]) -> Halves:
+    """The halves of a matrix of any strides."""
     n_k, n_n = w.shape
-    high, low = w.new_empty(n_n, n_k), w.new_empty(n_n, n_k)
-    grid = triton.cdiv(n_k, SPLIT_TILE), triton.cdiv(n_n, SPLIT_TILE)
+    high, low = (w.new_empty(n_n, n_k, dtype=torch.float16) for _ in range(2))
+    found = Halves(high, low, w.new_empty(n_n))
+    block = min(SPLIT_BLOCK, triton.next_power_of_2(n_k))
     with torch.cuda.device_of(w):
-        _split[grid](w, w.stride(0), w.stride(1), (high, low), (n_k, n_n), tile=SPLIT_TILE)
-    return high, low
+        _split[(triton.cdiv(n_n, SPLIT_ROWS),)](
+            w, w.stride(0), w.stride(1), (high, low, found.unit), (n_k, n_n), rows=SPLIT_ROWS, block=block
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows of edges times powers of 2 as the sum of two matrices in half precision."""
+
+    high: Float16[Tensor, "n_edges n_k"]
+    low: Float16[Tensor, "n_edges n_k"]
+    unit: Float[Tensor, "..."]
+    """The inverse of each row's power of 2 [n_edges], or that of each column in a chunk of edges [n_chunks, n_k]."""
+
+    @classmethod
+    def by_row(cls, x: Float[Tensor, "n_edges n_k"], act: bool = False) -> "Split":
+        """The halves for :func:`rows` of X, or of silu(X)."""
+        x, stride, width = matrix(x)
+        found = cls._like(x, x.new_empty(len(x)))
+        with torch.cuda.device_of(x):
+            _split_rows[(triton.cdiv(len(x), SPLIT_ROWS),)](
+                *(x, stride, (found.high, found.low, found.unit), (len(x), width)),
+                act=act,
+                rows=SPLIT_ROWS,
+                width=triton.next_power_of_2(width),
+            )
+        return found
+
+    @classmethod
+    def by_chunk(cls, x: Float[Tensor, "n_edges n_k"], act: bool = False) -> "Split":
+        """The halves for :func:`columns` of X, or of silu(X)."""
+        x, stride, width = matrix(x)
+        chunk = COLUMNS.block
+        found = cls._like(x, x.new_empty(triton.cdiv(len(x), chunk), width))
+        with torch.cuda.device_of(x):
+            _split_chunks[(len(found.unit), triton.cdiv(width, SPLIT_COLUMNS))](
+                *(x, stride, (found.high, found.low, found.unit), (len(x), width)),
+                act=act,
+                chunk=chunk,
+                columns=SPLIT_COLUMNS,
+            )
+        return found
+
+    @classmethod
+    def _like(cls, x: Tensor, unit: Tensor) -> "Split":
+        high, low = (x.new_empty(x.shape, dtype=torch.float16) for _ in range(2))
+        return cls(high, low, unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,38 +323,66 @@ class Extra:
 PLAIN = Extra()
 
 
-def rows(
-    x: Sequence[Float[Tensor, "n_edges _"]],
-    split: tuple[Float[Tensor, "n_n n_k"], Float[Tensor, "n_n n_k"]],
-    extra: Extra = PLAIN,
-) -> Float[Tensor, "n_edges n_n"]:
-    """Σ_i X_i W_i at float32's accuracy, for many rows.
+def rows(x: Sequence[Float[Tensor, "n_edges _"]] | Split, split: Halves, extra: Extra = PLAIN) -> Float[Tensor, "..."]:
+    """Σ_i X_i W_i [n_edges, n_n] at float32's accuracy, for many rows.
 
     Args:
-        x: float32, whose widths add up to n_k.
-        split: halves of the matrices, one below the other; or rows of these halves.
-        extra: what is done before and after.
+        x: float32, whose widths add up to n_k; or a single one, split by row.
+        split: halves of the matrices, which stand one below the other.
+        extra: what is done before and after; the SiLU of what is split was taken before.
     """
-    (high, low), tiles, first = split, ROWS, x[0]
-    n_e, n_n = len(first), len(high)
+    n_n, tiles = len(split.unit), ROWS
+    if isinstance(x, Split):
+        like, n_e = split.unit, len(x.high)
+        inputs: tuple[tuple[Any, ...], ...] = ((*matrix(x.high), x.low, x.unit),)
+    else:
+        like, n_e = x[0], len(x[0])
+        inputs = tuple((*matrix(a), None, None) for a in x)
     tiles = replace(tiles, columns=max(min(tiles.columns, triton.next_power_of_2(n_n)), 16))
-    out = first.new_empty(n_e, n_n)
+    out = like.new_empty(n_e, n_n)
     n_programs = triton.cdiv(n_e, tiles.rows) * triton.cdiv(n_n, tiles.columns)
-    after = tuple(None if a is None else _matrix(a)[:2] for a in (extra.added, extra.sloping))
-    with torch.cuda.device_of(first):
-        _rows[(n_programs,)](
-            tuple(map(_matrix, x)),
-            (high, low, high.shape[1]),
-            out,
-            after,
-            (n_e, n_n),
-            silu=extra.silu,
-            **tiles.options(),
-        )
+    after = tuple(None if a is None else matrix(a)[:2] for a in (extra.added, extra.sloping))
+    with torch.cuda.device_of(like):
+        _rows[(n_programs,)](*(inputs, split.arguments(), out, after, (n_e, n_n)), act=extra.silu, **tiles.options())
     return out
 
 
-def _matrix(x: Tensor) -> tuple[Tensor, int, int]:
+def activated(
+    z: Float[Tensor, "n_edges n_k"],
+    w: Halves,
+    widths: Sequence[int],
+    added: Sequence[Float[Tensor, "n_edges _"] | None],
+) -> list[Float[Tensor, "n_edges _"]]:
+    """C_j + silu(Z) W_j for matrices W_j of these widths side by side; a C_j that is None adds nothing."""
+    is_wide = len(w.unit) >= WIDE
+    x = Split.by_row(z, act=True) if is_wide else [z]
+    return [rows(x, part, Extra(not is_wide, c)) for part, c in zip(w.split(widths), added, strict=True)]
+
+
+def columns(x: Split, g: Split) -> Float[Tensor, "n_k n_n"]:
+    """Xᵀ G at float32's accuracy, a sum over many rows; both are split by chunk."""
+    (n_e, n_k), n_n, tiles = x.high.shape, g.high.shape[1], COLUMNS
+    grid = triton.cdiv(n_k, tiles.rows), triton.cdiv(n_n, tiles.columns)
+    n_parts = min(_parts(grid[0] * grid[1]), len(x.unit))
+    part = triton.cdiv(len(x.unit), n_parts) * tiles.block
+    out = x.unit.new_empty(triton.cdiv(n_e, part), n_k, n_n)
+    arguments = ((a.high, a.low, a.unit) for a in (x, g))
+    with torch.cuda.device_of(out):
+        _columns[(*grid, len(out))](*arguments, out, (n_e, n_k, n_n), part, **tiles.options())
+    return out.sum(0)
+
+
+def _parts(n_tiles: int) -> int:
+    """Into how many parts to divide a sum with so many tiles: the fewest with which hardly a multiprocessor waits."""
+
+    def waiting(parts: int) -> float:
+        programs = n_tiles * parts
+        return 1 - programs / (-(-programs // MULTIPROCESSORS) * MULTIPROCESSORS)
+
+    return min(range(1, MAX_PARTS + 1), key=lambda parts: waiting(parts) + 0.01 * parts)
+
+
+def matrix(x: Shaped[Tensor, "n_rows n_columns"]) -> tuple[Shaped[Tensor, "n_rows n_columns"], int, int]:
     """Rows, the stride between them, and their width; within a row entries are neighbours."""
     x = x if x.stride(1) == 1 else x.contiguous()
     return x, x.stride(0), x.shape[1]

@@ -3,7 +3,8 @@
 They are called as ever, but what would launch them only compiles, for the GPU that it is told of. A program of its own:
 the tests load the kernels for Triton's interpreter, and the two exclude each other in a process.
 
-``python triton_compile.py CAPABILITY L_MAX CHANNELS DTYPE``, for example ``90 2 32 float32`` for Hopper.
+``python triton_compile.py CAPABILITY L_MAX CHANNELS DTYPE``, for example ``90 2 32 float32`` for Hopper; with ``whole``
+in the place of a type those of products and of whole networks, which know float32 only.
 """
 
 import json
@@ -20,8 +21,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from equicat.kernels.edges import Edges
+from equicat.kernels.gpu import activations, centers, embedding, fill, pairs, products, vectors
 from equicat.kernels.gpu import environment as kernels
-from equicat.kernels.gpu import fill
 from equicat.kernels.gpu import tensor_product as triton_tensor_product
 from equicat.kernels.irreps import SCALAR, Contraction, Paths, layer_irreps
 
@@ -71,6 +73,30 @@ def call_all(l_max: int, channels: int, dtype: torch.dtype) -> None:
         triton_tensor_product.tensors(argument, (v, m, b), contraction, first)
 
 
+def call_whole(l_max: int, channels: int) -> None:
+    """Kernels of products of matrices and of whole networks, a wide one and a narrow one."""
+    n, width = 256, 64
+    edges = Edges(torch.zeros(n, 3), torch.zeros(2, n, dtype=torch.long), torch.zeros(16, dtype=torch.long))
+    radial = torch.zeros(4), torch.zeros(8), torch.zeros(8, width), torch.zeros(4, width)
+    embed = embedding.Embedding(*radial, 6, l_max, 2)
+    x, y = embed(edges)
+    embed.back(edges, x, y)
+    hidden = pairs.Hidden.of(torch.zeros(width, width), torch.zeros(width, 160), [96, 64])
+    z, found = hidden(x, x, [None, x])
+    hidden.back(x, z, found)
+    first = torch.zeros(17, dtype=torch.long)
+    pairs.read(z, torch.zeros(width), True, first)
+    terms = centers.Terms.of(torch.zeros(3, 3, dtype=torch.long), (1, 1, 1), x.device)
+    env = torch.zeros(16, 1, channels)
+    centers.contract(centers.G, (env, env, env), torch.zeros(3, channels), torch.zeros(16), terms)
+    products.rows([z], products.halves(torch.zeros(width, 256)), products.Extra(True, None, x.new_zeros(n, 256)))
+    products.rows(products.Split.by_row(z), products.halves(torch.zeros(width, 256)))
+    products.columns(*(products.Split.by_chunk(x.new_zeros(n, 128)) for _ in range(2)))
+    activations.slope_back(x, x, x)
+    atoms = torch.zeros(16, 3).double(), torch.zeros(1, 3, 3).double(), edges.species
+    vectors.pair_vectors(*atoms, edges.edge_index, torch.zeros(n, 3, dtype=torch.long), torch.float32)
+
+
 def resources(cubin: bytes) -> dict[str, int]:
     """Registers of a thread, and bytes of memory for those that did not fit."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -93,4 +119,7 @@ if __name__ == "__main__":
         print(json.dumps(found | (resources(kernel.asm["cubin"]) if CUOBJDUMP.exists() else {})), flush=True)
 
     JITFunction.run = compile_only
-    call_all(l_max, channels, getattr(torch, sys.argv[4]))
+    if sys.argv[4] == "whole":
+        call_whole(l_max, channels)
+    else:
+        call_all(l_max, channels, getattr(torch, sys.argv[4]))

@@ -1,0 +1,202 @@
+"""The whole network in Triton kernels, in its interpreter where there is no GPU, against autograd in float64."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from equicat.data.batch import Batch
+from equicat.data.structure import Structure
+from equicat.kernels import backend
+from equicat.kernels.edges import Edges
+from equicat.kernels.frozen import Frozen
+from equicat.kernels.products import split_products
+from equicat.models.gradient import ComputeOptions, pair_vectors
+from equicat.models.potential import Potential
+from equicat.models.repulsion import EnergyTerms, Repulsion
+from equicat.networks import allegro_gpu
+from equicat.networks.allegro import AllegroConfig, NequipAllegroConfig
+from equicat.testing import example_structures
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ELEMENTS = (1, 8, 29)
+SMALL = NequipAllegroConfig(
+    cutoff=3.5,
+    n_layers=2,
+    l_max=1,
+    n_scalars=6,
+    tensor_channels=3,
+    n_radial=3,
+    two_body_hidden=(7,),
+    latent_hidden=(5,),
+    n_features=4,
+    avg_num_neighbors=9.0,
+    neighbors_of_element=(4.0, 9.0, 16.0),
+)
+CASES = {
+    "as it is": ({}, ()),
+    "pairs and paths": (
+        {
+            "pair_cutoffs": (3.5, 3.0, 3.2, 3.0, 3.5, 3.1, 3.3, 3.1, 3.4),
+            "coupling": "path",
+            "parity": "restricted",
+            "n_layers": 3,
+        },
+        (),
+    ),
+    "degrees, hidden readout": ({"l_max": 3, "envelope_p": 2}, (9,)),
+    "scalars alone": ({"l_max": 0, "n_layers": 1, "features_silu": False, "envelope_p": 8}, ()),
+    "linear features, hidden readout": ({"features_silu": False, "n_layers": 1}, (3,)),
+    "wider than a program": ({"two_body_hidden": (40,), "n_layers": 1, "l_max": 0}, (33,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def triton(monkeypatch):
+    from equicat.kernels.gpu import centers, embedding, environment, pairs, products
+
+    monkeypatch.setattr(backend, "has_triton", lambda device: True)
+    monkeypatch.setattr(backend, "enabled", lambda: False)  # no kernel in C++ in its place
+    found = backend.triton_forms()
+    monkeypatch.setattr(backend, "forms", lambda like, l_max: found)
+    # Several programs, the last one not full.
+    monkeypatch.setattr(environment, "SHAPES", dict.fromkeys(environment.SHAPES, (16, 4)))
+    monkeypatch.setattr(products, "ROWS", products.Tiles(32, 16, 16, 4, 1))
+    monkeypatch.setattr(pairs, "MAX_WIDTH", 32)
+    monkeypatch.setattr(pairs, "EDGES", 32)
+    monkeypatch.setattr(pairs, "COLUMNS", 16)
+    monkeypatch.setattr(embedding, "EMBEDDED", 32)
+    monkeypatch.setattr(centers, "CENTERS", 4)
+
+
+def potential(head: tuple[int, ...] = (), **changes) -> Potential:
+    torch.manual_seed(0)
+    terms = EnergyTerms(factors=(0.5, 1.0, 2.0), repulsion=Repulsion(6, (4.0,)))
+    config = dataclasses.replace(SMALL, **changes)
+    model = Potential(config, ELEMENTS, head, scale=1.7, terms=terms, compute=ComputeOptions(cuda_graphs=False))
+    return model.to(DEVICE).eval().requires_grad_(False)
+
+
+def cluster(n: int = 9) -> Batch:
+    whole = example_structures(ELEMENTS, 0)[0]
+    structures = [Structure(whole.numbers[:n], whole.positions[:n], whole.cell, whole.pbc)]
+    return Batch.from_structures(structures, SMALL.cutoff).to(DEVICE)
+
+
+def edges_of(model: Potential) -> Edges:
+    """Edges of some atoms; the last centre, and one in the middle, have none, and one edge is longer than the cutoff."""
+    batch = cluster()
+    vectors, index = batch.edge_vec(), batch.edge_index
+    keep = (index[0] != 3) & (index[0] != len(batch.numbers) - 1)
+    vectors, index = vectors[keep].clone(), index[:, keep]
+    vectors[4] *= 2 * SMALL.cutoff / vectors[4].norm()
+    return Edges(vectors, index, model.species(batch))
+
+
+@pytest.mark.parametrize(("changes", "head"), CASES.values(), ids=CASES)
+def test_energies_and_gradient(changes, head):
+    model = potential(head, **changes)
+    edges = edges_of(model)
+    assert allegro_gpu.serves(model.network, model.head.mlp.matrices(), edges.edge_vec)
+    found = model.by_launches(edges)
+    exact = copy.deepcopy(model).double().by_autograd(edges._replace(edge_vec=edges.edge_vec.double()))
+    assert exact[1].abs().max() > 1e-2
+    assert (found[1][4] == 0).all()  # beyond the cutoff
+    for ours, expected in zip(found, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours.double() - expected).abs().max() < 4e-6 * expected.abs().max()
+
+
+def test_without_edges():
+    model = potential()
+    edges = edges_of(model)
+    none = Edges(edges.edge_vec[:0], edges.edge_index[:, :0], edges.species)
+    energies, gradient = model.by_launches(none)
+    assert gradient.shape == (0, 3)
+    assert (energies == 0).all()
+
+
+def test_a_model_uses_it_and_sees_new_weights():
+    model, batch = potential(), cluster()
+    calls, run = [], allegro_gpu.energies_and_gradient
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allegro_gpu, "energies_and_gradient", lambda *a: calls.append(1) or run(*a))
+        before = model(batch)
+        with torch.no_grad():
+            model.network.readout.mul_(2)
+        after = model(batch)
+    assert len(calls) == 2
+    assert (before.forces - after.forces).abs().max() > 1e-3
+    for model_, expected in ((model, after), (potential(), before)):
+        plain = copy.deepcopy(model_).double()
+        torch.testing.assert_close(expected.forces.double(), plain(in_float64(batch)).forces, rtol=1e-5, atol=1e-5)
+
+
+def in_float64(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"radial": "spline"}, {"two_body_hidden": (4, 4)}, {"latent_hidden": (4, 4)}, {"l_max": 5, "n_layers": 1}],
+)
+def test_where_operators_compute(changes):
+    model = potential(**changes)
+    assert not allegro_gpu.serves(model.network, model.head.mlp.matrices(), torch.zeros(0, device=DEVICE))
+
+
+def test_where_operators_compute_for_other_reasons():
+    model, like = potential(), torch.zeros(0, device=DEVICE)
+    readout = model.head.mlp.matrices()
+    assert allegro_gpu.serves(model.network, readout, like)
+    assert not allegro_gpu.serves(model.network, readout, like.double())
+    assert not allegro_gpu.serves(model.network, [*readout, *readout, *readout], like)
+    with split_products(False):
+        assert not allegro_gpu.serves(model.network, readout, like)
+    other = Potential(AllegroConfig(avg_num_neighbors=9.0, two_body_mlp=(8, 8), latent_mlp=(8,)), ELEMENTS)
+    assert not allegro_gpu.serves(other.network, other.head.mlp.matrices(), like)
+
+
+def test_what_is_made_of_frozen_weights_is_made_once():
+    module, made = torch.nn.Linear(2, 2), []
+    frozen = Frozen[int]()
+
+    def ask() -> int:
+        return frozen(module, list(module.parameters()), lambda: made.append(1) or len(made))
+
+    assert [ask(), ask()] == [1, 2]  # these are trained
+    module.requires_grad_(False)
+    assert [ask(), ask()] == [3, 3]
+    module.weight.mul_(2)
+    assert [ask(), ask()] == [4, 4]
+    module.double()
+    assert ask() == 5
+
+
+def test_pair_vectors():
+    structures = example_structures(ELEMENTS, 0)
+    batch = Batch.from_structures(structures, 4.0).to(DEVICE)
+    assert batch.n_systems > 1
+    assert batch.edge_shift.any()
+    for some in (slice(None), slice(7, 50), slice(0)):
+        torch.testing.assert_close(pair_vectors(batch, some), batch.edge_vec(some), rtol=2**-23, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivative_of_a_silu(dtype, monkeypatch):
+    from equicat.kernels import activations
+
+    torch.manual_seed(0)
+    x = torch.randn(50, 7, dtype=dtype, device=DEVICE).t().requires_grad_()
+
+    def second() -> torch.Tensor:
+        (slope,) = torch.autograd.grad(activations.silu(3 * x).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.cos().sum(), x)[0]
+
+    found = second()
+    monkeypatch.setattr(backend, "has_triton", lambda device: False)
+    torch.testing.assert_close(found, second(), rtol=1e-5, atol=1e-5)
