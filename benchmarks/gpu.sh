@@ -20,7 +20,8 @@ part() {
   timeout "$2" "${@:3}" 2>&1 | tee "$out/$1.log" || { failed=1; echo "== $1 failed"; }
   echo "== $1: $((SECONDS - started)) s"
 }
-part tests 180 python3 -m pytest -q -n 6 tests/kernels/gpu tests/training/test_recorded.py tests/data/test_device_neighbors.py
+part tests 180 python3 -m pytest -q -n 6 tests/kernels/gpu tests/kernels/test_products.py \
+  tests/networks/test_allegro_gpu.py tests/training/test_recorded.py tests/data/test_device_neighbors.py
 part graphs 120 python3 benchmarks/gpu_graphs.py --json "$out/graphs.json"
 part lists 90 python3 benchmarks/gpu_lists.py --json "$out/lists.json"
 part products 150 python3 benchmarks/gpu_products.py --json "$out/products.json"

@@ -8,9 +8,8 @@ The product XW is ∂F/∂G. Its derivatives are ∂F/∂X = G Wᵀ and ∂F/∂
 of G, and so on: no order needs anything else.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equicat.kernels import backend
-from equicat.kernels.activations import silu, silu_slope
+from equicat.kernels.activations import silu
+from equicat.kernels.switches import BY_WEIGHTS, Switch, switched
 
 X, W, G = range(3)
 """The arguments of the form."""
@@ -26,27 +26,15 @@ MIN_ROWS = 4096
 """Fewer rows do not fill a GPU with tiles."""
 MIN_WIDTH = 128
 """Narrower matrices are bound by memory, and PyTorch's products serve."""
-
-
-@dataclass
-class Switch:
-    """Whether products are split; off means PyTorch's products in the precision that it is set to."""
-
-    on: bool = True
-
-
+NARROW = 128
+"""Hidden layers up to this width are computed in one launch with what reads them."""
 SPLIT = Switch()
-"""The state of the whole process."""
+"""Whether products of the whole process are split; off means PyTorch's products in the precision that it is set to."""
 
 
-@contextmanager
-def split_products(on: bool) -> Iterator[None]:
+def split_products(on: bool) -> AbstractContextManager[None]:
     """Split products on GPUs, or leave them to PyTorch, and restore the setting that was there."""
-    before, SPLIT.on = SPLIT.on, on
-    try:
-        yield
-    finally:
-        SPLIT.on = before
+    return switched(SPLIT, on)
 
 
 def product(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> Float[Tensor, "n_rows n_n"]:
@@ -56,12 +44,16 @@ def product(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> Floa
 
 def splits(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> bool:
     """Whether this product is made of split numbers: on a GPU, in float32 that is not to be rounded, if it is large."""
+    # Sizes come last, which an export keeps open.
+    return is_split(x, w) and len(x) >= MIN_ROWS and min(w.shape) >= MIN_WIDTH
+
+
+def is_split(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> bool:
+    """Whether products of any size may be made of split numbers: on a GPU, in float32 that is not to be rounded."""
     return (
         SPLIT.on
-        and backend.has_triton(x.device)  # before sizes are looked at, which an export keeps open
+        and backend.has_triton(x.device)
         and x.dtype == w.dtype == torch.float32
-        and len(x) >= MIN_ROWS
-        and min(w.shape) >= MIN_WIDTH
         and torch.get_float32_matmul_precision() == "highest"
     )
 
@@ -90,7 +82,8 @@ class _Derivative(torch.autograd.Function):
         for by in (X, W, G):
             if by != ctx.by:
                 rest = [x for argument, x in enumerate(arguments) if argument != by]
-                out.append(_Derivative.apply(by, *rest) if next(needed) else None)
+                is_needed = next(needed) and (by != W or BY_WEIGHTS.on)
+                out.append(_Derivative.apply(by, *rest) if is_needed else None)
         return None, *out
 
 
@@ -127,8 +120,33 @@ def activated_plain(
     return tuple(x if c is None else c + x for c, x in zip(added, found, strict=True))
 
 
+def hidden(
+    x: Float[Tensor, "n_rows n_x"],
+    z: Float[Tensor, "n_rows n_z"] | None,
+    matrices: tuple[Float[Tensor, "n_x n_z"], Float[Tensor, "n_z n_n"]],
+    added: Sequence[Float[Tensor, "n_rows _"] | None],
+    widths: Sequence[int],
+) -> tuple[Float[Tensor, "n_rows _"], ...]:
+    """C_j + silu(Z + X A) B_j for matrices B_j side by side; differentiable twice, and on a CPU more often.
+
+    Args:
+        x: X.
+        z: Z; None adds nothing.
+        matrices: A, and all B_j.
+        added: C_j; None adds nothing.
+        widths: of B_j.
+    """
+    first, last = matrices
+    if is_split(x, first) and max(first.shape) <= NARROW:
+        from equicat.kernels.gpu import hidden as kernels
+
+        return kernels.hidden(x, z, matrices, added, widths)
+    before = product(x, first) if z is None else torch.addmm(z, x, first)
+    return activated(before, last, added, widths)
+
+
 class _Activated(torch.autograd.Function):
-    """Fused: silu(Z) and its products are never written by themselves; a gradient to be differentiated is operators."""
+    """Fused: silu(Z) and its products are never written by themselves."""
 
     @staticmethod
     def forward(ctx: Any, widths: tuple[int, ...], z: Tensor, w: Tensor, *added: Tensor | None) -> tuple[Tensor, ...]:
@@ -136,21 +154,47 @@ class _Activated(torch.autograd.Function):
 
         ctx.widths, ctx.is_added = widths, [c is not None for c in added]
         ctx.save_for_backward(z, w)
-        return tuple(kernels.activated(z, kernels.halves(w), widths, added))
+        return tuple(kernels.beside(z, kernels.halves(w), widths, added, act=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from equicat.kernels.gpu import products as kernels
 
         (z, w), (to_z, to_w) = ctx.saved_tensors, (None, None)
+        needs_w = ctx.needs_input_grad[2] and BY_WEIGHTS.on
         if torch.is_grad_enabled():
-            g = torch.cat(grads, dim=1)
-            to_z = silu_slope(_Derivative.apply(X, w, g), z)
-            to_w = _Derivative.apply(W, silu(z), g) if ctx.needs_input_grad[2] else None
+            to_z = _ActivatedGradient.apply(z, w, *grads)
+            to_w = _Derivative.apply(W, silu(z), torch.cat(grads, dim=1)) if needs_w else None
         else:
             if ctx.needs_input_grad[1]:
                 to_z = kernels.rows(grads, kernels.halves(w.t()), kernels.Extra(sloping=z))
-            if ctx.needs_input_grad[2]:
-                h = kernels.Split.by_chunk(z, act=True)
-                to_w = torch.cat([kernels.columns(h, kernels.Split.by_chunk(g)) for g in grads], dim=1)
+            if needs_w:
+                to_w = kernels.columns_of(kernels.Split.by_chunk(z, act=True), grads)
         return None, to_z, to_w, *(g if is_added else None for g, is_added in zip(grads, ctx.is_added, strict=True))
+
+
+class _ActivatedGradient(torch.autograd.Function):
+    """Σ_j G_j W_jᵀ times the slope of the SiLU at Z, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, w: Tensor, *grads: Tensor) -> Tensor:
+        from equicat.kernels.gpu import products as kernels
+
+        by_h = kernels.rows(grads, kernels.halves(w.t()))
+        ctx.save_for_backward(z, w, by_h, *grads)
+        return torch.ops.aten.silu_backward(by_h, z)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, move: Tensor) -> tuple[Tensor | None, ...]:
+        from equicat.kernels.gpu import products as kernels
+        from equicat.kernels.gpu.activations import slope_back
+
+        z, w, by_h, *grads = ctx.saved_tensors
+        move_h, to_z = slope_back(move, by_h, z)
+        to_w = None
+        if ctx.needs_input_grad[1] and BY_WEIGHTS.on:
+            to_w = kernels.columns_of(kernels.Split.by_chunk(move_h), grads)
+        widths = [g.shape[1] for g in grads]
+        to_grads = kernels.beside(move_h, kernels.halves(w), widths, [None] * len(widths), act=False)
+        return to_z, to_w, *to_grads

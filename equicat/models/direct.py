@@ -10,6 +10,7 @@ from torch import Tensor
 
 from equicat.data.batch import Batch
 from equicat.errors import InputError
+from equicat.kernels.switches import BY_VECTORS_TWICE, BY_WEIGHTS, switched
 from equicat.models.domain import ADSORBATE_TAG
 from equicat.models.heads import (
     MLP_HEAD,
@@ -128,7 +129,8 @@ class DirectModel(AtomisticModel):
             edge_vec = batch.edge_vec().detach()
             if self.potential is not None:
                 edge_vec.requires_grad_()
-            features = self.network(edge_vec, batch.edge_index, species)
+            with switched(BY_VECTORS_TWICE, False):
+                features = self.network(edge_vec, batch.edge_index, species)
             if self.energy is not None:
                 rows = self.energy(features, center, n_atoms)
                 check_rows("energy_head", str(self.heads.energy), rows, n_atoms)
@@ -138,7 +140,8 @@ class DirectModel(AtomisticModel):
                     energy = energy.lerp(self.local_linear(batch, species, counted), self.local_linear.share)
             if self.potential is not None:
                 total = self.potential(features, center, n_atoms).sum()
-                (gradient,) = torch.autograd.grad(total, edge_vec, create_graph=training)
+                with switched(BY_WEIGHTS, False):
+                    (gradient,) = torch.autograd.grad(total, edge_vec, create_graph=training)
                 displacements = minus_gradient(gradient, batch.edge_index, n_atoms)
             elif self.displacement is not None:
                 unit = torch.nn.functional.normalize(edge_vec, dim=1)

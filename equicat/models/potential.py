@@ -11,6 +11,7 @@ from torch import Tensor
 from equicat.data.batch import Batch
 from equicat.errors import InputError
 from equicat.kernels.edges import Edges
+from equicat.kernels.switches import BY_VECTORS_TWICE, BY_WEIGHTS, switched
 from equicat.models.electrostatics import LatentCharges
 from equicat.models.gradient import (
     DEFAULTS,
@@ -168,11 +169,13 @@ class Potential(AtomisticModel, Energies):
         with torch.set_grad_enabled(training or forces or virial):
             variables = [x.requires_grad_(forces or virial) for x in (edge_vec, positions, strain)]
             edges = Edges(edge_vec, index, species)
-            features = self.network(*edges)
+            with switched(BY_VECTORS_TWICE, False):
+                features = self.network(*edges)
             atom_energies = self.atom_energies(features, edges)
             atom_energies = atom_energies + self.long_range(features, batch, positions, strain).to(self.dtype)
             if forces or virial:
-                slopes = torch.autograd.grad(atom_energies.sum(), variables, create_graph=training)
+                with switched(BY_WEIGHTS, False):
+                    slopes = torch.autograd.grad(atom_energies.sum(), variables, create_graph=training)
                 by_pair, by_position, by_strain = (slope.to(self.dtype) for slope in slopes)
                 force = minus_gradient(by_pair, index, len(species)) - by_position
         if virial:
@@ -191,8 +194,11 @@ class Potential(AtomisticModel, Energies):
         """
         with torch.enable_grad():
             edges = edges._replace(edge_vec=edges.edge_vec.detach().requires_grad_())
-            energies = self.atom_energies(self.network(*edges), edges)
-            (gradient,) = torch.autograd.grad(energies.sum(), edges.edge_vec, create_graph=training)
+            with switched(BY_VECTORS_TWICE, False):
+                features = self.network(*edges)
+            energies = self.atom_energies(features, edges)
+            with switched(BY_WEIGHTS, False):
+                (gradient,) = torch.autograd.grad(energies.sum(), edges.edge_vec, create_graph=training)
         return (energies if training else energies.detach()), gradient
 
     def by_kernel(self, edges: Edges, training: bool = False, keep: bool = True) -> EnergiesAndGradient:

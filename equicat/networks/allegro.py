@@ -23,11 +23,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from equicat.errors import InputError
+from equicat.kernels import backend
 from equicat.kernels.forms import Indexed, Segments, cut, environment
 from equicat.kernels.harmonics import spherical_harmonics
 from equicat.kernels.irreps import Parity
+from equicat.kernels.switches import BY_VECTORS_TWICE
 from equicat.networks.features import Features
-from equicat.networks.layers import polynomial_envelope
+from equicat.networks.layers import BesselBasis, polynomial_envelope
 from equicat.options.values import (
     Checked,
     Cutoff,
@@ -210,6 +212,16 @@ class Latent:
     """x^ij [n_edges, n_features]; in the second flavour the sums that later layers read (see allegro_parts)."""
 
 
+MAX_KERNEL_DEGREE = 4
+"""Highest degree of harmonics that a GPU's kernels write out."""
+
+
+def has_geometry_kernel(edge_vec: Float[Tensor, "n_edges 3"], l_max: int) -> bool:
+    """Whether one kernel makes radial functions, envelope and harmonics: on a GPU, for potentials, which ask for no
+    second derivatives by pair vectors."""
+    return not BY_VECTORS_TWICE.on and l_max <= MAX_KERNEL_DEGREE and backend.has_triton(edge_vec.device)
+
+
 class Allegro(nn.Module, ABC):
     """Edge vectors and species in, features of every ordered pair out; they vanish smoothly at the cutoff.
 
@@ -272,6 +284,15 @@ class Allegro(nn.Module, ABC):
     ) -> Geometry:
         """Distances, directions and elements of edges as the layers read them."""
         pair = species[edge_index[0]] * self.n_species + species[edge_index[1]]
+        basis, l_max = self.bessel, self.config.l_max
+        if basis is not None and has_geometry_kernel(edge_vec, l_max):
+            from equicat.kernels.gpu import geometry as kernels  # needs Triton
+
+            mean, inverse_std = (x.to(edge_vec) for x in (basis.mean, basis.inverse_std))
+            shape = kernels.Shape(mean, inverse_std, self.config.envelope_p, l_max)
+            scale = self.inverse_cutoffs(pair).to(edge_vec)
+            radial, envelope, harmonics = kernels.geometry(shape, edge_vec, scale, basis.frequencies)
+            return Geometry(pair, envelope, radial, harmonics)
         r = torch.linalg.vector_norm(edge_vec, dim=1, keepdim=True)
         x = self.scaled_distance(r, pair)
         envelope = polynomial_envelope(x, self.config.envelope_p)
@@ -300,6 +321,15 @@ class Allegro(nn.Module, ABC):
     ) -> Float[Tensor, "n_edges 1"]:
         """Distances in units of the cutoff."""
         return r / self.config.cutoff
+
+    def inverse_cutoffs(self, pair: Int[Tensor, "n_edges"]) -> Float[Tensor, "n_edges"]:
+        """1/Å, of ordered pairs of elements."""
+        return torch.full((1,), 1 / self.config.cutoff, dtype=torch.float64, device=pair.device).expand(len(pair))
+
+    @property
+    @abstractmethod
+    def bessel(self) -> BesselBasis | None:
+        """The radial functions, if they are Bessel functions times the envelope."""
 
     def environment_norm(self, species: Int[Tensor, "n_atoms"]) -> Float[Tensor, "n_atoms 1 1"] | float:
         """The factor of environments."""

@@ -2,17 +2,16 @@
 launches of Triton kernels and without autograd.
 
 The network is the oracle. What an edge does by itself is in :mod:`equicat.kernels.gpu.embedding` and
-:mod:`equicat.kernels.gpu.pairs`, what connects it with its centre in :mod:`equicat.kernels.gpu.environment`, and what
+:mod:`equicat.kernels.gpu.hidden`, what connects it with its centre in :mod:`equicat.kernels.gpu.environment`, and what
 centres make of their environments in :mod:`equicat.kernels.gpu.centers`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from equicat.kernels import backend
@@ -20,35 +19,15 @@ from equicat.kernels.edges import Edges
 from equicat.kernels.forms import ends_of
 from equicat.kernels.frozen import Frozen
 from equicat.kernels.products import SPLIT
+from equicat.networks.allegro import MAX_KERNEL_DEGREE
 from equicat.networks.allegro_embeddings import ProductEmbedding
-from equicat.networks.allegro_parts import NequipAllegro, TensorProduct
+from equicat.networks.allegro_parts import NequipAllegro
+from equicat.networks.couplings import Coupling, center_couplings
 from equicat.networks.layers import BesselBasis
 
 if TYPE_CHECKING:  # these need Triton
-    from equicat.kernels.gpu.centers import Terms
     from equicat.kernels.gpu.embedding import Embedding
-    from equicat.kernels.gpu.pairs import Hidden
-
-MAX_DEGREE = 4
-"""Highest degree of harmonics that are written out."""
-
-
-@dataclass(frozen=True, eq=False)
-class Constants:
-    """Coupling coefficients that are not zero."""
-
-    coefficients: Float[Tensor, "n_terms"]
-    path: Int[Tensor, "n_terms"]
-    """Path of each."""
-    terms: "Terms"
-
-
-@dataclass(frozen=True, eq=False)
-class Coupling:
-    """A layer's tensor product as terms of :mod:`equicat.kernels.gpu.centers`: components of V, A and V'."""
-
-    weights: Float[Tensor, "n_terms channels"]
-    terms: "Terms"
+    from equicat.kernels.gpu.hidden import Hidden
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +62,19 @@ def serves(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Sh
         and torch.get_float32_matmul_precision() == "highest"
         and network.config.radial == "bessel"
         and not network.n_vectors
-        and network.config.l_max <= MAX_DEGREE
+        and network.config.l_max <= MAX_KERNEL_DEGREE
         and len(network.config.two_body_hidden) == len(network.config.latent_hidden) == 1
         and len(readout) <= 2
     )
 
 
 _PREPARED = Frozen[Prepared]()
-_CONSTANTS: WeakKeyDictionary[nn.Module, dict[torch.device, tuple[Constants, Constants]]] = WeakKeyDictionary()
 
 
 def _prepared(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -> Prepared:
     """The weights of a network and its readout, made ready."""
     from equicat.kernels.gpu.embedding import Embedding
-    from equicat.kernels.gpu.pairs import Hidden
+    from equicat.kernels.gpu.hidden import Hidden
 
     config, basis, embedding = network.config, network.basis, network.embedding
     assert isinstance(basis, BesselBasis)
@@ -107,45 +85,21 @@ def _prepared(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -
     )
     maps, widths = network.composed(), network.reader_widths()
     n = network.n_weights
-    hidden = [Hidden.of(network.two_body_mlp.weights[0], maps[0], [n, n, *widths])]
+    hidden = [Hidden(network.two_body_mlp.weights[0], maps[0], [n, n, *widths])]
     for k, layer in enumerate(network.layers):
         own = layer.latent_mlp.weights[0][(k + 1) * config.n_scalars :]
         env = [n] if k + 1 < len(network.layers) else []
-        hidden.append(Hidden.of(own, maps[k + 1], [*env, *widths[k + 1 :]]))
+        hidden.append(Hidden(own, maps[k + 1], [*env, *widths[k + 1 :]]))
     *head, last = readout
-    scalars, tensors = zip(*(_couplings(layer.product) for layer in network.layers), strict=True)
+    scalars, tensors = zip(*(center_couplings(layer.product) for layer in network.layers), strict=True)
     return Prepared(
         first,
         hidden,
-        Hidden.of(head[0], last, [1], act=config.features_silu) if head else None,
+        Hidden(head[0], last, [1], act=config.features_silu) if head else None,
         last.new_ones(1) if head else last[:, 0].contiguous(),
         list(scalars),
         list(tensors),
     )
-
-
-def _couplings(product: TensorProduct) -> tuple[Coupling, Coupling]:
-    """The products that make scalars, and all of them."""
-    weight = product.weight
-    known = _CONSTANTS.setdefault(product, {})
-    if weight.device not in known:
-        known[weight.device] = _constants(product, slice(0, 1)), _constants(product, slice(None))
-    scalars, tensors = (
-        Coupling(found.coefficients[:, None] * weight.t().expand(-1, product.channels)[found.path], found.terms)
-        for found in known[weight.device]
-    )
-    return scalars, tensors
-
-
-def _constants(product: TensorProduct, outputs: slice) -> Constants:
-    """The coefficients of some output components, on the device of the weights."""
-    from equicat.kernels.gpu.centers import Terms
-
-    coefficients, like = product.coefficients.exact[:, outputs], product.weight
-    sizes = [coefficients.shape[k] for k in (0, 3, 1)]
-    place = coefficients.nonzero()
-    values = coefficients[tuple(place.t())].to(like)
-    return Constants(values, place[:, 2].to(like.device), Terms.of(place[:, [0, 3, 1]], sizes, like.device))
 
 
 @torch.no_grad()
@@ -254,7 +208,7 @@ class _Pass:
         self, total: Float[Tensor, "n_edges n_features"]
     ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges n_features"]]:
         """Sums over the edges of centres, and their derivative by the features before their SiLU."""
-        from equicat.kernels.gpu.pairs import read
+        from equicat.kernels.gpu.readout import read
 
         head, last = self.prepared.head, self.prepared.last
         if head is None:

@@ -19,11 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equicat.kernels import backend
 from equicat.kernels.forms import Indexed, Segments, read_out, tensor_product
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, couplings, dim, layer_irreps
-from equicat.kernels.products import activated, product
+from equicat.kernels.products import activated, hidden, product
 from equicat.networks.allegro import Allegro, AllegroConfig, Latent, NequipAllegroConfig, Piece
 from equicat.networks.allegro_embeddings import ProductEmbedding, SplineEmbedding, TwoBody
+from equicat.networks.couplings import CenterProducts, Coupling, center_couplings
 from equicat.networks.layers import MLP, BesselBasis, Exact, SplineBasis, linear_weight, silu
 
 # ---- published -----------------------------------------------------------------------------------------------------
@@ -92,6 +94,10 @@ class PublishedAllegro(Allegro):
         )
         columns = max(max(layer.contraction.exact.widths) for layer in self.layers)
         self.floats_per_edge = max(*config.two_body_mlp, *config.latent_mlp, columns * config.tensor_channels)
+
+    @property
+    def bessel(self) -> BesselBasis:
+        return self.two_body.bessel
 
     def prepared(self) -> Float[Tensor, "n_pairs width"]:
         """The first layer's rows by pair of elements."""
@@ -220,7 +226,9 @@ class Prepared:
     maps: list[Float[Tensor, "_ _"]]
     """See :meth:`NequipAllegro.composed`."""
     products: list[Float[Tensor, "n_weights dim_env _ _"]]
-    """:meth:`TensorProduct.weighted` of each layer."""
+    """:meth:`TensorProduct.weighted` of each layer, where no kernel takes their place."""
+    couplings: list[tuple[Coupling, Coupling]] | None
+    """Products of each layer for a GPU's kernel, where that serves: it makes scalars only."""
 
 
 class NequipAllegro(Allegro):
@@ -281,13 +289,23 @@ class NequipAllegro(Allegro):
 
     def prepared(self) -> Prepared:
         """Composed maps and weighted coupling coefficients."""
-        return Prepared(self.composed(), [layer.product.weighted() for layer in self.layers])
+        products = [layer.product for layer in self.layers]
+        if backend.has_triton(self.readout.device) and not self.n_vectors:
+            return Prepared(self.composed(), [], [center_couplings(product) for product in products])
+        return Prepared(self.composed(), [product.weighted() for product in products], None)
 
     def scaled_distance(
         self, r: Float[Tensor, "n_edges 1"], pair: Int[Tensor, "n_edges"]
     ) -> Float[Tensor, "n_edges 1"]:
         """Distances in units of the cutoff of the pair of elements."""
         return r * self.inverse_cutoff[pair][:, None].to(r)
+
+    def inverse_cutoffs(self, pair: Int[Tensor, "n_edges"]) -> Float[Tensor, "n_edges"]:
+        return self.inverse_cutoff[pair]
+
+    @property
+    def bessel(self) -> BesselBasis | None:
+        return self.basis if isinstance(self.basis, BesselBasis) else None
 
     def environment_norm(self, species: Int[Tensor, "n_atoms"]) -> Float[Tensor, "n_atoms 1 1"]:
         """1 / sqrt(average number of neighbours) of each centre's element."""
@@ -304,9 +322,11 @@ class NequipAllegro(Allegro):
         """The weights of the first environment, what x^0 adds to the sums of all readers, and the weights of V⁰."""
         x = self.embedding(piece.geometry.radial, piece.geometry.pair)
         sizes = [self.n_weights, self.n_weights, *self.reader_widths()]
-        hidden, last = self.two_body_mlp.weights[:-1], piece.prepared.maps[0]
-        if len(hidden):
-            found = activated(_before_silu(product(x, hidden[0]), hidden[1:]), last, [None] * len(sizes), sizes)
+        first, last = self.two_body_mlp.weights[:-1], piece.prepared.maps[0]
+        if len(first) == 1:
+            found = hidden(x, None, (first[0], last), [None] * len(sizes), sizes)
+        elif len(first):
+            found = activated(_before_silu(product(x, first[0]), first[1:]), last, [None] * len(sizes), sizes)
         else:
             found = product(x, last).split(sizes, dim=1)
         env_weights, tensor_weights, *sums = found
@@ -318,10 +338,21 @@ class NequipAllegro(Allegro):
         return CenterTensors(weights, harmonics, [])
 
     def products(
-        self, k: int, tensors: CenterTensors, env: Float[Tensor, "n_atoms dim_env channels"], piece: Piece
-    ) -> tuple[Float[Tensor, "n_edges channels"], CenterTensors]:
-        """One more matrix of each centre, and the scalars that edges read with all of them."""
-        matrices = [*tensors.matrices, center_matrices(env, piece.prepared.products[k])]
+        self,
+        k: int,
+        tensors: CenterTensors | CenterProducts,
+        env: Float[Tensor, "n_atoms dim_env channels"],
+        piece: Piece,
+    ) -> tuple[Float[Tensor, "n_edges channels"], CenterTensors | CenterProducts]:
+        """One more environment of each centre, and the scalars that edges read with all of them."""
+        known, segments = piece.prepared.couplings, piece.segments
+        if known is not None and isinstance(segments, Segments):
+            envs = [*(tensors.envs if isinstance(tensors, CenterProducts) else []), env]
+            products = CenterProducts(tensors.weights, tensors.harmonics, envs, known)
+            return products.scalars(segments), products
+        assert isinstance(tensors, CenterTensors)
+        weighted = piece.prepared.products[k] if known is None else self.layers[k].product.weighted()
+        matrices = [*tensors.matrices, center_matrices(env, weighted)]
         after = CenterTensors(tensors.weights, tensors.harmonics, matrices)
         (scalars,) = after.read(slice(0, 1), piece.segments)  # (0, +1) comes first
         return scalars, after
@@ -331,12 +362,15 @@ class NequipAllegro(Allegro):
         mine, *others = latent.scalar_features  # sums that this layer and later readers see
         first, *rest = self.layers[k].latent_mlp.weights[:-1]
         own = first[(k + 1) * self.config.n_scalars :]
-        z = _before_silu(torch.addmm(mine, scalars, own), rest)
         widths, maps = self.reader_widths()[k + 1 :], piece.prepared.maps[k + 1]
-        if k + 1 == len(self.layers):
-            return Latent(z[:, :0], list(activated(z, maps, others, widths)))
-        env_weights, *sums = activated(z, maps, [None, *others], [self.n_weights, *widths])
-        return Latent(env_weights, sums)
+        env = [] if k + 1 == len(self.layers) else [self.n_weights]
+        added, sizes = [*([None] * len(env)), *others], [*env, *widths]
+        if rest:
+            z = _before_silu(torch.addmm(mine, scalars, own), rest)
+            found = activated(z, maps, added, sizes)
+        else:
+            found = hidden(scalars, mine, (own, maps), added, sizes)
+        return Latent(found[0] if env else scalars[:, :0], list(found[len(env) :]))
 
     def features(self, latent: Latent) -> Float[Tensor, "n_edges n_features"]:
         """The readout's sum over the scalars of all layers."""

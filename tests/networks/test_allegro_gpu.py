@@ -47,7 +47,7 @@ CASES = {
         },
         (),
     ),
-    "degrees, hidden readout": ({"l_max": 3, "envelope_p": 2}, (9,)),
+    "degrees, hidden readout": ({"l_max": 2, "envelope_p": 2}, (9,)),
     "scalars alone": ({"l_max": 0, "n_layers": 1, "features_silu": False, "envelope_p": 8}, ()),
     "linear features, hidden readout": ({"features_silu": False, "n_layers": 1}, (3,)),
     "wider than a program": ({"two_body_hidden": (40,), "n_layers": 1, "l_max": 0}, (33,)),
@@ -56,7 +56,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def triton(monkeypatch):
-    from equicat.kernels.gpu import centers, embedding, environment, pairs, products
+    from equicat.kernels.gpu import centers, embedding, environment, hidden, products
 
     monkeypatch.setattr(backend, "has_triton", lambda device: True)
     monkeypatch.setattr(backend, "enabled", lambda: False)  # no kernel in C++ in its place
@@ -65,9 +65,9 @@ def triton(monkeypatch):
     # Several programs, the last one not full.
     monkeypatch.setattr(environment, "SHAPES", dict.fromkeys(environment.SHAPES, (16, 4)))
     monkeypatch.setattr(products, "ROWS", products.Tiles(32, 16, 16, 4, 1))
-    monkeypatch.setattr(pairs, "MAX_WIDTH", 32)
-    monkeypatch.setattr(pairs, "EDGES", 32)
-    monkeypatch.setattr(pairs, "COLUMNS", 16)
+    monkeypatch.setattr(hidden, "MAX_WIDTH", 32)
+    monkeypatch.setattr(hidden, "EDGES", 32)
+    monkeypatch.setattr(hidden, "COLUMNS", 16)
     monkeypatch.setattr(embedding, "EMBEDDED", 32)
     monkeypatch.setattr(centers, "CENTERS", 4)
 
@@ -87,7 +87,7 @@ def cluster(n: int = 9) -> Batch:
 
 
 def edges_of(model: Potential) -> Edges:
-    """Edges of some atoms; the last centre, and one in the middle, have none, and one edge is longer than the cutoff."""
+    """Edges of all atoms but the last and one in the middle; one is longer than the cutoff."""
     batch = cluster()
     vectors, index = batch.edge_vec(), batch.edge_index
     keep = (index[0] != 3) & (index[0] != len(batch.numbers) - 1)
@@ -200,3 +200,98 @@ def test_second_derivative_of_a_silu(dtype, monkeypatch):
     found = second()
     monkeypatch.setattr(backend, "has_triton", lambda device: False)
     torch.testing.assert_close(found, second(), rtol=1e-5, atol=1e-5)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+PUBLISHED = AllegroConfig(
+    cutoff=3.5,
+    n_layers=2,
+    l_max=1,
+    tensor_channels=3,
+    n_bessel=3,
+    two_body_mlp=(6, 5),
+    latent_mlp=(5,),
+    avg_num_neighbors=9.0,
+)
+TRAINED = {
+    "published": (PUBLISHED, {}),
+    "published, normalised basis": (PUBLISHED, {"normalize_basis": True, "l_max": 2, "n_layers": 1}),
+    "nequip-allegro": (SMALL, {}),
+    "three layers, paths": (SMALL, {"n_layers": 3, "coupling": "path", "bessel_trainable": True}),
+    "scalars alone": (SMALL, {"l_max": 0, "n_layers": 1}),
+}
+
+
+@pytest.mark.parametrize(("config", "changes"), TRAINED.values(), ids=TRAINED)
+def test_a_training_step(config, changes, monkeypatch):
+    """Energies, forces, and the gradient of a loss of both by all weights, in float64."""
+    from equicat.kernels.gpu import centers, geometry
+
+    called, functions = set(), {(geometry, "geometry"), (centers, "product")}
+    for module, name in functions:
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, key=(module, name), run=run: called.add(key) or run(*a))
+    found = of_a_step(config, changes)
+    assert called == ({(geometry, "geometry")} if config is PUBLISHED else functions)
+    monkeypatch.setattr(backend, "has_triton", lambda device: False)
+    monkeypatch.setattr(backend, "forms", lambda like, l_max: None)
+    for ours, expected in zip(found, of_a_step(config, changes), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_layers": 3, "l_max": 0, "tensor_channels": 19, "n_features": 20}])
+def test_a_training_step_in_float32(changes, monkeypatch):
+    """Hidden layers are computed by kernels of their own there."""
+    from equicat.kernels.gpu import hidden
+
+    called, run = [], hidden.hidden
+    monkeypatch.setattr(hidden, "hidden", lambda *a: called.append(1) or run(*a))
+    found = of_a_step(SMALL, changes, torch.float32)
+    assert len(called) == 1 + changes.get("n_layers", 2)
+    monkeypatch.setattr(backend, "has_triton", lambda device: False)
+    monkeypatch.setattr(backend, "forms", lambda like, l_max: None)
+    for ours, expected in zip(found, of_a_step(SMALL, changes), strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def of_a_step(config, changes, dtype=torch.float64) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    options = ComputeOptions(cuda_graphs=False)
+    model = Potential(dataclasses.replace(config, **changes), ELEMENTS, (4,), compute=options).to(DEVICE, dtype)
+    out = model.train()(dataclasses.replace(cluster(7), dtype=dtype))
+    factors = torch.arange(out.forces.numel(), device=DEVICE).view_as(out.forces)
+    loss = out.energy.square().sum() + (out.forces * factors).sin().sum()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, weights)
+    assert all(g.abs().max() > 0 for g in found)
+    return [out.energy.detach(), out.forces.detach(), *found]
+
+
+def test_derivatives_by_weights_of_a_gradient_that_has_a_graph():
+    """The products of centres give them in operators, so that they are differentiable."""
+    from equicat.kernels.gpu.centers import Terms, product
+
+    torch.manual_seed(0)
+    terms = Terms.of(torch.tensor([[0, 1, 0], [2, 0, 1], [1, 1, 1], [2, 2, 0]]), (3, 3, 2), DEVICE)
+    norm = torch.rand(2, dtype=torch.float64, device=DEVICE)
+    shapes = ((4, 1), (2, 3, 1), (2, 2, 1))
+    inputs = [torch.randn(*s, dtype=torch.float64, device=DEVICE, requires_grad=True) for s in shapes]
+
+    def of_terms(w, a, h):
+        return product(terms, norm, w, a, h)
+
+    assert torch.autograd.gradcheck(of_terms, inputs)
+    assert torch.autograd.gradgradcheck(of_terms, inputs)
+
+
+def test_a_network_by_itself_is_differentiable_twice_by_pair_vectors():
+    """Only potentials, which make these vectors themselves, say that nobody asks for that."""
+    torch.manual_seed(0)
+    model = potential().double().train().requires_grad_(True)
+    edges = edges_of(model)
+    vectors = edges.edge_vec.double().requires_grad_()
+    total = model.network(vectors, *edges[1:]).scalars.square().sum()
+    (first,) = torch.autograd.grad(total, vectors, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), vectors)
+    assert second.abs().max() > 1e-3

@@ -4,13 +4,14 @@ This is the derivative by G of one form, linear in each of its three arguments, 
 
 F(G, A, H) = Σ_i n_i Σ_t w[t, u] G[i, a_t, u] A[i, b_t, u] H[i, c_t, u]
 
-over the terms t that are not zero, with a factor n_i of the centre. The kernel makes any of its derivatives: terms are
-listed once by each argument, and a program sums those of one component, for some centres.
+over the terms t that are not zero, with a factor n_i of the centre. One kernel makes its derivatives by G, A and H:
+terms are listed once by each argument, and a program sums those of one component, for some centres. Another makes those
+by w.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -19,10 +20,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.language import constexpr
 
+from equicat.kernels.switches import BY_WEIGHTS
+
 G, A, H = range(3)
 """The arguments of the form."""
 CENTERS = 16
 """Centres of a program."""
+TERMS = 2048
+"""Centres times channels that a program of a derivative by weights works on at a time."""
 
 
 @triton.jit
@@ -50,10 +55,33 @@ def _contract(arguments, weights, norm, lists, size, onto: constexpr, tile: cons
     tl.store(to, total, mask=exists)
 
 
+@triton.jit
+@no_type_check
+def _by_weights(out, arguments, norm, places, size, tile: constexpr, width: constexpr):
+    """The derivative by the weights of one term; without H, this one is 1."""
+    g, n_g, a, n_a, h, n_h = arguments
+    n_centers, n_channels = size
+    term, u = tl.program_id(0), tl.arange(0, width)
+    g_at, a_at, h_at = tl.load(places + 3 * term), tl.load(places + 3 * term + 1), tl.load(places + 3 * term + 2)
+    total = tl.zeros((tile, width), out.dtype.element_ty)
+    for start in range(0, n_centers, tile):
+        i = start + tl.arange(0, tile)
+        exists, at = (i < n_centers)[:, None] & (u < n_channels)[None, :], i.to(tl.int64)[:, None]
+        product = tl.load(norm + i, mask=i < n_centers, other=0)[:, None]
+        product *= tl.load(g + (at * n_g + g_at) * n_channels + u[None, :], mask=exists, other=0)
+        product *= tl.load(a + (at * n_a + a_at) * n_channels + u[None, :], mask=exists, other=0)
+        if h is not None:
+            product *= tl.load(h + (at * n_h + h_at) * n_channels + u[None, :], mask=exists, other=0)
+        total += product
+    tl.store(out + term * n_channels + u, tl.sum(total, axis=0), mask=u < n_channels)
+
+
 @dataclass(frozen=True, eq=False)
 class Terms:
     """The terms of a form, listed by each of its arguments."""
 
+    places: Int[Tensor, "n_terms 3"]
+    """Components of G, A and H."""
     lists: tuple[Int[Tensor, "n_terms 3"], ...]
     """For each argument: number of the term, and components of the two others in their order."""
     ends: tuple[Int[Tensor, "_"], ...]
@@ -69,7 +97,7 @@ class Terms:
             lists.append(torch.cat([order[:, None], places[order][:, others]], dim=1).to(device))
             found = torch.searchsorted(places[order][:, argument].contiguous(), torch.arange(size + 1))
             ends.append(found.to(device))
-        return cls(tuple(lists), tuple(ends))
+        return cls(places.to(device), tuple(lists), tuple(ends))
 
 
 def contract(
@@ -106,3 +134,93 @@ def contract(
             width=triton.next_power_of_2(channels),
             num_warps=4,
         )
+
+
+def by_weights(
+    arguments: Sequence[Float[Tensor, "n_centers _ channels"] | None], norm: Float[Tensor, "n_centers"], terms: Terms
+) -> Float[Tensor, "n_terms channels"]:
+    """The derivative of F by w; arguments as of :func:`contract`."""
+    g, a, h = arguments
+    assert g is not None
+    assert a is not None
+    n, _, channels = g.shape
+    out, width = g.new_empty(len(terms.places), channels), triton.next_power_of_2(channels)
+    with torch.cuda.device_of(out):
+        _by_weights[(len(out),)](
+            out,
+            (g, g.shape[1], a, a.shape[1], h, 1 if h is None else h.shape[1]),
+            norm,
+            terms.places,
+            (n, channels),
+            tile=max(TERMS // width, 1),
+            width=width,
+            num_warps=4,
+        )
+    return out
+
+
+def product(
+    terms: Terms,
+    norm: Float[Tensor, "n_centers"],
+    weights: Float[Tensor, "n_terms channels"],
+    a: Float[Tensor, "n_centers _ channels"],
+    h: Float[Tensor, "n_centers _ channels"] | None,
+) -> Float[Tensor, "n_centers _ channels"]:
+    """The derivative of F by G, differentiable any number of times by w, A and H.
+
+    Args:
+        terms: of the form.
+        norm: n.
+        weights: w.
+        a: A.
+        h: H; None is 1.
+    """
+    return _Product.apply(G, terms, norm, weights, a, h)
+
+
+def by_weights_plain(
+    arguments: Sequence[Float[Tensor, "n_centers _ channels"] | None], norm: Float[Tensor, "n_centers"], terms: Terms
+) -> Float[Tensor, "n_terms channels"]:
+    """:func:`by_weights` in PyTorch's operators, differentiable any number of times."""
+    product = norm[:, None, None]
+    for argument, components in zip(arguments, terms.places.unbind(1), strict=True):
+        if argument is not None:
+            product = product * argument.index_select(1, components)
+    return product.sum(0)
+
+
+class _Product(torch.autograd.Function):
+    """The derivative of F by one of G, A and H from the two others and w, differentiable any number of times."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, by: int, terms: Terms, norm: Tensor, weights: Tensor, one: Tensor, other: Tensor | None
+    ) -> Tensor:
+        ctx.by, ctx.terms = by, terms
+        one, other = one.contiguous(), None if other is None else other.contiguous()
+        ctx.save_for_backward(norm, weights, one, other)
+        arguments = _arguments(by, one.new_empty(len(one), len(terms.ends[by]) - 1, one.shape[2]), one, other)
+        contract(by, arguments, weights, norm, terms)
+        return arguments[by]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        norm, weights, *others = ctx.saved_tensors
+        arguments = _arguments(ctx.by, grad.contiguous(), *others)
+        needed, out = iter(ctx.needs_input_grad[4:]), list[Tensor | None]()
+        for by in (G, A, H):
+            if by != ctx.by:
+                rest = [x for argument, x in enumerate(arguments) if argument != by]
+                out.append(_Product.apply(by, ctx.terms, norm, weights, *rest) if next(needed) else None)
+        to_weights = None
+        if ctx.needs_input_grad[3] and BY_WEIGHTS.on:
+            function = by_weights_plain if torch.is_grad_enabled() else by_weights
+            to_weights = function(arguments, norm, ctx.terms)
+        return None, None, None, to_weights, *out
+
+
+def _arguments(by: int, new: Tensor, one: Tensor, other: Tensor | None) -> list[Any]:
+    """G, A and H: the new one where ``by`` says, and the others in their order."""
+    arguments: list[Any] = [one, other]
+    arguments.insert(by, new)
+    return arguments

@@ -5,7 +5,6 @@ vectors: one launch each, where operators are dozens. Importing this needs Trito
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, no_type_check
 
 import torch
@@ -16,12 +15,10 @@ from torch import Tensor
 from triton.language import constexpr
 
 from equicat.kernels.edges import Edges
-from equicat.kernels.harmonics import raise_degree
+from equicat.kernels.gpu.geometry import PI, couplings, envelope_of, harmonics_back, harmonics_of
 
 EMBEDDED = 64
 """Edges of a program."""
-PI = tl.constexpr(3.141592653589793)
-SQRT3 = tl.constexpr(1.7320508075688772)
 
 
 @triton.jit
@@ -42,81 +39,6 @@ def _distances(edges, elements, e, in_e):
 
 @triton.jit
 @no_type_check
-def _envelope(x, p: constexpr):
-    """u(x) and its derivative; see :func:`equicat.networks.layers.polynomial_envelope`."""
-    total = tl.zeros_like(x) + p * (p + 1) / 2
-    power = tl.zeros_like(x) + 1
-    for k in tl.static_range(p - 2, -1, -1):
-        total = total * x + (k + 1) * (k + 2) / 2
-        power *= x
-    rest = tl.maximum(1 - x, 0)
-    return rest * rest * rest * total, -p * (p + 1) * (p + 2) / 2 * power * rest * rest
-
-
-@triton.jit
-@no_type_check
-def _harmonics(unit, couplings: constexpr, l_max: constexpr):
-    """Y_lm of all degrees, one after the other."""
-    first = (unit[0] * SQRT3, unit[1] * SQRT3, unit[2] * SQRT3)
-    y = (tl.zeros_like(unit[0]) + 1,)
-    if l_max > 0:
-        y = y + first
-    for degree in tl.static_range(1, l_max):
-        for c in tl.static_range(2 * degree + 3):
-            total = tl.zeros_like(unit[0])
-            for a in tl.static_range(2 * degree + 1):
-                for b in tl.static_range(3):
-                    if couplings[((degree * 9 + a) * 3 + b) * 11 + c] != 0:
-                        total += couplings[((degree * 9 + a) * 3 + b) * 11 + c] * (y[degree * degree + a] * first[b])
-            y = y + (total,)
-    return y
-
-
-@triton.jit
-@no_type_check
-def _harmonics_back(grads, at, in_e, unit, couplings: constexpr, l_max: constexpr):
-    """The gradient by the unit vectors from those by the harmonics, degree by degree from the highest."""
-    y = _harmonics(unit, couplings, l_max)
-    zero = tl.zeros_like(unit[0])
-    by_unit = (zero, zero, zero)
-    upper = ()
-    for c in tl.static_range(2 * l_max + 1):
-        column = grads + at * (l_max + 1) * (l_max + 1) + l_max * l_max + c
-        upper = upper + (tl.load(column, mask=in_e, other=0),)
-    for degree in tl.static_range(l_max - 1, 0, -1):
-        for b in tl.static_range(3):
-            total = tl.zeros_like(unit[0])
-            for a in tl.static_range(2 * degree + 1):
-                for c in tl.static_range(2 * degree + 3):
-                    if couplings[((degree * 9 + a) * 3 + b) * 11 + c] != 0:
-                        total += couplings[((degree * 9 + a) * 3 + b) * 11 + c] * (upper[c] * y[degree * degree + a])
-            if b == 0:
-                by_unit = (by_unit[0] + total, by_unit[1], by_unit[2])
-            elif b == 1:
-                by_unit = (by_unit[0], by_unit[1] + total, by_unit[2])
-            else:
-                by_unit = (by_unit[0], by_unit[1], by_unit[2] + total)
-        lower = ()
-        for a in tl.static_range(2 * degree + 1):
-            column = grads + at * (l_max + 1) * (l_max + 1) + degree * degree + a
-            total = tl.load(column, mask=in_e, other=0)
-            for b in tl.static_range(3):
-                for c in tl.static_range(2 * degree + 3):
-                    if couplings[((degree * 9 + a) * 3 + b) * 11 + c] != 0:
-                        total += couplings[((degree * 9 + a) * 3 + b) * 11 + c] * (upper[c] * (unit[b] * SQRT3))
-            lower = lower + (total,)
-        upper = lower
-    if l_max > 0:
-        by_unit = (
-            (by_unit[0] + upper[0]) * SQRT3,
-            (by_unit[1] + upper[1]) * SQRT3,
-            (by_unit[2] + upper[2]) * SQRT3,
-        )
-    return by_unit
-
-
-@triton.jit
-@no_type_check
 def _embed(edges, elements, radial, out, sizes: constexpr, couplings: constexpr):
     """The embedding and the harmonics of some edges."""
     inverse_cutoff, frequencies, weights, table = radial
@@ -130,7 +52,7 @@ def _embed(edges, elements, radial, out, sizes: constexpr, couplings: constexpr)
     in_e = e < elements[0]
     unit, r, pair = _distances(edges, elements, e, in_e)
     x = r * tl.load(inverse_cutoff + pair, mask=in_e, other=0)
-    envelope = _envelope(x, p)[0]
+    envelope = envelope_of(x, p)[0]
     u = tl.arange(0, padded)
     sums = tl.zeros((tile, padded), tl.float32)
     for n in tl.static_range(n_radial):
@@ -140,7 +62,7 @@ def _embed(edges, elements, radial, out, sizes: constexpr, couplings: constexpr)
     sums *= tl.load(table + pair[:, None] * width + u[None, :], mask=in_eu, other=0)
     at = e.to(tl.int64)
     tl.store(out[0] + at[:, None] * width + u[None, :], sums, mask=in_eu)
-    y = _harmonics(unit, couplings, l_max)
+    y = harmonics_of(unit, couplings, l_max)
     for lm in tl.static_range((l_max + 1) * (l_max + 1)):
         tl.store(out[1] + at * (l_max + 1) * (l_max + 1) + lm, y[lm], mask=in_e)
 
@@ -161,7 +83,7 @@ def _embed_back(edges, elements, radial, grads, out, sizes: constexpr, couplings
     unit, r, pair = _distances(edges, elements, e, in_e)
     scale = tl.load(inverse_cutoff + pair, mask=in_e, other=0)
     x = r * scale
-    envelope, envelope_slope = _envelope(x, p)
+    envelope, envelope_slope = envelope_of(x, p)
     u = tl.arange(0, padded)
     in_eu = in_e[:, None] & (u < width)[None, :]
     by_sums = tl.load(grads[0] + at[:, None] * width + u[None, :], mask=in_eu, other=0)
@@ -174,20 +96,10 @@ def _embed_back(edges, elements, radial, grads, out, sizes: constexpr, couplings
         rising = (frequency * tl.cos(frequency * x) / PI - function) / x
         by_x += tl.sum(by_sums * w[None, :], axis=1) * (rising * envelope + function * envelope_slope)
     by_r = tl.where(in_e, by_x * scale, 0)
-    by_unit = _harmonics_back(grads[1], at, in_e, unit, couplings, l_max)
+    by_unit = harmonics_back(grads[1], at, in_e, unit, couplings, l_max)
     along = by_unit[0] * unit[0] + by_unit[1] * unit[1] + by_unit[2] * unit[2]
     for k in tl.static_range(3):
         tl.store(out + 3 * at + k, (by_unit[k] - along * unit[k]) / r + by_r * unit[k], mask=in_e)
-
-
-@cache
-def couplings(l_max: int) -> tuple[float, ...]:
-    """Coefficients of Y_{l+1,c} = Σ_ab C[l, a, b, c] Y_la Y_1b (:func:`raise_degree`), as kernels read them: one after
-    the other, for l below l_max, with zeros where a has fewer than 9 values, or c fewer than 11."""
-    out = torch.zeros(max(l_max, 1), 9, 3, 11, dtype=torch.float64)
-    for degree in range(1, l_max):
-        out[degree, : 2 * degree + 1, :, : 2 * degree + 3] = raise_degree(degree).unflatten(0, (-1, 3))
-    return tuple(out.flatten().tolist())
 
 
 @dataclass(frozen=True, eq=False)

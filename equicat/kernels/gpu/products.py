@@ -347,16 +347,17 @@ def rows(x: Sequence[Float[Tensor, "n_edges _"]] | Split, split: Halves, extra: 
     return out
 
 
-def activated(
-    z: Float[Tensor, "n_edges n_k"],
+def beside(
+    x: Float[Tensor, "n_edges n_k"],
     w: Halves,
     widths: Sequence[int],
     added: Sequence[Float[Tensor, "n_edges _"] | None],
+    act: bool,
 ) -> list[Float[Tensor, "n_edges _"]]:
-    """C_j + silu(Z) W_j for matrices W_j of these widths side by side; a C_j that is None adds nothing."""
+    """C_j + X W_j, or with silu(X), for matrices W_j of these widths side by side; a C_j that is None adds nothing."""
     is_wide = len(w.unit) >= WIDE
-    x = Split.by_row(z, act=True) if is_wide else [z]
-    return [rows(x, part, Extra(not is_wide, c)) for part, c in zip(w.split(widths), added, strict=True)]
+    left = Split.by_row(x, act) if is_wide else [x]
+    return [rows(left, part, Extra(act and not is_wide, c)) for part, c in zip(w.split(widths), added, strict=True)]
 
 
 def columns(x: Split, g: Split) -> Float[Tensor, "n_k n_n"]:
@@ -370,6 +371,11 @@ def columns(x: Split, g: Split) -> Float[Tensor, "n_k n_n"]:
     with torch.cuda.device_of(out):
         _columns[(*grid, len(out))](*arguments, out, (n_e, n_k, n_n), part, **tiles.options())
     return out.sum(0)
+
+
+def columns_of(x: Split, grads: Sequence[Float[Tensor, "n_edges _"]]) -> Float[Tensor, "n_k n_n"]:
+    """Xᵀ (G_1 ‖ G_2 …); X is split by chunk."""
+    return torch.cat([columns(x, Split.by_chunk(g)) for g in grads], dim=1)
 
 
 def _parts(n_tiles: int) -> int:

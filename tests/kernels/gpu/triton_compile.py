@@ -22,10 +22,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from equicat.kernels.edges import Edges
-from equicat.kernels.gpu import activations, centers, embedding, fill, pairs, products, vectors
+from equicat.kernels.gpu import activations, centers, embedding, fill, geometry, hidden, products, readout, vectors
 from equicat.kernels.gpu import environment as kernels
 from equicat.kernels.gpu import tensor_product as triton_tensor_product
 from equicat.kernels.irreps import SCALAR, Contraction, Paths, layer_irreps
+from equicat.kernels.switches import BY_WEIGHTS, switched
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -81,11 +82,12 @@ def call_whole(l_max: int, channels: int) -> None:
     embed = embedding.Embedding(*radial, 6, l_max, 2)
     x, y = embed(edges)
     embed.back(edges, x, y)
-    hidden = pairs.Hidden.of(torch.zeros(width, width), torch.zeros(width, 160), [96, 64])
-    z, found = hidden(x, x, [None, x])
-    hidden.back(x, z, found)
+    layer = hidden.Hidden(torch.zeros(width, width), torch.zeros(width, 160), [96, 64])
+    z, found = layer(x, x, [None, x])
+    layer.back(x, z, found)
+    layer.moving(x, z, z, found)
     first = torch.zeros(17, dtype=torch.long)
-    pairs.read(z, torch.zeros(width), True, first)
+    readout.read(z, torch.zeros(width), True, first)
     terms = centers.Terms.of(torch.zeros(3, 3, dtype=torch.long), (1, 1, 1), x.device)
     env = torch.zeros(16, 1, channels)
     centers.contract(centers.G, (env, env, env), torch.zeros(3, channels), torch.zeros(16), terms)
@@ -93,6 +95,14 @@ def call_whole(l_max: int, channels: int) -> None:
     products.rows(products.Split.by_row(z), products.halves(torch.zeros(width, 256)))
     products.columns(*(products.Split.by_chunk(x.new_zeros(n, 128)) for _ in range(2)))
     activations.slope_back(x, x, x)
+    centers.by_weights((env, env, env), torch.zeros(16), terms)
+    shape = geometry.Shape(torch.zeros(8), torch.ones(8), 6, l_max)
+    frequencies = torch.zeros(8, requires_grad=True)
+    vectors_ = torch.zeros(n, 3, requires_grad=True)
+    results = geometry.geometry(shape, vectors_, torch.zeros(n), frequencies)
+    with switched(BY_WEIGHTS, False):
+        (by_vectors,) = torch.autograd.grad(sum(r.sum() for r in results), vectors_, create_graph=True)
+    torch.autograd.grad(by_vectors.sum(), frequencies)
     atoms = torch.zeros(16, 3).double(), torch.zeros(1, 3, 3).double(), edges.species
     vectors.pair_vectors(*atoms, edges.edge_index, torch.zeros(n, 3, dtype=torch.long), torch.float32)
 
