@@ -127,7 +127,7 @@ def load_halves(halves, n, k, exists):
 
 @triton.jit
 @no_type_check
-def _rows(inputs, halves, out, extra, size, tile: constexpr, act: constexpr):
+def _rows(inputs, given, halves, out, extra, size, tile: constexpr, act: constexpr):
     """Σ_i X_i W_i for rows of edges, or of their SiLU; the matrices come one after the other, in halves [n, k].
 
     A single X may come in halves as well. A matrix may be added to the sum, and the sum be multiplied by the slope of a
@@ -144,23 +144,23 @@ def _rows(inputs, halves, out, extra, size, tile: constexpr, act: constexpr):
     first = 0
     total = tl.zeros((rows, columns), tl.float32)
     for i in tl.static_range(len(inputs)):
-        x, stride, width, low_of_x, unit_of_x = inputs[i]
+        x, stride, width = inputs[i]
         x_at = e.to(tl.int64)[:, None] * stride + k[None, :]
         for start in range(0, width, block):
             in_k = k < width - start
             in_x = (e < n_e)[:, None] & in_k[None, :]
             x_ek = tl.load(x + start + x_at, mask=in_x, other=0)
             w_kn = load_halves(halves, n, first + start + k, in_k[:, None] & (n < n_n)[None, :])
-            if low_of_x is not None:
-                total += multiplied((x_ek, tl.load(low_of_x + start + x_at, mask=in_x, other=0)), w_kn)
+            if given is not None:
+                total += multiplied((x_ek, tl.load(given[0] + start + x_at, mask=in_x, other=0)), w_kn)
             else:
                 if act:
                     x_ek = silu(x_ek)
                 high, low, unit = halved(x_ek, 1)
                 total += multiplied((high, low), w_kn) * unit
         first += width
-        if unit_of_x is not None:
-            total *= tl.load(unit_of_x + e, mask=e < n_e, other=0)[:, None]
+    if given is not None:
+        total *= tl.load(given[1] + e, mask=e < n_e, other=0)[:, None]
     exists = (e < n_e)[:, None] & (n < n_n)[None, :]
     total *= tl.load(halves[2] + n, mask=n < n_n, other=0)[None, :]
     added, sloping = extra
@@ -334,16 +334,18 @@ def rows(x: Sequence[Float[Tensor, "n_edges _"]] | Split, split: Halves, extra: 
     n_n, tiles = len(split.unit), ROWS
     if isinstance(x, Split):
         like, n_e = split.unit, len(x.high)
-        inputs: tuple[tuple[Any, ...], ...] = ((*matrix(x.high), x.low, x.unit),)
+        inputs, given = (matrix(x.high),), (x.low, x.unit)
     else:
         like, n_e = x[0], len(x[0])
-        inputs = tuple((*matrix(a), None, None) for a in x)
+        inputs, given = tuple(map(matrix, x)), None
     tiles = replace(tiles, columns=max(min(tiles.columns, triton.next_power_of_2(n_n)), 16))
     out = like.new_empty(n_e, n_n)
     n_programs = triton.cdiv(n_e, tiles.rows) * triton.cdiv(n_n, tiles.columns)
     after = tuple(None if a is None else matrix(a)[:2] for a in (extra.added, extra.sloping))
     with torch.cuda.device_of(like):
-        _rows[(n_programs,)](*(inputs, split.arguments(), out, after, (n_e, n_n)), act=extra.silu, **tiles.options())
+        _rows[(n_programs,)](
+            *(inputs, given, split.arguments(), out, after, (n_e, n_n)), act=extra.silu, **tiles.options()
+        )
     return out
 
 
