@@ -68,7 +68,7 @@ def triton(monkeypatch):
     monkeypatch.setattr(hidden, "MAX_WIDTH", 32)
     monkeypatch.setattr(hidden, "EDGES", 32)
     monkeypatch.setattr(hidden, "COLUMNS", 16)
-    monkeypatch.setattr(embedding, "EMBEDDED", 32)
+    monkeypatch.setattr(embedding, "EMBEDDED", 128)
     monkeypatch.setattr(centers, "CENTERS", 4)
 
 

@@ -17,8 +17,8 @@ from triton.language import constexpr
 from equicat.kernels.edges import Edges
 from equicat.kernels.gpu.geometry import PI, couplings, envelope_of, harmonics_back, harmonics_of
 
-EMBEDDED = 64
-"""Edges of a program."""
+EMBEDDED = 4096
+"""Edges times columns of a program."""
 
 
 @triton.jit
@@ -132,14 +132,15 @@ class Embedding:
 
     def _launch(self, kernel: Any, edges: Edges, *arrays: Tensor | tuple[Tensor, ...]) -> None:
         width = self.weights.shape[1]
-        widths = width, triton.next_power_of_2(width), len(self.frequencies)
+        padded = triton.next_power_of_2(width)
+        widths, tile = (width, padded, len(self.frequencies)), max(EMBEDDED // padded, 1)
         with torch.cuda.device_of(self.weights):
-            kernel[(triton.cdiv(len(edges.edge_vec), EMBEDDED),)](
+            kernel[(triton.cdiv(len(edges.edge_vec), tile),)](
                 tuple(edges),
                 (len(edges.edge_vec), self.n_species),
                 (self.inverse_cutoff, self.frequencies, self.weights, self.table),
                 *arrays,
-                sizes=(*widths, self.envelope_p, self.l_max, EMBEDDED),
+                sizes=(*widths, self.envelope_p, self.l_max, tile),
                 couplings=couplings(self.l_max),
                 num_warps=4,
             )
