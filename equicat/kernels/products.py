@@ -26,8 +26,6 @@ MIN_ROWS = 4096
 """Fewer rows do not fill a GPU with tiles."""
 MIN_WIDTH = 128
 """Narrower matrices are bound by memory, and PyTorch's products serve."""
-NARROW = 128
-"""Hidden layers up to this width are computed in one launch with what reads them."""
 SPLIT = Switch()
 """Whether products of the whole process are split; off means PyTorch's products in the precision that it is set to."""
 
@@ -137,10 +135,11 @@ def hidden(
         widths: of B_j.
     """
     first, last = matrices
-    if is_split(x, first) and max(first.shape) <= NARROW:
+    if is_split(x, first):
         from equicat.kernels.gpu import hidden as kernels
 
-        return kernels.hidden(x, z, matrices, added, widths)
+        if kernels.is_narrow(first):
+            return kernels.hidden(x, z, matrices, added, widths)
     before = product(x, first) if z is None else torch.addmm(z, x, first)
     return activated(before, last, added, widths)
 

@@ -223,7 +223,7 @@ class Potential(AtomisticModel, Energies):
         readout = self.head.mlp.matrices()
         if not allegro_gpu.serves(self.network, readout, edges.edge_vec):
             return self.by_autograd(edges)
-        found = allegro_gpu.energies_and_gradient(self.network, readout, edges)
+        found = allegro_gpu.energies_and_gradient(self, self.network, readout, edges)
         return self._with_terms(*found, edges)
 
     def _with_terms(

@@ -104,11 +104,12 @@ def _prepared(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -
 
 @torch.no_grad()
 def energies_and_gradient(
-    network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]], edges: Edges
+    owner: nn.Module, network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]], edges: Edges
 ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
     """Σ_j MLP(x^ij) of every centre, and the derivative of their total by the pair vectors.
 
     Args:
+        owner: of the network and the readout; what is made of their weights is kept as long as it is there, and frozen.
         network: one that :func:`serves` knows.
         readout: matrices of the MLP, the last with one column.
         edges: of some centres, all that they have, sorted by centre.
@@ -116,7 +117,7 @@ def energies_and_gradient(
     edges = Edges(*(x.contiguous() for x in edges))
     if not len(edges.edge_vec):
         return edges.edge_vec.new_zeros(len(edges.species)), edges.edge_vec
-    prepared = _PREPARED(network, [*network.parameters(), *readout], lambda: _prepared(network, readout))
+    prepared = _PREPARED(owner, [*network.parameters(), *readout], lambda: _prepared(network, readout))
     return _Pass(network, prepared, edges).run()
 
 

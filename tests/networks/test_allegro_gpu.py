@@ -65,7 +65,7 @@ def triton(monkeypatch):
     # Several programs, the last one not full.
     monkeypatch.setattr(environment, "SHAPES", dict.fromkeys(environment.SHAPES, (16, 4)))
     monkeypatch.setattr(products, "ROWS", products.Tiles(32, 16, 16, 4, 1))
-    monkeypatch.setattr(hidden, "MAX_WIDTH", 32)
+    monkeypatch.setattr(hidden, "NARROW", 32)
     monkeypatch.setattr(hidden, "EDGES", 32)
     monkeypatch.setattr(hidden, "COLUMNS", 16)
     monkeypatch.setattr(embedding, "EMBEDDED", 128)
@@ -283,6 +283,22 @@ def test_derivatives_by_weights_of_a_gradient_that_has_a_graph():
 
     assert torch.autograd.gradcheck(of_terms, inputs)
     assert torch.autograd.gradgradcheck(of_terms, inputs)
+
+
+def test_a_gradient_by_frequencies_does_not_keep_that_by_vectors_from_being_differentiated():
+    from equicat.kernels.gpu.geometry import Shape, geometry
+
+    torch.manual_seed(0)
+    shape = Shape(torch.zeros(2).double().to(DEVICE), torch.ones(2).double().to(DEVICE), 6, 1)
+    vectors, frequencies = torch.rand(5, 3).double().to(DEVICE), torch.tensor([3.0, 6.0]).double().to(DEVICE)
+    inputs = vectors.requires_grad_(), frequencies.requires_grad_()
+    radial, _, harmonics = geometry(shape, vectors, vectors.new_full((5,), 0.3), frequencies)
+    total = radial.square().sum() + harmonics.sin().sum()
+    by_vectors, by_frequencies = torch.autograd.grad(total, inputs, create_graph=True)
+    (again,) = torch.autograd.grad(by_vectors.square().sum(), frequencies, retain_graph=True)
+    assert again.abs().min() > 0
+    with pytest.raises(NotImplementedError, match="frequencies"):
+        torch.autograd.grad(by_frequencies.sum(), vectors)
 
 
 def test_a_network_by_itself_is_differentiable_twice_by_pair_vectors():

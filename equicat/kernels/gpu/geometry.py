@@ -313,6 +313,7 @@ class _Gradient(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         grads = tuple(g.contiguous() for g in grads)
         ctx.shape = shape
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(vectors, scale, frequencies, grads[0])
         by_vectors, each = torch.empty_like(vectors), torch.empty_like(grads[0]) if by_frequencies else None
         shape.launch(_backwards, vectors, scale, frequencies, grads, (by_vectors, each))
@@ -321,8 +322,10 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, move: Tensor | None, by_frequencies: Tensor | None) -> tuple[Tensor | None, ...]:
-        if by_frequencies is not None or move is None:
+        if by_frequencies is not None:
             raise NotImplementedError("gradients by the frequencies of a radial basis are not differentiated on a GPU")
+        if move is None:
+            return (None,) * 8
         vectors, scale, frequencies, grad = ctx.saved_tensors
         each = torch.empty_like(grad) if ctx.needs_input_grad[4] and BY_WEIGHTS.on else None
         out = ctx.shape.results(vectors)

@@ -34,10 +34,10 @@ from equicat.kernels.gpu.products import (
 )
 from equicat.kernels.switches import BY_WEIGHTS
 
-MAX_WIDTH = 128
+NARROW = 128
 """Widest X and Z that a program makes both products of; wider ones are multiplied by one matrix after the other."""
 EDGES = 128
-"""Edges of such a program."""
+"""Rows of a program."""
 COLUMNS = 32
 """Columns that it multiplies at a time."""
 
@@ -176,6 +176,11 @@ def _hidden_moving(moves, a, z, grads, b, outs, size, shape: constexpr):
         before += n_n
 
 
+def is_narrow(first: Float[Tensor, "n_x n_z"]) -> bool:
+    """Whether X and Z are narrow enough for A to be multiplied by a program that goes on with the result."""
+    return max(first.shape) <= NARROW
+
+
 @dataclass(frozen=True, eq=False)
 class Hidden:
     """C_j + silu(Z + X A) B_j, or silu(X) in the place of X, for matrices B_j side by side."""
@@ -209,11 +214,6 @@ class Hidden:
         """Halves of (B_1 ‖ B_2 …)ᵀ."""
         return halves(self.last.t())
 
-    @property
-    def is_narrow(self) -> bool:
-        """Whether X and Z are narrow enough to be kept by a program, which then makes both products."""
-        return max(self.first.shape) <= MAX_WIDTH
-
     def __call__(
         self,
         x: Float[Tensor, "n_edges n_x"],
@@ -227,7 +227,7 @@ class Hidden:
             z: Z; None adds nothing.
             added: C_j; None adds nothing.
         """
-        if not self.is_narrow:
+        if not is_narrow(self.first):
             z = rows([x], self.a, Extra(self.act, z))
             return z, beside(z, self.b, self.widths, added, act=True)
         n_x, n_z = self.first.shape
@@ -252,7 +252,7 @@ class Hidden:
             grads: by the results.
             by_z: by Z + X A, if this was read by something else as well.
         """
-        if not self.is_narrow:
+        if not is_narrow(self.first):
             total = rows(grads, self.b_back, Extra(sloping=z))
             total = total if by_z is None else total + by_z
             return rows([total], self.a_back, Extra(sloping=x) if self.act else PLAIN), total
@@ -364,7 +364,7 @@ def hidden(
     """C_j + silu(Z + X A) B_j for matrices B_j side by side, in one launch; differentiable twice.
 
     Args:
-        x: X, not wider than :data:`MAX_WIDTH`.
+        x: X, not wider than :data:`NARROW`.
         z: Z, likewise; None adds nothing.
         matrices: A, and all B_j.
         added: C_j; None adds nothing.

@@ -334,17 +334,17 @@ def rows(x: Sequence[Float[Tensor, "n_edges _"]] | Split, split: Halves, extra: 
     n_n, tiles = len(split.unit), ROWS
     if isinstance(x, Split):
         like, n_e = split.unit, len(x.high)
-        inputs, given = (matrix(x.high),), (x.low, x.unit)
+        inputs, given = [matrix(x.high)], (x.low, x.unit)
     else:
         like, n_e = x[0], len(x[0])
-        inputs, given = tuple(map(matrix, x)), None
+        inputs, given = list(map(matrix, x)), None
     tiles = replace(tiles, columns=max(min(tiles.columns, triton.next_power_of_2(n_n)), 16))
     out = like.new_empty(n_e, n_n)
     n_programs = triton.cdiv(n_e, tiles.rows) * triton.cdiv(n_n, tiles.columns)
     after = tuple(None if a is None else matrix(a)[:2] for a in (extra.added, extra.sloping))
     with torch.cuda.device_of(like):
         _rows[(n_programs,)](
-            *(inputs, given, split.arguments(), out, after, (n_e, n_n)), act=extra.silu, **tiles.options()
+            *(tuple(inputs), given, split.arguments(), out, after, (n_e, n_n)), act=extra.silu, **tiles.options()
         )
     return out
 
