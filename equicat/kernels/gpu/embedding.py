@@ -55,7 +55,7 @@ def _embed(edges, elements, radial, out, sizes: constexpr, couplings: constexpr)
     envelope = envelope_of(x, p)[0]
     u = tl.arange(0, padded)
     sums = tl.zeros((tile, padded), tl.float32)
-    for n in tl.static_range(n_radial):
+    for n in range(n_radial):
         function = tl.sin(tl.load(frequencies + n) * x) / (x * PI) * envelope
         sums += function[:, None] * tl.load(weights + n * width + u, mask=u < width, other=0)[None, :]
     in_eu = in_e[:, None] & (u < width)[None, :]
@@ -89,7 +89,7 @@ def _embed_back(edges, elements, radial, grads, out, sizes: constexpr, couplings
     by_sums = tl.load(grads[0] + at[:, None] * width + u[None, :], mask=in_eu, other=0)
     by_sums *= tl.load(table + pair[:, None] * width + u[None, :], mask=in_eu, other=0)
     by_x = tl.zeros_like(x)
-    for n in tl.static_range(n_radial):
+    for n in range(n_radial):
         w = tl.load(weights + n * width + u, mask=u < width, other=0)
         frequency = tl.load(frequencies + n)
         function = tl.sin(frequency * x) / (x * PI)

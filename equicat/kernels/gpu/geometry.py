@@ -143,7 +143,7 @@ def _forwards(vectors, scale, radial, out, n_e, sizes: constexpr, couplings: con
     e, in_e, unit, r, per_r = _load_edges(vectors, scale, n_e, sizes[3])
     x = r * per_r
     envelope, _ = envelope_of(x, sizes[1])
-    for n in tl.static_range(n_radial):
+    for n in range(n_radial):
         function = tl.sin(tl.load(radial[0] + n) * x) / (x * PI)
         function = (function - tl.load(radial[1] + n)) * tl.load(radial[2] + n)
         tl.store(out[0] + e * n_radial + n, function * envelope, mask=in_e)
@@ -162,7 +162,7 @@ def _backwards(vectors, scale, radial, grads, out, n_e, sizes: constexpr, coupli
     x = r * per_r
     envelope, slope = envelope_of(x, sizes[1])
     by_x = tl.load(grads[1] + e, mask=in_e, other=0) * slope
-    for n in tl.static_range(n_radial):
+    for n in range(n_radial):
         frequency, scaled = tl.load(radial[0] + n), tl.load(radial[2] + n)
         grad = tl.load(grads[0] + e * n_radial + n, mask=in_e, other=0) * scaled
         function, cosine = tl.sin(frequency * x) / (x * PI), tl.cos(frequency * x) / PI
@@ -191,7 +191,7 @@ def _moving(vectors, scale, radial, moves, out, n_e, sizes: constexpr, couplings
     turning = ((h_x - along * unit[0]) / r, (h_y - along * unit[1]) / r, (h_z - along * unit[2]) / r)
     x, dx = r * per_r, along * per_r
     envelope, slope = envelope_of(x, sizes[1])
-    for n in tl.static_range(n_radial):
+    for n in range(n_radial):
         frequency, scaled = tl.load(radial[0] + n), tl.load(radial[2] + n)
         sine, cosine = tl.sin(frequency * x), tl.cos(frequency * x) / PI
         function = sine / (x * PI)
