@@ -37,8 +37,8 @@ CONFIGS = {
     "published paper": lambda: AllegroConfig(avg_num_neighbors=48.0),
 }
 WAYS = ("operators", "plain", "split", "TF32")
-"""PyTorch's operators alone; Triton kernels with PyTorch's float32 products, with split ones and all that needs them (the
-whole network in few launches, and hidden layers), with TF32 ones."""
+"""PyTorch's operators alone; Triton kernels with PyTorch's float32 products, with split ones and what takes these (whole
+networks in few launches, hidden layers), with TF32 ones."""
 ROWS = [
     products.Tiles(128, 128, 64, 8, 3),
     products.Tiles(128, 128, 32, 8, 3),
@@ -247,9 +247,10 @@ def product_candidates() -> dict[str, Any]:
             forms["rows"][str(tiles)] = with_tiles(
                 "ROWS", tiles, lambda x=x, w=w: products.rows([x], products.halves(w))
             )
-        split = products.Split
-        forms["rows"]["halves made before"] = lambda x=x, w=w: products.rows(split.by_row(x), products.halves(w))
-        forms["columns"]["halves"] = lambda x=x, g=g: products.columns(split.by_chunk(x), split.by_chunk(g))
+        forms["rows"]["halves made before"] = lambda x=x, w=w: products.rows(
+            products.Split.by_row(x), products.halves(w)
+        )
+        forms["columns"]["halves"] = lambda x=x, g=g: products.sums_over_rows(x, [g])
         exact = {"rows": x[:4096].double() @ w.double(), "columns": x.double().t() @ g.double()}
         for form, candidates in forms.items():
             for how, function in candidates.items():

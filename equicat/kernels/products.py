@@ -68,7 +68,7 @@ class _Derivative(torch.autograd.Function):
         if by == X:
             return kernels.rows([other], kernels.halves(one.t()))
         if by == W:
-            return kernels.columns(kernels.Split.by_chunk(one), kernels.Split.by_chunk(other))
+            return kernels.sums_over_rows(one, [other])
         return kernels.rows([one], kernels.halves(other))
 
     @staticmethod
@@ -168,7 +168,7 @@ class _Activated(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 to_z = kernels.rows(grads, kernels.halves(w.t()), kernels.Extra(sloping=z))
             if needs_w:
-                to_w = kernels.columns_of(kernels.Split.by_chunk(z, act=True), grads)
+                to_w = kernels.sums_over_rows(z, grads, act=True)
         return None, to_z, to_w, *(g if is_added else None for g, is_added in zip(grads, ctx.is_added, strict=True))
 
 
@@ -193,7 +193,7 @@ class _ActivatedGradient(torch.autograd.Function):
         move_h, to_z = slope_back(move, by_h, z)
         to_w = None
         if ctx.needs_input_grad[1] and BY_WEIGHTS.on:
-            to_w = kernels.columns_of(kernels.Split.by_chunk(move_h), grads)
+            to_w = kernels.sums_over_rows(move_h, grads)
         widths = [g.shape[1] for g in grads]
         to_grads = kernels.beside(move_h, kernels.halves(w), widths, [None] * len(widths), act=False)
         return to_z, to_w, *to_grads

@@ -80,6 +80,29 @@ def test_rows_of_any_size_are_multiplied_exactly(split, size):
     assert ((summed.double() - exact) / exact.square().mean().sqrt()).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("room", [232_448, 166_912, 101_376, 65_536])
+def test_tiles_fit_into_the_shared_memory_of_smaller_gpus(room, monkeypatch):
+    from equicat.kernels.gpu import products as kernels
+    from equicat.kernels.gpu import tiles as sizes
+
+    monkeypatch.setattr(sizes, "shared_memory", lambda device: room)
+    for tiles in (kernels.ROWS, kernels.COLUMNS):
+        found = tiles.fitting(DEVICE)
+        assert (found == tiles) == (room > 200_000)
+        assert found.n_bytes <= room
+        assert (found.rows, found.columns) == (tiles.rows, tiles.columns)
+
+
+def test_sums_over_rows_are_pytorchs_on_gpus_before_hopper(split, monkeypatch):
+    from equicat.kernels.gpu import products as kernels
+
+    x, w = (a.detach() for a in inputs(torch.float32))
+    grads, expected = [x @ w, (x @ w)[:, :5]], kernels.sums_over_rows(x, [x @ w, (x @ w)[:, :5]], act=True)
+    monkeypatch.setattr(kernels, "shared_memory", lambda device: 101_376)
+    monkeypatch.setattr(kernels, "columns", None)
+    torch.testing.assert_close(kernels.sums_over_rows(x, grads, act=True), expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_numbers_that_are_none_stay_such(split, wrong):
     x, w = (a.detach() for a in inputs(torch.float32))

@@ -32,12 +32,13 @@ from equicat.kernels.gpu.products import (
     silu,
     silu_slope,
 )
+from equicat.kernels.gpu.tiles import HOPPER, shared_memory
 from equicat.kernels.switches import BY_WEIGHTS
 
 NARROW = 128
 """Widest X and Z that a program makes both products of; wider ones are multiplied by one matrix after the other."""
 EDGES = 128
-"""Rows of a program."""
+"""Rows of a program; half of them where shared memory is short of what Hopper has."""
 COLUMNS = 32
 """Columns that it multiplies at a time."""
 
@@ -293,9 +294,10 @@ class Hidden:
     def _launch(self, kernel: Any, n_edges: int, *arguments: object) -> None:
         width_x, width = (max(triton.next_power_of_2(n), 16) for n in self.first.shape)
         flags = {} if kernel is _hidden_moving else {"act": self.act}
+        tile, stages = (EDGES, 3) if shared_memory(self.first.device) >= HOPPER else (EDGES // 2, 1)
         with torch.cuda.device_of(self.first):
-            kernel[(triton.cdiv(n_edges, EDGES),)](
-                *arguments, shape=(width_x, width, EDGES, COLUMNS), num_warps=8, **flags
+            kernel[(triton.cdiv(n_edges, tile),)](
+                *arguments, shape=(width_x, width, tile, COLUMNS), num_warps=8, num_stages=stages, **flags
             )
 
 

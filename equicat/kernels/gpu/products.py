@@ -20,24 +20,7 @@ from jaxtyping import Float, Float16, Shaped
 from torch import Tensor
 from triton.language import constexpr
 
-
-@dataclass(frozen=True)
-class Tiles:
-    """Sizes of a program's tile of a result, and how it is made."""
-
-    rows: int
-    columns: int
-    block: int
-    """Terms of a sum that are loaded at a time."""
-    warps: int
-    stages: int
-    """Blocks that are on their way at a time."""
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of a kernel."""
-        tile = self.rows, self.columns, self.block
-        return {"tile": tile, "num_warps": self.warps, "num_stages": self.stages}
-
+from equicat.kernels.gpu.tiles import HOPPER, Tiles, shared_memory
 
 ROWS = Tiles(128, 128, 64, 8, 3)
 """For products of edges with a matrix."""
@@ -291,7 +274,7 @@ class Split:
     def by_chunk(cls, x: Float[Tensor, "n_edges n_k"], act: bool = False) -> "Split":
         """The halves for :func:`columns` of X, or of silu(X)."""
         x, stride, width = matrix(x)
-        chunk = COLUMNS.block
+        chunk = COLUMNS.fitting(x.device).block
         found = cls._like(x, x.new_empty(triton.cdiv(len(x), chunk), width))
         with torch.cuda.device_of(x):
             _split_chunks[(len(found.unit), triton.cdiv(width, SPLIT_COLUMNS))](
@@ -338,7 +321,7 @@ def rows(x: Sequence[Float[Tensor, "n_edges _"]] | Split, split: Halves, extra: 
     else:
         like, n_e = x[0], len(x[0])
         inputs, given = list(map(matrix, x)), None
-    tiles = replace(tiles, columns=max(min(tiles.columns, triton.next_power_of_2(n_n)), 16))
+    tiles = replace(tiles, columns=max(min(tiles.columns, triton.next_power_of_2(n_n)), 16)).fitting(like.device)
     out = like.new_empty(n_e, n_n)
     n_programs = triton.cdiv(n_e, tiles.rows) * triton.cdiv(n_n, tiles.columns)
     after = tuple(None if a is None else matrix(a)[:2] for a in (extra.added, extra.sloping))
@@ -364,7 +347,7 @@ def beside(
 
 def columns(x: Split, g: Split) -> Float[Tensor, "n_k n_n"]:
     """Xᵀ G at float32's accuracy, a sum over many rows; both are split by chunk."""
-    (n_e, n_k), n_n, tiles = x.high.shape, g.high.shape[1], COLUMNS
+    (n_e, n_k), n_n, tiles = x.high.shape, g.high.shape[1], COLUMNS.fitting(x.high.device)
     grid = triton.cdiv(n_k, tiles.rows), triton.cdiv(n_n, tiles.columns)
     n_parts = min(_parts(grid[0] * grid[1]), len(x.unit))
     part = triton.cdiv(len(x.unit), n_parts) * tiles.block
@@ -375,9 +358,17 @@ def columns(x: Split, g: Split) -> Float[Tensor, "n_k n_n"]:
     return out.sum(0)
 
 
-def columns_of(x: Split, grads: Sequence[Float[Tensor, "n_edges _"]]) -> Float[Tensor, "n_k n_n"]:
-    """Xᵀ (G_1 ‖ G_2 …); X is split by chunk."""
-    return torch.cat([columns(x, Split.by_chunk(g)) for g in grads], dim=1)
+def sums_over_rows(
+    x: Float[Tensor, "n_edges n_k"], grads: Sequence[Float[Tensor, "n_edges _"]], act: bool = False
+) -> Float[Tensor, "n_k n_n"]:
+    """Xᵀ (G_1 ‖ G_2 …) at float32's accuracy, or with silu(X).
+
+    Where shared memory is short of what Hopper has, registers do not hold the kernel, and PyTorch's product serves.
+    """
+    if shared_memory(x.device) < HOPPER:
+        return (torch.nn.functional.silu(x) if act else x).t() @ torch.cat(list(grads), dim=1)
+    left = Split.by_chunk(x, act)
+    return torch.cat([columns(left, Split.by_chunk(g)) for g in grads], dim=1)
 
 
 def _parts(n_tiles: int) -> int:
