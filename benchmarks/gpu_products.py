@@ -37,8 +37,8 @@ CONFIGS = {
     "published paper": lambda: AllegroConfig(avg_num_neighbors=48.0),
 }
 WAYS = ("operators", "plain", "split", "TF32")
-"""PyTorch's operators alone; Triton kernels with PyTorch's float32 products, with split ones and what takes these (whole
-networks in few launches, hidden layers), with TF32 ones."""
+"""PyTorch's operators alone; Triton kernels with PyTorch's float32 products, with split ones and what takes these
+(networks in few launches, hidden layers), with TF32 ones."""
 ROWS = [
     products.Tiles(128, 128, 64, 8, 3),
     products.Tiles(128, 128, 32, 8, 3),
