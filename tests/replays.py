@@ -10,3 +10,19 @@ def computed_again(function, inputs, room):
             old.copy_(new)
 
     return replay, outputs
+
+
+def products_in_operators(monkeypatch) -> None:
+    """Products of centres by PyTorch: Triton's interpreter takes minutes for trainings, and is tested elsewhere."""
+    from equicat.kernels.gpu import centers
+
+    def contract(by, arguments, weights, norm, terms, onto=False):
+        product = weights * norm[:, None, None]
+        for k, components in enumerate(terms.places.unbind(1)):
+            if k != by and arguments[k] is not None:
+                product = product * arguments[k].index_select(1, components)
+        out = arguments[by] if onto else arguments[by].zero_()
+        out.index_add_(1, terms.places[:, by], product)
+
+    monkeypatch.setattr(centers, "contract", contract)
+    monkeypatch.setattr(centers, "by_weights", centers.by_weights_plain)

@@ -54,6 +54,11 @@ CASES = {
 }
 
 
+def some_of(cases: dict[str, tuple], slow: tuple[str, ...]) -> list:
+    """The cases as parameters, some of them for slow checks only."""
+    return [pytest.param(*c, id=n, marks=[pytest.mark.slow] if n in slow else []) for n, c in cases.items()]
+
+
 @pytest.fixture(autouse=True)
 def triton(monkeypatch):
     from equicat.kernels.gpu import centers, embedding, environment, hidden, products
@@ -96,7 +101,7 @@ def edges_of(model: Potential) -> Edges:
     return Edges(vectors, index, model.species(batch))
 
 
-@pytest.mark.parametrize(("changes", "head"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("changes", "head"), some_of(CASES, slow=("pairs and paths", "scalars alone")))
 def test_energies_and_gradient(changes, head):
     model = potential(head, **changes)
     edges = edges_of(model)
@@ -223,7 +228,9 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize(("config", "changes"), TRAINED.values(), ids=TRAINED)
+@pytest.mark.parametrize(
+    ("config", "changes"), some_of(TRAINED, slow=("published", "three layers, paths", "scalars alone"))
+)
 def test_a_training_step(config, changes, monkeypatch):
     """Energies, forces, and the gradient of a loss of both by all weights, in float64."""
     from equicat.kernels.gpu import centers, geometry
@@ -240,7 +247,13 @@ def test_a_training_step(config, changes, monkeypatch):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_layers": 3, "l_max": 0, "tensor_channels": 19, "n_features": 20}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_layers": 1},
+        pytest.param({"n_layers": 3, "l_max": 0, "tensor_channels": 19, "n_features": 20}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_step_in_float32(changes, monkeypatch):
     """Hidden layers are computed by kernels of their own there."""
     from equicat.kernels.gpu import hidden
@@ -253,6 +266,16 @@ def test_a_training_step_in_float32(changes, monkeypatch):
     monkeypatch.setattr(backend, "forms", lambda like, l_max: None)
     for ours, expected in zip(found, of_a_step(SMALL, changes), strict=True):
         torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_hidden_layers_that_a_program_has_room_for(monkeypatch):
+    from equicat.kernels.gpu import hidden
+
+    monkeypatch.setattr(hidden, "NARROW", 128)
+    widths = (17, 64, 65, 128, 129)
+    for room, expected in ((232_448, 4), (101_376, 4), (65_536, 2)):
+        monkeypatch.setattr(hidden, "shared_memory", lambda device, room=room: room)
+        assert [hidden.is_narrow(torch.zeros(32, n)) for n in widths] == [True] * expected + [False] * (5 - expected)
 
 
 def of_a_step(config, changes, dtype=torch.float64) -> list[torch.Tensor]:

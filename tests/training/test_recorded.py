@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, SMALL_NEQUIP, configuration, labelled
-from replays import computed_again
+from replays import computed_again, products_in_operators
 
 from equicat.data.batch import Batch
 from equicat.data.padded import PaddedBatch, padded
@@ -34,6 +34,7 @@ def recorded(monkeypatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(backend, "has_triton", lambda device: True)
     if DEVICE.type == "cpu":
         monkeypatch.setattr(backend, "forms", lambda like, l_max: backend.CPU_FORMS)
+        products_in_operators(monkeypatch)
 
     def counting(function, inputs, room):
         if isinstance(inputs, PaddedBatch):  # else it is an inference of a validation

@@ -179,7 +179,8 @@ def _hidden_moving(moves, a, z, grads, b, outs, size, shape: constexpr):
 
 def is_narrow(first: Float[Tensor, "n_x n_z"]) -> bool:
     """Whether X and Z are narrow enough for A to be multiplied by a program that goes on with the result."""
-    return max(first.shape) <= NARROW
+    # At 128 columns a program takes 98,304 bytes of shared memory, at 64 a third of that.
+    return max(first.shape) <= (NARROW if shared_memory(first.device) >= 98_304 else NARROW // 2)
 
 
 @dataclass(frozen=True, eq=False)
