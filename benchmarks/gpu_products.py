@@ -248,7 +248,7 @@ def product_candidates() -> dict[str, Any]:
                 "ROWS", tiles, lambda x=x, w=w: products.rows([x], products.halves(w))
             )
         forms["rows"]["halves made before"] = lambda x=x, w=w: products.rows(
-            products.Split.by_row(x), products.halves(w)
+            products.Halves.by_row(x), products.halves(w)
         )
         forms["columns"]["halves"] = lambda x=x, g=g: products.sums_over_rows(x, [g])
         exact = {"rows": x[:4096].double() @ w.double(), "columns": x.double().t() @ g.double()}

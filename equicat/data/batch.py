@@ -123,10 +123,9 @@ class Batch:
         """shift @ cell in Å of edges of these centres."""
         shift = shift.to(self.cell.dtype)
         if self.n_systems == 1:
-            a, b, c = (shift[:, k, None] * self.cell[0, k] for k in range(3))
-        else:
-            system = self.system_idx.index_select(0, center)
-            a, b, c = (shift[:, k, None] * self.cell[:, k].index_select(0, system) for k in range(3))
+            return shift @ self.cell[0]
+        system = self.system_idx.index_select(0, center)
+        a, b, c = (shift[:, k, None] * self.cell[:, k].index_select(0, system) for k in range(3))
         return a + b + c
 
     def named(self, limit: int = 4) -> str:

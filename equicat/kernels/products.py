@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from equicat.kernels import backend
@@ -46,8 +46,9 @@ def splits(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> bool:
     return is_split(x, w) and len(x) >= MIN_ROWS and min(w.shape) >= MIN_WIDTH
 
 
-def is_split(x: Float[Tensor, "n_rows n_k"], w: Float[Tensor, "n_k n_n"]) -> bool:
-    """Whether products of any size may be made of split numbers: on a GPU, in float32 that is not to be rounded."""
+def is_split(x: Shaped[Tensor, "..."], w: Shaped[Tensor, "..."]) -> bool:
+    """Whether products of any size, of what is like these, may be made of split numbers: on a GPU, in float32 that is
+    not to be rounded."""
     return (
         SPLIT.on
         and backend.has_triton(x.device)

@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from equicat.kernels import backend
 from equicat.kernels.edges import Edges
 from equicat.kernels.forms import ends_of
 from equicat.kernels.frozen import Frozen
-from equicat.kernels.products import SPLIT
+from equicat.kernels.products import is_split
 from equicat.networks.allegro import MAX_KERNEL_DEGREE
 from equicat.networks.allegro_embeddings import ProductEmbedding
 from equicat.networks.allegro_parts import NequipAllegro
-from equicat.networks.couplings import Coupling, center_couplings
+from equicat.networks.couplings import Coupling, LayerCouplings, chain
 from equicat.networks.layers import BesselBasis
 
 if TYPE_CHECKING:  # these need Triton
@@ -41,10 +40,8 @@ class Prepared:
     """The readout's MLP, if it has a hidden layer."""
     last: Float[Tensor, "n_features"]
     """The last matrix of the readout."""
-    scalars: list[Coupling]
-    """For each layer the products that make its scalars."""
-    tensors: list[Coupling]
-    """For each layer all of its products."""
+    couplings: list[LayerCouplings]
+    """Tensor products of each layer."""
 
 
 def serves(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Shaped[Tensor, "..."]) -> bool:
@@ -56,10 +53,7 @@ def serves(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Sh
     """
     return (
         isinstance(network, NequipAllegro)
-        and backend.has_triton(like.device)
-        and like.dtype == network.readout.dtype == torch.float32
-        and SPLIT.on
-        and torch.get_float32_matmul_precision() == "highest"
+        and is_split(like, network.readout)
         and network.config.radial == "bessel"
         and not network.n_vectors
         and network.config.l_max <= MAX_KERNEL_DEGREE
@@ -91,14 +85,12 @@ def _prepared(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -
         env = [n] if k + 1 < len(network.layers) else []
         hidden.append(Hidden(own, maps[k + 1], [*env, *widths[k + 1 :]]))
     *head, last = readout
-    scalars, tensors = zip(*(center_couplings(layer.product) for layer in network.layers), strict=True)
     return Prepared(
         first,
         hidden,
         Hidden(head[0], last, [1], act=config.features_silu) if head else None,
         last.new_ones(1) if head else last[:, 0].contiguous(),
-        list(scalars),
-        list(tensors),
+        [LayerCouplings.of(layer.product) for layer in network.layers],
     )
 
 
@@ -145,7 +137,7 @@ class _Pass:
         for k in range(self.n_layers):
             self.envs.append(self._of_centers(y.shape[1]))
             form(self.first, w=env_weights, y=y, by_g=self.envs[k])
-            self._multiply(k)
+            self.chains.append(chain(self.prepared.couplings, self.envs, self.norm))
             read.append(env_weights)
             scalars = x.new_empty(len(x), self.channels)
             form(self.first, w=weights, y=y, g=self.chains[k][0], by_a=scalars)
@@ -178,25 +170,17 @@ class _Pass:
     def _of_centers(self, dim: int) -> Float[Tensor, "n_atoms dim channels"]:
         return self.edges.edge_vec.new_empty(len(self.edges.species), dim, self.channels)
 
-    def _multiply(self, last: int) -> None:
-        """Keep M_k … M_L[:, 0] of a layer L for all k, made from the right; edges read the first."""
-        from equicat.kernels.gpu.centers import G, contract
-
-        g, chain = None, list[Tensor]()
-        for k in reversed(range(last + 1)):
-            coupling = (self.prepared.scalars if k == last else self.prepared.tensors)[k]
-            out = self._of_centers(len(coupling.terms.ends[G]) - 1)
-            contract(G, (out, self.envs[k], g), coupling.weights, self.norm, coupling.terms)
-            g = out
-            chain.insert(0, g)
-        self.chains.append(chain)
+    def _coupling(self, k: int, last: int) -> Coupling:
+        """The products of layer k that a layer reads: those that make scalars of its own, all of those before."""
+        found = self.prepared.couplings[k]
+        return found.scalars if k == last else found.tensors
 
     def _multiply_back(self, last: int, by_g: Float[Tensor, "n_atoms dim channels"], by_envs: list[Tensor]) -> None:
         """The gradients by these environments, from that by what edges read of them; added to those of later layers."""
         from equicat.kernels.gpu.centers import A, H, contract
 
         for k in range(last + 1):
-            coupling = (self.prepared.scalars if k == last else self.prepared.tensors)[k]
+            coupling = self._coupling(k, last)
             g = None if k == last else self.chains[last][k + 1]
             onto = last + 1 < self.n_layers
             contract(A, (by_g, by_envs[k], g), coupling.weights, self.norm, coupling.terms, onto)

@@ -14,6 +14,7 @@ coupling coefficients, made once per atom. No tensor of an edge is ever written,
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +24,10 @@ from equicat.kernels import backend
 from equicat.kernels.forms import Indexed, Segments, read_out, tensor_product
 from equicat.kernels.irreps import SCALAR, VECTOR, Contraction, Irrep, Paths, couplings, dim, layer_irreps
 from equicat.kernels.products import activated, hidden, product
+from equicat.kernels.terms import Terms
 from equicat.networks.allegro import Allegro, AllegroConfig, Latent, NequipAllegroConfig, Piece
 from equicat.networks.allegro_embeddings import ProductEmbedding, SplineEmbedding, TwoBody
-from equicat.networks.couplings import CenterProducts, Coupling, center_couplings
+from equicat.networks.couplings import CenterProducts, LayerCouplings
 from equicat.networks.layers import MLP, BesselBasis, Exact, SplineBasis, linear_weight, silu
 
 # ---- published -----------------------------------------------------------------------------------------------------
@@ -167,6 +169,12 @@ class TensorProduct(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_weights, n_paths).uniform_(-math.sqrt(3), math.sqrt(3)))
         self.coefficients = Exact(couplings(self.paths))
 
+    @cached_property
+    def terms(self) -> tuple[Exact[Terms], Exact[Terms]]:
+        """Coefficients that are not zero, as a GPU's kernel reads them: of products that make scalars, and of all."""
+        coefficients = self.coefficients.exact.permute(0, 3, 1, 2)
+        return Exact(Terms.of(coefficients[:, :, :1])), Exact(Terms.of(coefficients))
+
     def weighted(self) -> Float[Tensor, "n_weights dim_env dim_in dim_out"]:
         """Σ_p w[u, p] C[a, c, p, b]: once a call, for all atoms."""
         return torch.einsum("up,acpb->ubac", self.weight, self.coefficients.like(self.weight))
@@ -227,7 +235,7 @@ class Prepared:
     """See :meth:`NequipAllegro.composed`."""
     products: list[Float[Tensor, "n_weights dim_env _ _"]]
     """:meth:`TensorProduct.weighted` of each layer, where no kernel takes their place."""
-    couplings: list[tuple[Coupling, Coupling]] | None
+    couplings: list[LayerCouplings] | None
     """Products of each layer for a GPU's kernel, where that serves: it makes scalars only."""
 
 
@@ -291,7 +299,7 @@ class NequipAllegro(Allegro):
         """Composed maps and weighted coupling coefficients."""
         products = [layer.product for layer in self.layers]
         if backend.has_triton(self.readout.device) and not self.n_vectors:
-            return Prepared(self.composed(), [], [center_couplings(product) for product in products])
+            return Prepared(self.composed(), [], list(map(LayerCouplings.of, products)))
         return Prepared(self.composed(), [product.weighted() for product in products], None)
 
     def scaled_distance(

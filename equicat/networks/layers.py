@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from equicat.kernels.activations import silu
 from equicat.kernels.irreps import Contraction
 from equicat.kernels.products import product
+from equicat.kernels.terms import Terms
 
 SILU_GAIN = 1.6791767
 """1 / sqrt(E[silu(z)²]) for z ~ N(0, 1): weights after a SiLU are drawn larger by this, so that signals keep size."""
 
 
-T = TypeVar("T", Tensor, Contraction)
+T = TypeVar("T", Tensor, Contraction, Terms)
 
 
 class Exact(Generic[T]):

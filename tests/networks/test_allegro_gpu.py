@@ -5,6 +5,8 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import SMALL as SMALL_PUBLISHED
+from conftest import SMALL_NEQUIP
 
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
@@ -12,29 +14,19 @@ from equicat.kernels import backend
 from equicat.kernels.edges import Edges
 from equicat.kernels.frozen import Frozen
 from equicat.kernels.products import split_products
+from equicat.kernels.terms import Terms
 from equicat.models.gradient import ComputeOptions, pair_vectors
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
 from equicat.networks import allegro_gpu
-from equicat.networks.allegro import AllegroConfig, NequipAllegroConfig
 from equicat.testing import example_structures
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ELEMENTS = (1, 8, 29)
-SMALL = NequipAllegroConfig(
-    cutoff=3.5,
-    n_layers=2,
-    l_max=1,
-    n_scalars=6,
-    tensor_channels=3,
-    n_radial=3,
-    two_body_hidden=(7,),
-    latent_hidden=(5,),
-    n_features=4,
-    avg_num_neighbors=9.0,
-    neighbors_of_element=(4.0, 9.0, 16.0),
+SMALL = dataclasses.replace(
+    SMALL_NEQUIP, cutoff=3.5, l_max=1, tensor_channels=3, n_radial=3, neighbors_of_element=(4.0, 9.0, 16.0)
 )
 CASES = {
     "as it is": ({}, ()),
@@ -162,7 +154,7 @@ def test_where_operators_compute_for_other_reasons():
     assert not allegro_gpu.serves(model.network, [*readout, *readout, *readout], like)
     with split_products(False):
         assert not allegro_gpu.serves(model.network, readout, like)
-    other = Potential(AllegroConfig(avg_num_neighbors=9.0, two_body_mlp=(8, 8), latent_mlp=(8,)), ELEMENTS)
+    other = Potential(SMALL_PUBLISHED, ELEMENTS)
     assert not allegro_gpu.serves(other.network, other.head.mlp.matrices(), like)
 
 
@@ -209,16 +201,7 @@ def test_second_derivative_of_a_silu(dtype, monkeypatch):
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
-PUBLISHED = AllegroConfig(
-    cutoff=3.5,
-    n_layers=2,
-    l_max=1,
-    tensor_channels=3,
-    n_bessel=3,
-    two_body_mlp=(6, 5),
-    latent_mlp=(5,),
-    avg_num_neighbors=9.0,
-)
+PUBLISHED = dataclasses.replace(SMALL_PUBLISHED, cutoff=3.5, l_max=1, tensor_channels=3, n_bessel=3)
 TRAINED = {
     "published": (PUBLISHED, {}),
     "published, normalised basis": (PUBLISHED, {"normalize_basis": True, "l_max": 2, "n_layers": 1}),
@@ -293,10 +276,13 @@ def of_a_step(config, changes, dtype=torch.float64) -> list[torch.Tensor]:
 
 def test_derivatives_by_weights_of_a_gradient_that_has_a_graph():
     """The products of centres give them in operators, so that they are differentiable."""
-    from equicat.kernels.gpu.centers import Terms, product
+    from equicat.kernels.gpu.centers import product
 
     torch.manual_seed(0)
-    terms = Terms.of(torch.tensor([[0, 1, 0], [2, 0, 1], [1, 1, 1], [2, 2, 0]]), (3, 3, 2), DEVICE)
+    coefficients = torch.zeros(3, 3, 2, 1, dtype=torch.float64)
+    for a, b, c in ((0, 1, 0), (2, 0, 1), (1, 1, 1), (2, 2, 0)):
+        coefficients[a, b, c] = 1
+    terms = Terms.of(coefficients).to(coefficients.to(DEVICE))
     norm = torch.rand(2, dtype=torch.float64, device=DEVICE)
     shapes = ((4, 1), (2, 3, 1), (2, 2, 1))
     inputs = [torch.randn(*s, dtype=torch.float64, device=DEVICE, requires_grad=True) for s in shapes]

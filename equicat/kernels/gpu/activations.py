@@ -1,4 +1,4 @@
-"""The Triton kernel of the second derivative of SiLUs (:mod:`equicat.kernels.activations`); importing needs Triton."""
+"""SiLUs in Triton kernels, and the kernel of their second derivative (:mod:`equicat.kernels.activations`)."""
 
 from typing import no_type_check
 
@@ -15,16 +15,38 @@ BLOCK = 1024
 
 @triton.jit
 @no_type_check
+def silu(x):
+    """x σ(x)."""
+    return x / (1 + tl.exp(-x))
+
+
+@triton.jit
+@no_type_check
+def silu_slope(x):
+    """The derivative of x σ(x)."""
+    s = 1 / (1 + tl.exp(-x))
+    return s * (1 + x * (1 - s))
+
+
+@triton.jit
+@no_type_check
+def silu_curvature(x):
+    """The second derivative of x σ(x), s (1 − s) (2 + x (1 − 2 s)) with s = σ(x)."""
+    s = 1 / (1 + tl.exp(-x))
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+@triton.jit
+@no_type_check
 def _slope_back(grad_grad, grad, x, outputs, n, block: constexpr):
-    """h silu'(x) and h g silu''(x), with silu'' = s (1 − s) (2 + x (1 − 2 s))."""
+    """h silu'(x) and h g silu''(x)."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     exists = at < n
     h = tl.load(grad_grad + at, mask=exists, other=0)
     g = tl.load(grad + at, mask=exists, other=0)
     z = tl.load(x + at, mask=exists, other=0)
-    s = 1 / (1 + tl.exp(-z))
-    tl.store(outputs[0] + at, h * (s * (1 + z * (1 - s))), mask=exists)
-    tl.store(outputs[1] + at, h * g * (s * (1 - s) * (2 + z * (1 - 2 * s))), mask=exists)
+    tl.store(outputs[0] + at, h * silu_slope(z), mask=exists)
+    tl.store(outputs[1] + at, h * g * silu_curvature(z), mask=exists)
 
 
 def slope_back(

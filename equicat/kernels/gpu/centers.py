@@ -10,17 +10,17 @@ by w.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from triton.language import constexpr
 
 from equicat.kernels.switches import BY_WEIGHTS
+from equicat.kernels.terms import Terms
 
 G, A, H = range(3)
 """The arguments of the form."""
@@ -74,30 +74,6 @@ def _by_weights(out, arguments, norm, places, size, tile: constexpr, width: cons
             product *= tl.load(h + (at * n_h + h_at) * n_channels + u[None, :], mask=exists, other=0)
         total += product
     tl.store(out + term * n_channels + u, tl.sum(total, axis=0), mask=u < n_channels)
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """The terms of a form, listed by each of its arguments."""
-
-    places: Int[Tensor, "n_terms 3"]
-    """Components of G, A and H."""
-    lists: tuple[Int[Tensor, "n_terms 3"], ...]
-    """For each argument: number of the term, and components of the two others in their order."""
-    ends: tuple[Int[Tensor, "_"], ...]
-    """For each argument: where the terms of each component begin, and where the last ones end."""
-
-    @classmethod
-    def of(cls, places: Int[Tensor, "n_terms 3"], sizes: Sequence[int], device: torch.device) -> "Terms":
-        """Terms (a, b, c) among so many components."""
-        lists, ends = [], []
-        for argument, size in enumerate(sizes):
-            order = places[:, argument].argsort(stable=True)
-            others = [k for k in range(3) if k != argument]
-            lists.append(torch.cat([order[:, None], places[order][:, others]], dim=1).to(device))
-            found = torch.searchsorted(places[order][:, argument].contiguous(), torch.arange(size + 1))
-            ends.append(found.to(device))
-        return cls(places.to(device), tuple(lists), tuple(ends))
 
 
 def contract(

@@ -15,7 +15,16 @@ from torch import Tensor
 from triton.language import constexpr
 
 from equicat.kernels.edges import Edges
-from equicat.kernels.gpu.geometry import PI, couplings, envelope_of, harmonics_back, harmonics_of
+from equicat.kernels.gpu.geometry import (
+    bessel_of,
+    couplings,
+    direction_of,
+    envelope_of,
+    harmonics_back,
+    harmonics_of,
+    store_gradient,
+    store_harmonics,
+)
 
 EMBEDDED = 4096
 """Edges times columns of a program."""
@@ -23,18 +32,17 @@ EMBEDDED = 4096
 
 @triton.jit
 @no_type_check
-def _distances(edges, elements, e, in_e):
-    """Direction and length of pair vectors, and the ordered pairs of elements."""
+def _load_edges(edges, elements, inverse_cutoff, tile: constexpr):
+    """Numbers of edges, which exist, directions and lengths, the ordered pairs of elements, and 1 / cutoff of these."""
     vectors, index, species = edges
-    x = tl.load(vectors + 3 * e, mask=in_e, other=1)
-    y = tl.load(vectors + 3 * e + 1, mask=in_e, other=0)
-    z = tl.load(vectors + 3 * e + 2, mask=in_e, other=0)
-    r = tl.sqrt(x * x + y * y + z * z)
+    n_edges, n_species = elements
+    e = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
+    in_e = e < n_edges
+    unit, r = direction_of(vectors, e, in_e)
     center = tl.load(index + e, mask=in_e, other=0)
-    neighbor = tl.load(index + elements[0] + e, mask=in_e, other=0)
-    n_species = elements[1]
+    neighbor = tl.load(index + n_edges + e, mask=in_e, other=0)
     pair = tl.load(species + center, mask=in_e, other=0) * n_species + tl.load(species + neighbor, mask=in_e, other=0)
-    return (x / r, y / r, z / r), r, pair
+    return e, in_e, unit, r, pair, tl.load(inverse_cutoff + pair, mask=in_e, other=1)
 
 
 @triton.jit
@@ -44,27 +52,19 @@ def _embed(edges, elements, radial, out, sizes: constexpr, couplings: constexpr)
     inverse_cutoff, frequencies, weights, table = radial
     width: constexpr = sizes[0]
     padded: constexpr = sizes[1]
-    n_radial: constexpr = sizes[2]
-    p: constexpr = sizes[3]
-    l_max: constexpr = sizes[4]
     tile: constexpr = sizes[5]
-    e = tl.program_id(0) * tile + tl.arange(0, tile)
-    in_e = e < elements[0]
-    unit, r, pair = _distances(edges, elements, e, in_e)
-    x = r * tl.load(inverse_cutoff + pair, mask=in_e, other=0)
-    envelope = envelope_of(x, p)[0]
+    e, in_e, unit, r, pair, per_r = _load_edges(edges, elements, inverse_cutoff, tile)
+    x = r * per_r
+    envelope, _ = envelope_of(x, sizes[3])
     u = tl.arange(0, padded)
     sums = tl.zeros((tile, padded), tl.float32)
-    for n in range(n_radial):
-        function = tl.sin(tl.load(frequencies + n) * x) / (x * PI) * envelope
-        sums += function[:, None] * tl.load(weights + n * width + u, mask=u < width, other=0)[None, :]
+    for n in range(sizes[2]):
+        function, _, _ = bessel_of(tl.load(frequencies + n), x)
+        sums += (function * envelope)[:, None] * tl.load(weights + n * width + u, mask=u < width, other=0)[None, :]
     in_eu = in_e[:, None] & (u < width)[None, :]
     sums *= tl.load(table + pair[:, None] * width + u[None, :], mask=in_eu, other=0)
-    at = e.to(tl.int64)
-    tl.store(out[0] + at[:, None] * width + u[None, :], sums, mask=in_eu)
-    y = harmonics_of(unit, couplings, l_max)
-    for lm in tl.static_range((l_max + 1) * (l_max + 1)):
-        tl.store(out[1] + at * (l_max + 1) * (l_max + 1) + lm, y[lm], mask=in_e)
+    tl.store(out[0] + e[:, None] * width + u[None, :], sums, mask=in_eu)
+    store_harmonics(out[1], e, in_e, harmonics_of(unit, couplings, sizes[4]))
 
 
 @triton.jit
@@ -74,32 +74,20 @@ def _embed_back(edges, elements, radial, grads, out, sizes: constexpr, couplings
     inverse_cutoff, frequencies, weights, table = radial
     width: constexpr = sizes[0]
     padded: constexpr = sizes[1]
-    n_radial: constexpr = sizes[2]
-    p: constexpr = sizes[3]
-    l_max: constexpr = sizes[4]
-    tile: constexpr = sizes[5]
-    e = tl.program_id(0) * tile + tl.arange(0, tile)
-    in_e, at = e < elements[0], e.to(tl.int64)
-    unit, r, pair = _distances(edges, elements, e, in_e)
-    scale = tl.load(inverse_cutoff + pair, mask=in_e, other=0)
-    x = r * scale
-    envelope, envelope_slope = envelope_of(x, p)
+    e, in_e, unit, r, pair, per_r = _load_edges(edges, elements, inverse_cutoff, sizes[5])
+    x = r * per_r
+    envelope, slope = envelope_of(x, sizes[3])
     u = tl.arange(0, padded)
     in_eu = in_e[:, None] & (u < width)[None, :]
-    by_sums = tl.load(grads[0] + at[:, None] * width + u[None, :], mask=in_eu, other=0)
+    by_sums = tl.load(grads[0] + e[:, None] * width + u[None, :], mask=in_eu, other=0)
     by_sums *= tl.load(table + pair[:, None] * width + u[None, :], mask=in_eu, other=0)
     by_x = tl.zeros_like(x)
-    for n in range(n_radial):
+    for n in range(sizes[2]):
+        function, rising, _ = bessel_of(tl.load(frequencies + n), x)
         w = tl.load(weights + n * width + u, mask=u < width, other=0)
-        frequency = tl.load(frequencies + n)
-        function = tl.sin(frequency * x) / (x * PI)
-        rising = (frequency * tl.cos(frequency * x) / PI - function) / x
-        by_x += tl.sum(by_sums * w[None, :], axis=1) * (rising * envelope + function * envelope_slope)
-    by_r = tl.where(in_e, by_x * scale, 0)
-    by_unit = harmonics_back(grads[1], at, in_e, unit, couplings, l_max)
-    along = by_unit[0] * unit[0] + by_unit[1] * unit[1] + by_unit[2] * unit[2]
-    for k in tl.static_range(3):
-        tl.store(out + 3 * at + k, (by_unit[k] - along * unit[k]) / r + by_r * unit[k], mask=in_e)
+        by_x += tl.sum(by_sums * w[None, :], axis=1) * (rising * envelope + function * slope)
+    by_unit = harmonics_back(grads[1], e, in_e, unit, couplings, sizes[4])
+    store_gradient(out, e, in_e, unit, r, by_unit, by_x * per_r)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,54 @@ def envelope_of(x, p: constexpr):
 
 @triton.jit
 @no_type_check
+def bessel_of(frequency, x):
+    """A Bessel function sin(fx) / (πx), its derivative by x, and that by f."""
+    function, cosine = tl.sin(frequency * x) / (x * PI), tl.cos(frequency * x) / PI
+    return function, (frequency * cosine - function) / x, cosine
+
+
+@triton.jit
+@no_type_check
+def direction_of(vectors, e, in_e):
+    """Unit vectors and lengths of pair vectors."""
+    x = tl.load(vectors + 3 * e, mask=in_e, other=1)
+    y = tl.load(vectors + 3 * e + 1, mask=in_e, other=0)
+    z = tl.load(vectors + 3 * e + 2, mask=in_e, other=0)
+    r = tl.sqrt(x * x + y * y + z * z)
+    return (x / r, y / r, z / r), r
+
+
+@triton.jit
+@no_type_check
+def store_gradient(out, e, in_e, unit, r, by_unit, by_r):
+    """The gradient by pair vectors, from those by their unit vectors and by their lengths."""
+    along = by_unit[0] * unit[0] + by_unit[1] * unit[1] + by_unit[2] * unit[2]
+    for k in tl.static_range(3):
+        tl.store(out + 3 * e + k, (by_unit[k] - along * unit[k]) / r + by_r * unit[k], mask=in_e)
+
+
+@triton.jit
+@no_type_check
+def store_harmonics(out, e, in_e, y):
+    """Y_lm of all degrees, into rows of edges."""
+    for lm in tl.static_range(len(y)):
+        tl.store(out + e * len(y) + lm, y[lm], mask=in_e)
+
+
+@triton.jit
+@no_type_check
+def _raised(y, first, degree: constexpr, c: constexpr, couplings: constexpr):
+    """Σ_ab C[l, a, b, c] Y_la Y_1b, which is Y_{l+1,c}; bilinear."""
+    total = tl.zeros_like(first[0])
+    for a in tl.static_range(2 * degree + 1):
+        for b in tl.static_range(3):
+            if couplings[((degree * 9 + a) * 3 + b) * 11 + c] != 0:
+                total += couplings[((degree * 9 + a) * 3 + b) * 11 + c] * (y[degree * degree + a] * first[b])
+    return total
+
+
+@triton.jit
+@no_type_check
 def harmonics_of(unit, couplings: constexpr, l_max: constexpr):
     """Y_lm of all degrees, one after the other."""
     first = (unit[0] * SQRT3, unit[1] * SQRT3, unit[2] * SQRT3)
@@ -47,12 +95,7 @@ def harmonics_of(unit, couplings: constexpr, l_max: constexpr):
         y = y + first
     for degree in tl.static_range(1, l_max):
         for c in tl.static_range(2 * degree + 3):
-            total = tl.zeros_like(unit[0])
-            for a in tl.static_range(2 * degree + 1):
-                for b in tl.static_range(3):
-                    if couplings[((degree * 9 + a) * 3 + b) * 11 + c] != 0:
-                        total += couplings[((degree * 9 + a) * 3 + b) * 11 + c] * (y[degree * degree + a] * first[b])
-            y = y + (total,)
+            y = y + (_raised(y, first, degree, c, couplings),)
     return y
 
 
@@ -111,13 +154,8 @@ def _moving_harmonics(unit, moves, couplings: constexpr, l_max: constexpr):
         out = out + moving
     for degree in tl.static_range(1, l_max):
         for c in tl.static_range(2 * degree + 3):
-            total = tl.zeros_like(unit[0])
-            for a in tl.static_range(2 * degree + 1):
-                for b in tl.static_range(3):
-                    if couplings[((degree * 9 + a) * 3 + b) * 11 + c] != 0:
-                        changed = out[degree * degree + a] * first[b] + y[degree * degree + a] * moving[b]
-                        total += couplings[((degree * 9 + a) * 3 + b) * 11 + c] * changed
-            out = out + (total,)
+            change = _raised(out, first, degree, c, couplings) + _raised(y, moving, degree, c, couplings)
+            out = out + (change,)
     return out
 
 
@@ -127,11 +165,8 @@ def _load_edges(vectors, scale, n_e, block: constexpr):
     """Numbers of edges, which exist, their directions and lengths, and the factor that makes r / cutoff of these."""
     e = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     in_e = e < n_e
-    x = tl.load(vectors + 3 * e, mask=in_e, other=1)
-    y = tl.load(vectors + 3 * e + 1, mask=in_e, other=0)
-    z = tl.load(vectors + 3 * e + 2, mask=in_e, other=0)
-    r = tl.sqrt(x * x + y * y + z * z)
-    return e, in_e, (x / r, y / r, z / r), r, tl.load(scale[0] + e * scale[1], mask=in_e, other=1)
+    unit, r = direction_of(vectors, e, in_e)
+    return e, in_e, unit, r, tl.load(scale[0] + e * scale[1], mask=in_e, other=1)
 
 
 @triton.jit
@@ -139,18 +174,15 @@ def _load_edges(vectors, scale, n_e, block: constexpr):
 def _forwards(vectors, scale, radial, out, n_e, sizes: constexpr, couplings: constexpr):
     """Radial functions (B_n − μ_n) / σ_n times the envelope, the envelope, and the harmonics."""
     n_radial: constexpr = sizes[0]
-    l_max: constexpr = sizes[2]
     e, in_e, unit, r, per_r = _load_edges(vectors, scale, n_e, sizes[3])
     x = r * per_r
     envelope, _ = envelope_of(x, sizes[1])
     for n in range(n_radial):
-        function = tl.sin(tl.load(radial[0] + n) * x) / (x * PI)
+        function, _, _ = bessel_of(tl.load(radial[0] + n), x)
         function = (function - tl.load(radial[1] + n)) * tl.load(radial[2] + n)
         tl.store(out[0] + e * n_radial + n, function * envelope, mask=in_e)
     tl.store(out[1] + e, envelope, mask=in_e)
-    y = harmonics_of(unit, couplings, l_max)
-    for lm in tl.static_range((l_max + 1) * (l_max + 1)):
-        tl.store(out[2] + e * (l_max + 1) * (l_max + 1) + lm, y[lm], mask=in_e)
+    store_harmonics(out[2], e, in_e, harmonics_of(unit, couplings, sizes[2]))
 
 
 @triton.jit
@@ -163,17 +195,13 @@ def _backwards(vectors, scale, radial, grads, out, n_e, sizes: constexpr, coupli
     envelope, slope = envelope_of(x, sizes[1])
     by_x = tl.load(grads[1] + e, mask=in_e, other=0) * slope
     for n in range(n_radial):
-        frequency, scaled = tl.load(radial[0] + n), tl.load(radial[2] + n)
-        grad = tl.load(grads[0] + e * n_radial + n, mask=in_e, other=0) * scaled
-        function, cosine = tl.sin(frequency * x) / (x * PI), tl.cos(frequency * x) / PI
-        rising = (frequency * cosine - function) / x
+        function, rising, by_frequency = bessel_of(tl.load(radial[0] + n), x)
+        grad = tl.load(grads[0] + e * n_radial + n, mask=in_e, other=0) * tl.load(radial[2] + n)
         by_x += grad * (rising * envelope + (function - tl.load(radial[1] + n)) * slope)
         if out[1] is not None:
-            tl.store(out[1] + e * n_radial + n, grad * cosine * envelope, mask=in_e)
+            tl.store(out[1] + e * n_radial + n, grad * by_frequency * envelope, mask=in_e)
     by_unit = harmonics_back(grads[2], e, in_e, unit, couplings, sizes[2])
-    along = by_unit[0] * unit[0] + by_unit[1] * unit[1] + by_unit[2] * unit[2]
-    for k in tl.static_range(3):
-        tl.store(out[0] + 3 * e + k, (by_unit[k] - along * unit[k]) / r + by_x * per_r * unit[k], mask=in_e)
+    store_gradient(out[0], e, in_e, unit, r, by_unit, by_x * per_r)
 
 
 @triton.jit
@@ -182,7 +210,6 @@ def _moving(vectors, scale, radial, moves, out, n_e, sizes: constexpr, couplings
     """How the three results change when pair vectors move; and the gradient of the first, times its gradient, by the
     frequencies, edge by edge."""
     n_radial: constexpr = sizes[0]
-    l_max: constexpr = sizes[2]
     e, in_e, unit, r, per_r = _load_edges(vectors, scale, n_e, sizes[3])
     h_x = tl.load(moves[0] + 3 * e, mask=in_e, other=0)
     h_y = tl.load(moves[0] + 3 * e + 1, mask=in_e, other=0)
@@ -193,19 +220,15 @@ def _moving(vectors, scale, radial, moves, out, n_e, sizes: constexpr, couplings
     envelope, slope = envelope_of(x, sizes[1])
     for n in range(n_radial):
         frequency, scaled = tl.load(radial[0] + n), tl.load(radial[2] + n)
-        sine, cosine = tl.sin(frequency * x), tl.cos(frequency * x) / PI
-        function = sine / (x * PI)
-        rising = (frequency * cosine - function) / x
+        function, rising, cosine = bessel_of(frequency, x)
         change = rising * envelope + (function - tl.load(radial[1] + n)) * slope
         tl.store(out[0] + e * n_radial + n, scaled * change * dx, mask=in_e)
         if out[3] is not None:
             grad = tl.load(moves[1] + e * n_radial + n, mask=in_e, other=0) * scaled
-            by_frequency = cosine * slope - frequency * sine / PI * envelope
+            by_frequency = cosine * slope - frequency * x * function * envelope
             tl.store(out[3] + e * n_radial + n, grad * by_frequency * dx, mask=in_e)
     tl.store(out[1] + e, slope * dx, mask=in_e)
-    y = _moving_harmonics(unit, turning, couplings, l_max)
-    for lm in tl.static_range((l_max + 1) * (l_max + 1)):
-        tl.store(out[2] + e * (l_max + 1) * (l_max + 1) + lm, y[lm], mask=in_e)
+    store_harmonics(out[2], e, in_e, _moving_harmonics(unit, turning, couplings, sizes[2]))
 
 
 @cache

@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.language import constexpr
 
 from equicat.kernels import activations
+from equicat.kernels.gpu.activations import silu, silu_curvature, silu_slope
 from equicat.kernels.gpu.products import (
     PLAIN,
     Extra,
@@ -29,8 +30,6 @@ from equicat.kernels.gpu.products import (
     matrix,
     multiplied,
     rows,
-    silu,
-    silu_slope,
 )
 from equicat.kernels.gpu.tiles import HOPPER, shared_memory
 from equicat.kernels.switches import BY_WEIGHTS
@@ -45,80 +44,96 @@ COLUMNS = 32
 
 @triton.jit
 @no_type_check
-def _hidden(x, a, added, outs, size, shape: constexpr, act: constexpr):
-    """Z + X A, which is written, and C_j + silu of it times B_j."""
-    width_x: constexpr = shape[0]
-    width: constexpr = shape[1]
-    tile: constexpr = shape[2]
-    columns: constexpr = shape[3]
-    n_e, n_x, n_z = size
-    e = tl.program_id(0) * tile + tl.arange(0, tile)
-    at, in_e = e.to(tl.int64)[:, None], (e < n_e)[:, None]
-    k, m = tl.arange(0, width_x), tl.arange(0, width)
-    x_ek = tl.load(x[0] + at * x[1] + k[None, :], mask=in_e & (k < n_x)[None, :], other=0)
-    if act:
-        x_ek = silu(x_ek)
-    high, low, unit = halved(x_ek, 1)
-    in_m = m < n_z
-    a_km = load_halves(a, m, k, (k < n_x)[:, None] & in_m[None, :])
-    z = multiplied((high, low), a_km) * unit * tl.load(a[2] + m, mask=in_m, other=0)[None, :]
-    exists = in_e & in_m[None, :]
-    if added is not None:
-        z += tl.load(added[0] + at * added[1] + m[None, :], mask=exists, other=0)
-    tl.store(outs[0] + at * n_z + m[None, :], z, mask=exists)
-    high, low, unit = halved(silu(z), 1)
+def _edges(n_e, shape: constexpr):
+    """Numbers of the rows of a program, which of them exist, and columns of X and of Z."""
+    e = tl.program_id(0) * shape[2] + tl.arange(0, shape[2])
+    return e.to(tl.int64)[:, None], (e < n_e)[:, None], tl.arange(0, shape[0]), tl.arange(0, shape[1])
+
+
+@triton.jit
+@no_type_check
+def _times(x, halves, n, in_n, k, in_k):
+    """Rows in halves, with their units, times entries [k, n] of a matrix in halves."""
+    w_kn = load_halves(halves, n, k, in_k[:, None] & in_n[None, :])
+    return multiplied(x, w_kn) * x[2] * tl.load(halves[2] + n, mask=in_n, other=0)[None, :]
+
+
+@triton.jit
+@no_type_check
+def _store_results(h, b, outs, added, rows_of, middle, columns: constexpr):
+    """C_j + H B_j for all j, from rows of H in halves."""
+    at, in_e = rows_of
+    m, in_m = middle
     first = 0
-    b = outs[1]
-    for j in tl.static_range(len(outs[2])):
-        out, stride, n_n = outs[2][j]
+    for j in tl.static_range(len(outs)):
+        out, stride, n_n = outs[j]
         for start in range(0, n_n, columns):
             n = start + tl.arange(0, columns)
-            b_mn = load_halves(b, first + n, m, in_m[:, None] & (n < n_n)[None, :])
-            total = multiplied((high, low), b_mn) * unit
-            total *= tl.load(b[2] + first + n, mask=n < n_n, other=0)[None, :]
+            total = _times(h, b, first + n, n < n_n, m, in_m)
             in_en = in_e & (n < n_n)[None, :]
-            if outs[3][j] is not None:
-                total += tl.load(outs[3][j][0] + at * outs[3][j][1] + n[None, :], mask=in_en, other=0)
+            if added[j] is not None:
+                total += tl.load(added[j][0] + at * added[j][1] + n[None, :], mask=in_en, other=0)
             tl.store(out + at * stride + n[None, :], total, mask=in_en)
         first += n_n
 
 
 @triton.jit
 @no_type_check
-def _hidden_back(grads, b, z, a, x, size, shape: constexpr, act: constexpr):
-    """The gradients by Z and by X from those by the results."""
-    width_x: constexpr = shape[0]
-    width: constexpr = shape[1]
+def _by_h(grads, b, rows_of, middle, shape: constexpr):
+    """The gradient by H, Σ_j G_j B_jᵀ, from those by the results; ``b`` are the halves of all B_jᵀ."""
     tile: constexpr = shape[2]
+    width: constexpr = shape[1]
     columns: constexpr = shape[3]
-    n_e, n_x, n_z = size
-    e = tl.program_id(0) * tile + tl.arange(0, tile)
-    at, in_e = e.to(tl.int64)[:, None], (e < n_e)[:, None]
-    k, m = tl.arange(0, width_x), tl.arange(0, width)
-    in_m = m < n_z
-    by_z = tl.zeros((tile, width), tl.float32)
+    at, in_e = rows_of
+    m, in_m = middle
+    total = tl.zeros((tile, width), tl.float32)
     first = 0
     for j in tl.static_range(len(grads)):
         grad, stride, n_n = grads[j]
         for start in range(0, n_n, columns):
             n = start + tl.arange(0, columns)
             g_en = tl.load(grad + at * stride + n[None, :], mask=in_e & (n < n_n)[None, :], other=0)
-            high, low, unit = halved(g_en, 1)
+            g = halved(g_en, 1)
             b_nm = load_halves(b, m, first + n, (n < n_n)[:, None] & in_m[None, :])
-            by_z += multiplied((high, low), b_nm) * unit
+            total += multiplied(g, b_nm) * g[2]
         first += n_n
+    return total * tl.load(b[2] + m, mask=in_m, other=0)[None, :]
+
+
+@triton.jit
+@no_type_check
+def _hidden(x, a, added, outs, size, shape: constexpr):
+    """Z + X A, which is written, and C_j + silu of it times B_j."""
+    n_e, n_x, n_z = size
+    at, in_e, k, m = _edges(n_e, shape)
+    in_k, in_m = k < n_x, m < n_z
+    x_ek = tl.load(x[0] + at * x[1] + k[None, :], mask=in_e & in_k[None, :], other=0)
+    if shape[4]:
+        x_ek = silu(x_ek)
+    z = _times(halved(x_ek, 1), a, m, in_m, k, in_k)
     exists = in_e & in_m[None, :]
-    by_z *= tl.load(b[2] + m, mask=in_m, other=0)[None, :]
+    if added is not None:
+        z += tl.load(added[0] + at * added[1] + m[None, :], mask=exists, other=0)
+    tl.store(outs[0] + at * n_z + m[None, :], z, mask=exists)
+    _store_results(halved(silu(z), 1), outs[1], outs[2], outs[3], (at, in_e), (m, in_m), shape[3])
+
+
+@triton.jit
+@no_type_check
+def _hidden_back(grads, b, z, a, x, size, shape: constexpr):
+    """The gradients by Z and by X from those by the results."""
+    n_e, n_x, n_z = size
+    at, in_e, k, m = _edges(n_e, shape)
+    in_k, in_m = k < n_x, m < n_z
+    exists = in_e & in_m[None, :]
+    by_z = _by_h(grads, b, (at, in_e), (m, in_m), shape)
     by_z *= silu_slope(tl.load(z[0] + at * n_z + m[None, :], mask=exists, other=0))
     if z[2] is not None:
         by_z += tl.load(z[2] + at * n_z + m[None, :], mask=exists, other=0)
     tl.store(z[1] + at * n_z + m[None, :], by_z, mask=exists)
-    high, low, unit = halved(by_z, 1)
-    in_k = k < n_x
-    a_mk = load_halves(a, k, m, in_m[:, None] & in_k[None, :])
-    by_x = multiplied((high, low), a_mk) * unit * tl.load(a[2] + k, mask=in_k, other=0)[None, :]
+    by_x = _times(halved(by_z, 1), a, k, in_k, m, in_m)
     exists = in_e & in_k[None, :]
-    if act:
+    if shape[4]:
         by_x *= silu_slope(tl.load(x[0] + at * x[1] + k[None, :], mask=exists, other=0))
     tl.store(x[2] + at * n_x + k[None, :], by_x, mask=exists)
 
@@ -130,51 +145,19 @@ def _hidden_moving(moves, a, z, grads, b, outs, size, shape: constexpr):
 
     The move of silu(Z), which the derivative by B needs, is written as well.
     """
-    width_x: constexpr = shape[0]
-    width: constexpr = shape[1]
-    tile: constexpr = shape[2]
-    columns: constexpr = shape[3]
     n_e, n_x, n_z = size
-    e = tl.program_id(0) * tile + tl.arange(0, tile)
-    at, in_e = e.to(tl.int64)[:, None], (e < n_e)[:, None]
-    k, m = tl.arange(0, width_x), tl.arange(0, width)
-    in_m = m < n_z
+    at, in_e, k, m = _edges(n_e, shape)
+    in_k, in_m = k < n_x, m < n_z
     exists = in_e & in_m[None, :]
-    x_ek = tl.load(moves[0] + at * n_x + k[None, :], mask=in_e & (k < n_x)[None, :], other=0)
-    x_high, x_low, x_unit = halved(x_ek, 1)
-    a_km = load_halves(a, m, k, (k < n_x)[:, None] & in_m[None, :])
-    move = multiplied((x_high, x_low), a_km) * x_unit * tl.load(a[2] + m, mask=in_m, other=0)[None, :]
+    x_ek = tl.load(moves[0] + at * n_x + k[None, :], mask=in_e & in_k[None, :], other=0)
+    move = _times(halved(x_ek, 1), a, m, in_m, k, in_k)
     move += tl.load(moves[1] + at * n_z + m[None, :], mask=exists, other=0)
-    back = b[0]
-    by_h = tl.zeros((tile, width), tl.float32)
-    first = 0
-    for j in tl.static_range(len(grads)):
-        grad, stride, n_n = grads[j]
-        for start in range(0, n_n, columns):
-            n = start + tl.arange(0, columns)
-            g_en = tl.load(grad + at * stride + n[None, :], mask=in_e & (n < n_n)[None, :], other=0)
-            g_high, g_low, g_unit = halved(g_en, 1)
-            b_nm = load_halves(back, m, first + n, (n < n_n)[:, None] & in_m[None, :])
-            by_h += multiplied((g_high, g_low), b_nm) * g_unit
-        first += n_n
-    by_h *= tl.load(back[2] + m, mask=in_m, other=0)[None, :]
+    by_h = _by_h(grads, b[0], (at, in_e), (m, in_m), shape)
     z_em = tl.load(z + at * n_z + m[None, :], mask=exists, other=0)
-    s = 1 / (1 + tl.exp(-z_em))
-    tl.store(outs[0] + at * n_z + m[None, :], move * by_h * (s * (1 - s) * (2 + z_em * (1 - 2 * s))), mask=exists)
-    move *= s * (1 + z_em * (1 - s))
+    tl.store(outs[0] + at * n_z + m[None, :], move * by_h * silu_curvature(z_em), mask=exists)
+    move *= silu_slope(z_em)
     tl.store(outs[1] + at * n_z + m[None, :], move, mask=exists)
-    high, low, unit = halved(move, 1)
-    forwards = b[1]
-    before = 0
-    for j in tl.static_range(len(grads)):
-        n_n = grads[j][2]
-        for start in range(0, n_n, columns):
-            n = start + tl.arange(0, columns)
-            b_mn = load_halves(forwards, before + n, m, in_m[:, None] & (n < n_n)[None, :])
-            total = multiplied((high, low), b_mn) * unit
-            total *= tl.load(forwards[2] + before + n, mask=n < n_n, other=0)[None, :]
-            tl.store(outs[2][j] + at * n_n + n[None, :], total, mask=in_e & (n < n_n)[None, :])
-        before += n_n
+    _store_results(halved(move, 1), b[1], outs[2], outs[3], (at, in_e), (m, in_m), shape[3])
 
 
 def is_narrow(first: Float[Tensor, "n_x n_z"]) -> bool:
@@ -288,17 +271,16 @@ class Hidden:
         self._launch(
             *(_hidden_moving, len(z), (by_x.contiguous(), by_z.contiguous()), self.a.arguments(), z),
             *(tuple(map(matrix, grads)), (self.b_back.arguments(), self.b.arguments())),
-            *((to_z, move_h, tuple(to_grads)), (len(z), n_x, n_z)),
+            *((to_z, move_h, tuple(map(matrix, to_grads)), (None,) * len(to_grads)), (len(z), n_x, n_z)),
         )
         return to_z, move_h, to_grads
 
     def _launch(self, kernel: Any, n_edges: int, *arguments: object) -> None:
         width_x, width = (max(triton.next_power_of_2(n), 16) for n in self.first.shape)
-        flags = {} if kernel is _hidden_moving else {"act": self.act}
         tile, stages = (EDGES, 3) if shared_memory(self.first.device) >= HOPPER else (EDGES // 2, 1)
         with torch.cuda.device_of(self.first):
             kernel[(triton.cdiv(n_edges, tile),)](
-                *arguments, shape=(width_x, width, tile, COLUMNS), num_warps=8, num_stages=stages, **flags
+                *arguments, shape=(width_x, width, tile, COLUMNS, self.act), num_warps=8, num_stages=stages
             )
 
 

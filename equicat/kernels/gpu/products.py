@@ -20,16 +20,17 @@ from jaxtyping import Float, Float16, Shaped
 from torch import Tensor
 from triton.language import constexpr
 
+from equicat.kernels.gpu.activations import silu, silu_slope
 from equicat.kernels.gpu.tiles import HOPPER, Tiles, shared_memory
 
 ROWS = Tiles(128, 128, 64, 8, 3)
 """For products of edges with a matrix."""
 COLUMNS = Tiles(128, 128, 64, 8, 3)
 """For sums over edges of products of their rows; a block is the chunk of edges that share units."""
-SPLIT_ROWS, SPLIT_BLOCK = 4, 256
-"""Columns of a matrix that a program splits, and how many of their numbers at a time."""
+SPLIT_ROWS = 4
+"""Rows that a program splits, if each has a unit."""
 SPLIT_COLUMNS = 64
-"""Columns of edges that a program splits."""
+"""Columns that a program splits, if each has units."""
 WIDE = 1024
 """Columns of all matrices together for which it pays to split rows of edges beforehand, not in each program."""
 MULTIPROCESSORS = 132
@@ -58,46 +59,6 @@ def multiplied(x, other):
     products = tl.dot(x[1], other[0], products, max_num_imprecise_acc=1)
     products = tl.dot(x[0], other[1], products, max_num_imprecise_acc=1)
     return tl.dot(x[0], other[0], products, max_num_imprecise_acc=1)
-
-
-@triton.jit
-@no_type_check
-def _split(w, stride_k, stride_n, halves, size, rows: constexpr, block: constexpr):
-    """The halves of W [k, n], as matrices [n, k], and a unit for each n."""
-    high, low, unit = halves
-    n_k, n_n = size
-    n = tl.program_id(0) * rows + tl.arange(0, rows)
-    k = tl.arange(0, block)
-    largest = tl.zeros((rows, 1), tl.float32)
-    for start in range(0, n_k, block):
-        exists = (n < n_n)[:, None] & (start + k < n_k)[None, :]
-        x = tl.load(w + n[:, None] * stride_n + (start + k)[None, :] * stride_k, mask=exists, other=0)
-        x = tl.where(x == x, tl.abs(x), float("inf"))
-        largest = tl.maximum(largest, tl.max(x, axis=1, keep_dims=True))
-    bits = tl.maximum(largest.to(tl.uint32, bitcast=True) & 0x7F800000, 14 << 23)
-    factor = ((267 << 23) - bits).to(tl.float32, bitcast=True)
-    tl.store(unit + n[:, None], (bits - (13 << 23)).to(tl.float32, bitcast=True), mask=(n < n_n)[:, None])
-    for start in range(0, n_k, block):
-        exists = (n < n_n)[:, None] & (start + k < n_k)[None, :]
-        x = tl.load(w + n[:, None] * stride_n + (start + k)[None, :] * stride_k, mask=exists, other=0) * factor
-        to = n[:, None] * n_k + (start + k)[None, :]
-        tl.store(high + to, x.to(tl.float16), mask=exists)
-        tl.store(low + to, (x - x.to(tl.float16).to(tl.float32)).to(tl.float16), mask=exists)
-
-
-@triton.jit
-@no_type_check
-def silu(x):
-    """x σ(x)."""
-    return x / (1 + tl.exp(-x))
-
-
-@triton.jit
-@no_type_check
-def silu_slope(x):
-    """The derivative of x σ(x)."""
-    s = 1 / (1 + tl.exp(-x))
-    return s * (1 + x * (1 - s))
 
 
 @triton.jit
@@ -157,34 +118,23 @@ def _rows(inputs, given, halves, out, extra, size, tile: constexpr, act: constex
 
 @triton.jit
 @no_type_check
-def _split_rows(x, stride, out, size, act: constexpr, rows: constexpr, width: constexpr):
-    """Halves of rows of edges, or of their SiLU, with a unit for each row."""
+def _split(x, strides, out, size, act: constexpr, axis: constexpr, shape: constexpr):
+    """Halves of a matrix, or of its SiLU, with a unit for each row (axis 1), or for each column of some rows (0)."""
+    rows: constexpr = shape[0]
+    columns: constexpr = shape[1]
     n_e, n_k = size
-    e, k = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, width)
+    e, k = tl.program_id(0) * rows + tl.arange(0, rows), tl.program_id(1) * columns + tl.arange(0, columns)
     exists, at = (e < n_e)[:, None] & (k < n_k)[None, :], e.to(tl.int64)[:, None]
-    x_ek = tl.load(x + at * stride + k[None, :], mask=exists, other=0)
+    x_ek = tl.load(x + at * strides[0] + k[None, :] * strides[1], mask=exists, other=0)
     if act:
         x_ek = silu(x_ek)
-    high, low, unit = halved(x_ek, 1)
+    high, low, unit = halved(x_ek, axis)
     tl.store(out[0] + at * n_k + k[None, :], high, mask=exists)
     tl.store(out[1] + at * n_k + k[None, :], low, mask=exists)
-    tl.store(out[2] + e[:, None], unit, mask=(e < n_e)[:, None])
-
-
-@triton.jit
-@no_type_check
-def _split_chunks(x, stride, out, size, act: constexpr, chunk: constexpr, columns: constexpr):
-    """Halves of columns of edges, or of their SiLU, with a unit for each column of a chunk of edges."""
-    n_e, n_k = size
-    e, k = tl.program_id(0) * chunk + tl.arange(0, chunk), tl.program_id(1) * columns + tl.arange(0, columns)
-    exists, at = (e < n_e)[:, None] & (k < n_k)[None, :], e.to(tl.int64)[:, None]
-    x_ek = tl.load(x + at * stride + k[None, :], mask=exists, other=0)
-    if act:
-        x_ek = silu(x_ek)
-    high, low, unit = halved(x_ek, 0)
-    tl.store(out[0] + at * n_k + k[None, :], high, mask=exists)
-    tl.store(out[1] + at * n_k + k[None, :], low, mask=exists)
-    tl.store(out[2] + tl.program_id(0) * n_k + k[None, :], unit, mask=(k < n_k)[None, :])
+    if axis == 1:
+        tl.store(out[2] + e[:, None], unit, mask=(e < n_e)[:, None])
+    else:
+        tl.store(out[2] + tl.program_id(0) * n_k + k[None, :], unit, mask=(k < n_k)[None, :])
 
 
 @triton.jit
@@ -217,16 +167,36 @@ def _columns(x, g, out, size, part, tile: constexpr):
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """A matrix W [n_k, n_n] times powers of 2 as the sum of two matrices in half precision, both transposed."""
+    """A matrix times powers of 2 as the sum of two matrices in half precision."""
 
-    high: Float16[Tensor, "n_n n_k"]
-    low: Float16[Tensor, "n_n n_k"]
-    unit: Float[Tensor, "n_n"]
-    """The inverse of each column's power of 2."""
+    high: Float16[Tensor, "n_rows n_k"]
+    low: Float16[Tensor, "n_rows n_k"]
+    unit: Float[Tensor, "..."]
+    """The inverse of each row's power of 2 [n_rows], or that of each column in a chunk of rows [n_chunks, n_k]."""
 
-    def split(self, widths: Sequence[int]) -> "list[Halves]":
-        """Matrices side by side, each by itself."""
-        parts = zip(*(x.split(list(widths)) for x in (self.high, self.low, self.unit)), strict=True)
+    @classmethod
+    def by_row(cls, x: Float[Tensor, "n_rows n_k"], act: bool = False) -> "Halves":
+        """The halves for :func:`rows` of X, or of silu(X), of any strides."""
+        return cls._make(x, act, 1, (SPLIT_ROWS, triton.next_power_of_2(x.shape[1])))
+
+    @classmethod
+    def by_chunk(cls, x: Float[Tensor, "n_rows n_k"], act: bool = False) -> "Halves":
+        """The halves for :func:`columns` of X, or of silu(X), of any strides."""
+        return cls._make(x, act, 0, (COLUMNS.fitting(x.device).block, SPLIT_COLUMNS))
+
+    @classmethod
+    def _make(cls, x: Tensor, act: bool, axis: int, shape: tuple[int, int]) -> "Halves":
+        n, n_k = x.shape
+        grid = triton.cdiv(n, shape[0]), triton.cdiv(n_k, shape[1])
+        high, low = (x.new_empty(n, n_k, dtype=torch.float16) for _ in range(2))
+        unit = x.new_empty(n) if axis == 1 else x.new_empty(grid[0], n_k)
+        with torch.cuda.device_of(x):
+            _split[grid](x, x.stride(), (high, low, unit), (n, n_k), act=act, axis=axis, shape=shape)
+        return cls(high, low, unit)
+
+    def split(self, sizes: Sequence[int]) -> "list[Halves]":
+        """Consecutive rows, so many at a time, of a matrix that has a unit for each."""
+        parts = zip(*(x.split(list(sizes)) for x in (self.high, self.low, self.unit)), strict=True)
         return [Halves(*part) for part in parts]
 
     def arguments(self) -> tuple[Any, ...]:
@@ -235,60 +205,8 @@ class Halves:
 
 
 def halves(w: Float[Tensor, "n_k n_n"]) -> Halves:
-    """The halves of a matrix of any strides."""
-    n_k, n_n = w.shape
-    high, low = (w.new_empty(n_n, n_k, dtype=torch.float16) for _ in range(2))
-    found = Halves(high, low, w.new_empty(n_n))
-    block = min(SPLIT_BLOCK, triton.next_power_of_2(n_k))
-    with torch.cuda.device_of(w):
-        _split[(triton.cdiv(n_n, SPLIT_ROWS),)](
-            w, w.stride(0), w.stride(1), (high, low, found.unit), (n_k, n_n), rows=SPLIT_ROWS, block=block
-        )
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Rows of edges times powers of 2 as the sum of two matrices in half precision."""
-
-    high: Float16[Tensor, "n_edges n_k"]
-    low: Float16[Tensor, "n_edges n_k"]
-    unit: Float[Tensor, "..."]
-    """The inverse of each row's power of 2 [n_edges], or that of each column in a chunk of edges [n_chunks, n_k]."""
-
-    @classmethod
-    def by_row(cls, x: Float[Tensor, "n_edges n_k"], act: bool = False) -> "Split":
-        """The halves for :func:`rows` of X, or of silu(X)."""
-        x, stride, width = matrix(x)
-        found = cls._like(x, x.new_empty(len(x)))
-        with torch.cuda.device_of(x):
-            _split_rows[(triton.cdiv(len(x), SPLIT_ROWS),)](
-                *(x, stride, (found.high, found.low, found.unit), (len(x), width)),
-                act=act,
-                rows=SPLIT_ROWS,
-                width=triton.next_power_of_2(width),
-            )
-        return found
-
-    @classmethod
-    def by_chunk(cls, x: Float[Tensor, "n_edges n_k"], act: bool = False) -> "Split":
-        """The halves for :func:`columns` of X, or of silu(X)."""
-        x, stride, width = matrix(x)
-        chunk = COLUMNS.fitting(x.device).block
-        found = cls._like(x, x.new_empty(triton.cdiv(len(x), chunk), width))
-        with torch.cuda.device_of(x):
-            _split_chunks[(len(found.unit), triton.cdiv(width, SPLIT_COLUMNS))](
-                *(x, stride, (found.high, found.low, found.unit), (len(x), width)),
-                act=act,
-                chunk=chunk,
-                columns=SPLIT_COLUMNS,
-            )
-        return found
-
-    @classmethod
-    def _like(cls, x: Tensor, unit: Tensor) -> "Split":
-        high, low = (x.new_empty(x.shape, dtype=torch.float16) for _ in range(2))
-        return cls(high, low, unit)
+    """The halves of a matrix that rows are multiplied by: those of its transpose, with a unit for each column."""
+    return Halves.by_row(w.t())
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,16 +224,18 @@ class Extra:
 PLAIN = Extra()
 
 
-def rows(x: Sequence[Float[Tensor, "n_edges _"]] | Split, split: Halves, extra: Extra = PLAIN) -> Float[Tensor, "..."]:
-    """Σ_i X_i W_i [n_edges, n_n] at float32's accuracy, for many rows.
+def rows(
+    x: Sequence[Float[Tensor, "n_edges _"]] | Halves, split: Halves, extra: Extra = PLAIN
+) -> Float[Tensor, "n_edges n_n"]:
+    """Σ_i X_i W_i at float32's accuracy, for many rows.
 
     Args:
-        x: float32, whose widths add up to n_k; or a single one, split by row.
-        split: halves of the matrices, which stand one below the other.
-        extra: what is done before and after; the SiLU of what is split was taken before.
+        x: float32, whose widths add up to n_k; or a single one in halves, by row.
+        split: :func:`halves` of the matrices, which stand one below the other.
+        extra: what is done before and after; the SiLU of what comes in halves was taken before.
     """
     n_n, tiles = len(split.unit), ROWS
-    if isinstance(x, Split):
+    if isinstance(x, Halves):
         like, n_e = split.unit, len(x.high)
         inputs, given = [matrix(x.high)], (x.low, x.unit)
     else:
@@ -341,12 +261,12 @@ def beside(
 ) -> list[Float[Tensor, "n_edges _"]]:
     """C_j + X W_j, or with silu(X), for matrices W_j of these widths side by side; a C_j that is None adds nothing."""
     is_wide = len(w.unit) >= WIDE
-    left = Split.by_row(x, act) if is_wide else [x]
+    left = Halves.by_row(x, act) if is_wide else [x]
     return [rows(left, part, Extra(act and not is_wide, c)) for part, c in zip(w.split(widths), added, strict=True)]
 
 
-def columns(x: Split, g: Split) -> Float[Tensor, "n_k n_n"]:
-    """Xᵀ G at float32's accuracy, a sum over many rows; both are split by chunk."""
+def columns(x: Halves, g: Halves) -> Float[Tensor, "n_k n_n"]:
+    """Xᵀ G at float32's accuracy, a sum over many rows; both in halves, by chunk."""
     (n_e, n_k), n_n, tiles = x.high.shape, g.high.shape[1], COLUMNS.fitting(x.high.device)
     grid = triton.cdiv(n_k, tiles.rows), triton.cdiv(n_n, tiles.columns)
     n_parts = min(_parts(grid[0] * grid[1]), len(x.unit))
@@ -367,8 +287,8 @@ def sums_over_rows(
     """
     if shared_memory(x.device) < HOPPER:
         return (torch.nn.functional.silu(x) if act else x).t() @ torch.cat(list(grads), dim=1)
-    left = Split.by_chunk(x, act)
-    return torch.cat([columns(left, Split.by_chunk(g)) for g in grads], dim=1)
+    left = Halves.by_chunk(x, act)
+    return torch.cat([columns(left, Halves.by_chunk(g)) for g in grads], dim=1)
 
 
 def _parts(n_tiles: int) -> int:

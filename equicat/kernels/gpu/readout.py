@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.language import constexpr
 
-from equicat.kernels.gpu.products import silu, silu_slope
+from equicat.kernels.gpu.activations import silu, silu_slope
 
 READ = 1024
 """Edges times features that a program works on at a time."""
@@ -17,9 +17,8 @@ READ = 1024
 
 @triton.jit
 @no_type_check
-def _read(x, weights, sums, first, size, width: constexpr, act: constexpr, tile: constexpr):
+def _read(x, weights, sums, first, n_x, width: constexpr, act: constexpr, tile: constexpr):
     """The sum of a centre, and the slope in the place of X."""
-    n_x = size
     center = tl.program_id(0)
     u = tl.arange(0, width)
     h = tl.load(weights + u, mask=u < n_x, other=0)[None, :]

@@ -32,7 +32,7 @@ def test_they_compile_for_a_gpu(tmp_path, l_max, channels, dtype):
 def test_those_of_whole_networks_compile_for_a_gpu(tmp_path):
     """Registers hold everything but a few numbers, and what sines and cosines of large arguments need."""
     kernels = compiled(tmp_path, 1, 32, "whole")
-    products = ["_rows", "_split_rows", "_split", "_rows", "_split_chunks", "_split_chunks", "_columns"]
+    products = ["_rows", "_split", "_split", "_rows", "_split", "_split", "_columns"]
     hidden = [*["_split"] * 2, "_hidden", *["_split"] * 2, "_hidden_back", "_hidden_moving"]
     whole = ["_embed", "_embed_back", *hidden, "_read", "_contract", "_split"]
     trained = ["_slope_back", "_by_weights", "_forwards", "_backwards", "_moving"]

@@ -27,6 +27,7 @@ from equicat.kernels.gpu import environment as kernels
 from equicat.kernels.gpu import tensor_product as triton_tensor_product
 from equicat.kernels.irreps import SCALAR, Contraction, Paths, layer_irreps
 from equicat.kernels.switches import BY_WEIGHTS, switched
+from equicat.kernels.terms import Terms
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -88,12 +89,12 @@ def call_whole(l_max: int, channels: int) -> None:
     layer.moving(x, z, z, found)
     first = torch.zeros(17, dtype=torch.long)
     readout.read(z, torch.zeros(width), True, first)
-    terms = centers.Terms.of(torch.zeros(3, 3, dtype=torch.long), (1, 1, 1), x.device)
+    terms = Terms.of(torch.ones(1, 1, 1, 3))
     env = torch.zeros(16, 1, channels)
     centers.contract(centers.G, (env, env, env), torch.zeros(3, channels), torch.zeros(16), terms)
     products.rows([z], products.halves(torch.zeros(width, 256)), products.Extra(True, None, x.new_zeros(n, 256)))
-    products.rows(products.Split.by_row(z), products.halves(torch.zeros(width, 256)))
-    products.columns(*(products.Split.by_chunk(x.new_zeros(n, 128)) for _ in range(2)))
+    products.rows(products.Halves.by_row(z), products.halves(torch.zeros(width, 256)))
+    products.columns(*(products.Halves.by_chunk(x.new_zeros(n, 128)) for _ in range(2)))
     activations.slope_back(x, x, x)
     centers.by_weights((env, env, env), torch.zeros(16), terms)
     shape = geometry.Shape(torch.zeros(8), torch.ones(8), 6, l_max)
