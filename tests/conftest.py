@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,13 @@ TINY_MODEL = {
     "two_body_mlp": [16, 16],
     "latent_mlp": [16],
 }
+
+
+def pytest_configure() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        import interpreter
+
+        interpreter.make_quick()
 
 
 def pytest_runtest_setup() -> None:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import SMALL, SMALL_NEQUIP
-from replays import computed_again
+from replays import computed_again, computed_here, products_in_operators
 
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
@@ -31,10 +31,12 @@ ELEMENTS = (1, 8, 29)
 @pytest.fixture
 def recorded(monkeypatch) -> list[tuple[int, int]]:
     """Sizes (atoms, edges) in the order in which they are recorded: on a GPU by CUDA."""
-    triton = backend.triton_forms()
-    monkeypatch.setattr(backend, "has_triton", lambda device: True)
-    monkeypatch.setattr(backend, "forms", lambda like, l_max: triton)
     found, record = [], graphs.record if DEVICE.type == "cuda" else computed_again
+    monkeypatch.setattr(backend, "has_triton", lambda device: True)
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(backend, "forms", lambda like, l_max: backend.CPU_FORMS)
+        monkeypatch.setattr(graphs, "warmed_up", computed_here)
+        products_in_operators(monkeypatch)
 
     def counting(function, inputs, room):
         vectors, _, species = inputs
@@ -94,7 +96,8 @@ def test_sizes_are_few():
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(SMALL, marks=pytest.mark.slow, id="allegro"), pytest.param(SMALL_NEQUIP, id="nequip-allegro")],
+    [SMALL, SMALL_NEQUIP],
+    ids=lambda config: config.name,
 )
 def test_the_same_numbers_whatever_was_recorded(recorded, config):
     model = potential(config)
@@ -165,9 +168,17 @@ def test_a_function_that_cannot_be_recorded_is_called_and_a_remark_says_so(monke
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(graphs, "record", refused)
-    recorder = graphs.Recorder(lambda inputs: inputs + 1, "a sum")
+    monkeypatch.setattr(graphs, "warmed_up", computed_here)
+    seen = []
+
+    def function(inputs):
+        seen.append(inputs.item())
+        return inputs + 1
+
+    recorder = graphs.Recorder(function, "a sum")
     for value in (1.0, 2.0, 3.0):
         assert recorder("shape", lambda: torch.empty(1), lambda x, value=value: x.fill_(value)) == value + 1
+    assert seen == [1.0, 2.0, 3.0], "each call computes it once"
     expected = "warning: a sum could not be recorded as a CUDA graph: operation not permitted when stream is capturing"
     assert capsys.readouterr().err == f"{expected}\n"
 

@@ -5,6 +5,7 @@ by itself, and whatever takes part on the processor came from there: a constant 
 a tensor made of Python's numbers. Kernels of Triton are left out, for they write where they are told to.
 """
 
+import copy
 import dataclasses
 import math
 
@@ -19,6 +20,8 @@ from equicat.kernels.backend import Forms
 from equicat.kernels.edges import Edges
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
+from equicat.training.optimizers import OptimizerConfig, make_optimizer
+from equicat.training.recorded import Moving, RecordedUpdate
 
 META = torch.device("meta")
 ELEMENTS = (1, 8, 29)
@@ -111,6 +114,25 @@ VARIANTS = {
 def test_everything_is_on_the_device_after_the_first_time(config):
     model = potential(config)
     assert check_recordable(lambda: differentiated_twice(model)) > 100
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"rates": {"head": 0.1}}])
+def test_a_step_of_muon_stays_on_the_device(options, monkeypatch):
+    """The fused kernel for Adam, which PyTorch has no stand-in for, is left out."""
+    monkeypatch.setattr(torch, "_fused_adamw_", lambda *args, **kwargs: None)
+    model = potential(SMALL_NEQUIP)
+    average = copy.deepcopy(model)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    pairs = list(average.parameters()), list(model.parameters())
+    optimizer = make_optimizer(OptimizerConfig(name="muon", **options), model)
+    update = RecordedUpdate(optimizer, 10.0, torch.no_grad()(lambda: torch._foreach_lerp_(*pairs, 0.01)))
+    update.weights = weights
+    inputs = Moving(
+        torch.empty(sum(p.numel() for p in weights), device=META),
+        [torch.empty((), device=META) for _ in optimizer.param_groups],
+    )
+    with torch.no_grad():
+        assert check_recordable(lambda: update._compute(inputs)) > 5
 
 
 def test_a_constant_that_is_copied_at_every_call_is_caught(monkeypatch):
