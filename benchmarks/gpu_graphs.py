@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from envelope import table, write
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equicat.bench.speed import SIZES, our_config, slabs
 from equicat.data.batch import Batch
@@ -31,12 +30,14 @@ from equicat.networks.allegro import NequipAllegroConfig
 from equicat.tasks.tables import MetricSums
 from equicat.tasks.tasks import LossConfig, resolved, task_of, total_loss
 from equicat.training.config import from_mapping
-from equicat.training.optimizers import OptimizerConfig, make_optimizer
-from equicat.training.recorded import Objective, RecordedSteps
+from equicat.training.optimizers import OptimizerConfig, clip_gradient, make_optimizer
+from equicat.training.recorded import Objective, RecordedSteps, RecordedUpdate, Step
 from equicat.training.train import train
 
 STEPS = 20
 """Training steps after which weights are compared."""
+LARGEST = 10.0
+"""Norm of the gradient that it is clipped to, as `equicat train` does."""
 
 
 def molecule(seed: int) -> Structure:
@@ -123,54 +124,59 @@ class Training:
         task = task_of(("energy", "forces"))
         metrics = MetricSums(task.quantities, "log")
         self.objective = Objective(model, task, resolved("s2ef", LossConfig()), metrics)
-        self.steps = RecordedSteps(self.objective) if recorded else None
         self.optimizer = make_optimizer(OptimizerConfig(name=optimizer, lr=1e-3), model)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+        self.averages, self.trained = [*copy.deepcopy(model).parameters()], [*model.parameters()]
         self.batch = Batch.from_structures(structures, model.cutoff)
+        self.steps, self.moving = None, None
         if device != "cpu":
             self.batch = self.batch.pin_memory()
+            self.steps = RecordedSteps(self.objective) if recorded else None
+            self.moving = RecordedUpdate(self.optimizer, LARGEST, self.move) if recorded else None
 
-    def gradient(self) -> float:
-        """The loss; its gradient is added to that of the weights."""
+    def gradient(self) -> tuple[float, Step | None]:
+        """The loss, and the step if it is recorded; else its gradient is added to that of the weights."""
         objective = self.objective
         if self.steps is not None:
             step = self.steps(self.batch.to(self.device))
             parts = step.rows[: len(objective.weights)].tolist()
-            value = sum(w * total / n for w, (total, n) in zip(objective.weights, parts, strict=True))
-            step.loss(value).backward()
-            return value
+            return sum(w * total / n for w, (total, n) in zip(objective.weights, parts, strict=True)), step
         batch = self.batch.to(self.device)
         terms, rows = objective.judged(objective.model(batch, **objective.task.extras), batch)
         loss = total_loss(terms)
         rows.tolist()
         loss.backward()
-        return float(loss.detach())
+        return float(loss.detach()), None
 
     def step(self) -> float:
         """The loss before the step."""
         self.optimizer.zero_grad()
-        loss = self.gradient()
-        self.update()
+        loss, step = self.gradient()
+        self.update(step)
         return loss
 
-    def update(self) -> None:
+    def update(self, step: Step | None) -> None:
         """Clip the gradient, move the weights, and move their average."""
-        torch.nn.utils.clip_grad_norm_(self.objective.model.parameters(), 10.0)
+        if step is not None and self.moving is not None:
+            self.moving(step)
+            return
+        clip_gradient(self.optimizer, LARGEST)
         self.optimizer.step()
-        self.average.update_parameters(self.objective.model)
+        self.move()
+
+    def move(self) -> None:
+        """Move the average of the weights."""
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.trained, 0.01)
 
     def parts(self, repeats: int) -> dict[str, float]:
         """Milliseconds of the parts of a step: until each has been queued, and until the GPU has done it.
 
         The loss is read once the gradient is there, so a whole step is queued no sooner than that is done.
         """
-        batch = self.batch.to(self.device)
         found = {"step_queued": milliseconds(self.step, repeats, "queued")}
-        if self.steps is not None:
-            found["replay_queued"] = milliseconds(lambda: self.steps(batch), repeats, "queued")
-            found["replay_done"] = milliseconds(lambda: self.steps(batch), repeats)
-        found["update_queued"] = milliseconds(self.update, repeats, "queued")
-        found["update_done"] = milliseconds(self.update, repeats)
+        _, step = self.gradient()
+        found["update_queued"] = milliseconds(lambda: self.update(step), repeats, "queued")
+        found["update_done"] = milliseconds(lambda: self.update(step), repeats)
         return found
 
     def weights(self) -> torch.Tensor:

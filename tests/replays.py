@@ -3,13 +3,21 @@
 
 def computed_again(function, inputs, room):
     """Stands in for a CUDA graph: the same inputs and outputs in memory, and calls in the place of a replay."""
-    outputs = function(inputs)
+    outputs = []
 
     def replay() -> None:
-        for old, new in zip(outputs, function(inputs), strict=True):
+        found = function(inputs)
+        if not outputs:
+            outputs.extend(found)
+        for old, new in zip(outputs, found, strict=True):
             old.copy_(new)
 
     return replay, outputs
+
+
+def computed_here(function, inputs, room):
+    """Stands in for a warm-up where there are no streams."""
+    return function(inputs)
 
 
 def products_in_operators(monkeypatch) -> None:

@@ -15,9 +15,9 @@ from equicat.files import write_json
 BENCHMARKS = ROOT / "benchmarks"
 MEASURING = {
     "active_learning", "baselines_speed", "baselines_trained", "calculator_nve", "calculator_speed", "calibration",
-    "direct_tasks", "exports", "fine_tuning", "gpu_graphs", "gpu_lists", "gpu_products", "grade", "kill_and_resume",
-    "lammps_md", "linear_share", "long_range", "neb", "ranks", "relaxation_speed", "relaxed_or_direct", "remedies",
-    "remedies_forces", "rounded_products", "trained_step", "vibrations_speed",
+    "direct_tasks", "exports", "fine_tuning", "gpu_graphs", "gpu_lists", "gpu_products", "grade", "host_of_a_step",
+    "kill_and_resume", "lammps_md", "linear_share", "long_range", "neb", "ranks", "relaxation_speed",
+    "relaxed_or_direct", "remedies", "remedies_forces", "rounded_products", "trained_step", "vibrations_speed",
 }  # fmt: skip
 OTHERS = {
     "tables", "envelope", "baselines_speed_worker", "fairchem_reference", "force_variants", "plot_curve",

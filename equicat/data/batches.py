@@ -5,8 +5,10 @@ out, and an epoch can be taken up in the middle. All ranks get the same number o
 needs, and every structure goes to one rank, once: no padding with repeated structures, in validation neither.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -171,11 +173,21 @@ class ResumableLoader(DataLoader):
     """Batches as a sampler plans them; knows how many it has handed out, and can begin an epoch there.
 
     Lightning saves :meth:`state_dict` in its checkpoints and gives it back when a run is resumed.
+
+    Args:
+        reader: makes a batch of the numbers of its structures.
+        sampler: plans the batches.
+        num_workers: processes that make batches; 0 does it in this one.
+        reads_ahead: whether, without such processes, a thread makes the next batch while one is in use, as pays where
+            a GPU is waited for. Not for readers that draw random numbers: a checkpoint would have those of the next
+            batch.
     """
 
     sampler: BatchSampler
 
-    def __init__(self, reader: BatchReader, sampler: BatchSampler, num_workers: int = 0) -> None:
+    def __init__(
+        self, reader: BatchReader, sampler: BatchSampler, num_workers: int = 0, reads_ahead: bool = False
+    ) -> None:
         super().__init__(
             reader,  # type: ignore[arg-type]  # a Sequence is all it needs
             sampler=sampler,
@@ -187,11 +199,13 @@ class ResumableLoader(DataLoader):
             generator=torch.Generator(),
         )
         self._n_given = 0
+        self._reads_ahead = reads_ahead and not num_workers
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._n_given = self.sampler.start
         self.generator.manual_seed(self.sampler.seed + 2**32 * self.sampler.epoch)
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in _ahead(batches) if self._reads_ahead else batches:
             self._n_given += 1
             yield batch
 
@@ -206,6 +220,18 @@ class ResumableLoader(DataLoader):
         self.sampler.set_epoch(state["epoch"])
         same = state["plan"] == self.state_dict()["plan"]
         self.sampler.start = state["n_given"] if same and state["n_given"] < len(self.sampler) else 0
+
+
+def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """These batches, of which a thread makes the next one while one is in use."""
+    iterator, end = iter(batches), None
+    on_gpu = torch.cuda.is_available()  # each thread chooses a device
+    begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if on_gpu else None
+    with ThreadPoolExecutor(1, "equicat-batches", begin) as thread:
+        coming = thread.submit(next, iterator, end)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, iterator, end)
+            yield batch
 
 
 def edge_costs(dataset: Any, cutoff: float) -> Int[ndarray, "n"]:

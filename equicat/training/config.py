@@ -70,9 +70,9 @@ class RunConfig(Checked, section="run"):
     """Floating-point type of weights and features; energies are summed in float64."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of factors in float32 matrix products, whose sums stay float32: highest is float32, on a GPU with
-    Triton also by three TF32 products where that is faster (EQUICAT_NATIVE=0 in the environment turns all such kernels
-    off), high is TF32, medium bf16, these where the hardware has them. Kernels for processors know float32 and float64
-    alone."""
+    Triton also by products of half-precision halves where that is faster (EQUICAT_NATIVE=0 in the environment turns all
+    such kernels off), high is TF32, medium bf16, these where the hardware has them. Kernels for processors know float32
+    and float64 alone."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     devices: Literal["auto"] | Positive = "auto"

@@ -3,10 +3,11 @@
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from equicat.data.batch import Batch
 from equicat.errors import InputError
@@ -68,23 +69,25 @@ class Health:
         self._broken += structures
         return False
 
-    def see_gradient(self, optimizer: torch.optim.Optimizer, where: str, structures: list[str]) -> None:
-        """Remove the gradient of a step that is to be skipped: without one, an optimiser leaves weights as they are.
+    def skips(self, is_finite: bool, where: str, structures: list[str]) -> bool:
+        """Whether the step is to be skipped, for its loss or its gradient.
 
         Processes that train together have the same gradient, and decide alike.
+
+        Args:
+            is_finite: whether the gradient is.
+            where: the batch, for messages.
+            structures: names of those of the batch.
 
         Raises:
             InputError: if more steps than the limit were skipped; it names the structures that were in most of them.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         reason, self._reason = self._reason, None
-        if reason is None and not _is_finite([p.grad for p in parameters]):
+        if reason is None and not is_finite:
             reason, self._broken = f"the gradient is not finite at {where}", structures
         broken, self._broken = self._broken, []
         if reason is None:
-            return
-        for parameter in parameters:
-            parameter.grad = None
+            return False
         self.n_skipped += 1
         self.structures.update(broken)
         often = ", ".join(name for name, _ in self.structures.most_common(NAMED)) or "those of other processes"
@@ -95,6 +98,7 @@ class Health:
             )
         named = f"; broken: {', '.join(broken[:NAMED])}" if broken else ""
         print(f"warning: a step is skipped: {reason}{named}", file=sys.stderr, flush=True)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -105,6 +109,7 @@ class Health:
         self.n_skipped, self.structures = state["n_skipped"], Counter(state["structures"])
 
 
-def _is_finite(gradients: list[Tensor]) -> bool:
-    """Whether all numbers are; one look at a device, at the largest of all norms."""
+def has_finite_gradient(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether all numbers of all gradients are finite; one look at a device, at their norms."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
     return not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())

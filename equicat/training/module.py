@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from math import inf, isfinite
 from typing import Any
 
@@ -16,12 +17,13 @@ from equicat.models.potential import Potential
 from equicat.tasks.metrics import Values
 from equicat.tasks.tables import MetricSums, metrics_shown
 from equicat.tasks.tasks import LossTerm, Task, loss_at, total_loss, values_of
+from equicat.training.average import WeightAverage
 from equicat.training.checkpoints import random_state, set_random_state
 from equicat.training.config import TrainConfig
-from equicat.training.health import Health, broken_structures
+from equicat.training.health import Health, broken_structures, has_finite_gradient
 from equicat.training.idle import IdleClock
 from equicat.training.optimizers import clip_gradient, make_optimizer, rate_factor, set_rates
-from equicat.training.recorded import Objective, RecordedSteps
+from equicat.training.recorded import Objective, RecordedSteps, RecordedUpdate, Step
 
 HEADLINES = tuple(metric.name for metric in metrics_shown("headline"))
 """Metrics on the progress bar."""
@@ -69,6 +71,10 @@ class TrainingModule(pl.LightningModule):
         """The objective towards the end of the run, and of every validation."""
         self.recorded = RecordedSteps(self.objective)
         self.late_recorded = self.recorded if self.late_objective is early else RecordedSteps(late)
+        self._is_recorded = self._is_update_recorded = False
+        """Whether the step that is under way is recorded up to the gradient, and whether what follows is."""
+        self._step: Step | None = None
+        """The recorded step that is under way, between its gradient and the update of the weights."""
         self.stages: tuple[str, ...] = ("val",)
         """Beginnings of the names of columns, for each set of validation data; the first one chooses the model."""
         self._sums: dict[str, Float64[Tensor, "n_rows 2"]] = {}
@@ -87,10 +93,28 @@ class TrainingModule(pl.LightningModule):
         """Time of training until now by the clock of this process, earlier sessions included."""
         return time.monotonic() - self._started
 
-    def _is_recorded(self, batch: Batch) -> bool:
-        options = self.config.run
+    @cached_property
+    def _average(self) -> WeightAverage | None:
+        """The average of the weights, while training."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # made by a part of it
+        return next((found for found in callbacks if isinstance(found, WeightAverage)), None)
+
+    @cached_property
+    def _update(self) -> RecordedUpdate | None:
+        """A graph that moves the weights of recorded steps, if there can be one."""
+        optimizer, average = self.trainer.optimizers[0], self._average
+        if self.config.run.accumulate > 1 or not RecordedUpdate.takes(optimizer):
+            return None
+        move = None if average is None else partial(average.move, self)
+        return RecordedUpdate(optimizer, self.config.optimizer.gradient_clip, move)
+
+    def _plan_recording(self, batch: Batch) -> None:
+        """Decide what of the step on a batch is recorded."""
+        options, average = self.config.run, self._average
         alone = self.trainer.world_size == 1 and not options.recompute
-        return options.cuda_graphs and alone and self.recorded.takes(batch)
+        self._is_recorded = options.cuda_graphs and alone and self.recorded.takes(batch)
+        has_begun = average is None or average.has_begun
+        self._is_update_recorded = self._is_recorded and has_begun and self._update is not None
 
     def _count(self, stage: str, rows: Float64[Tensor, "n_rows 2"], objective: Objective) -> None:
         """Add a batch to the sums of the next row."""
@@ -105,7 +129,7 @@ class TrainingModule(pl.LightningModule):
         """
         is_late = self.progress() >= self.config.loss.late_from
         objective = self.late_objective if is_late else self.objective
-        if self._is_recorded(batch):
+        if self._is_recorded:
             return self._recorded_step(batch, batch_idx, objective, self.late_recorded if is_late else self.recorded)
         prediction = self.model(batch, **self.task.extras)
         terms, rows = objective.judged(prediction, batch)
@@ -126,12 +150,19 @@ class TrainingModule(pl.LightningModule):
     ) -> Float[Tensor, ""]:
         """:meth:`training_step` of a single process as a CUDA graph."""
         step = recorded(batch)
-        parts = step.rows[: len(objective.weights)].tolist()
         self.elapsed = self.seconds()
-        loss = self._checked_loss(parts, batch, batch_idx, objective)
+        loss = self._checked_loss(step.rows[: len(objective.weights)].tolist(), batch, batch_idx, objective)
         if isfinite(loss):
             self._count("train", step.rows, objective)
+        if self._is_update_recorded:
+            self._step = step
+            return torch.tensor(loss)
         return step.loss(loss)
+
+    def backward(self, loss: Float[Tensor, ""], *args: Any, **kwargs: Any) -> None:
+        """The gradient of the loss, unless a recorded step has it already."""
+        if self._step is None:
+            super().backward(loss, *args, **kwargs)
 
     def _checked_loss(
         self, parts: Sequence[Sequence[float]], batch: Batch, batch_idx: int, objective: Objective, *found: Values
@@ -229,16 +260,25 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the gradient; the published parametrisation has another norm.
+        """Clip the norm of the gradient, or remove the gradient of a step that is to be skipped: without one, an
+        optimiser leaves weights as they are.
+
+        After a recorded step a CUDA graph clips and moves the weights, and also leaves no gradient behind.
 
         Raises:
             InputError: if too many steps had a loss or gradient that was not finite.
         """
-        self.health.see_gradient(optimizer, *self._place)
-        if gradient_clip_val is not None and self.config.optimizer.parametrization == "published":
+        step, self._step = self._step, None
+        is_finite = has_finite_gradient(self.model.parameters()) if step is None else isfinite(step.norm)
+        if self.health.skips(is_finite, *self._place):
+            optimizer.zero_grad()
+        elif step is not None:
+            assert self._update is not None
+            self._update(step)
+            if self._average is not None:
+                self._average.is_moved = True
+        elif gradient_clip_val is not None:
             clip_gradient(optimizer, gradient_clip_val)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_after_backward(self) -> None:
         self.idle.backward_ended()
@@ -248,6 +288,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.idle.begin()
+        self._plan_recording(batch)
         set_rates(self.trainer.optimizers[0], self.config.optimizer, self.rate_factor())
 
     def progress(self) -> float:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 MIN_WIDTH = 8
 """Matrices narrower than this are left to Adam."""
+EPS = 1e-8
+"""Adam adds this to the root of its second moment."""
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 """Coefficients of the odd polynomials that take singular values towards 1 (Jordan et al.)."""
 
@@ -70,8 +72,6 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                if group["weight_decay"]:
-                    torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 update = self._muon if group["muon"] else adam_steps
                 update(parameters, [p.grad for p in parameters], [self.state[p] for p in parameters], group)
         return loss
@@ -85,14 +85,16 @@ class Muon(torch.optim.Optimizer):
         momenta = [state["momentum"] for state in states]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         averages = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         by_shape: dict[torch.Size, list[int]] = {}
         for k, p in enumerate(parameters):
             by_shape.setdefault(p.shape, []).append(k)
         for (n_in, n_out), members in by_shape.items():
-            directions = orthogonalized(torch.stack([averages[k] for k in members])).unbind()
+            directions = orthogonalized(torch.stack([averages[k] for k in members]))
             # Tall matrices sum many inputs, whose errors then partly cancel.
             size = group["lr"] * math.sqrt(max(1.0, n_in / n_out))
-            torch._foreach_add_([parameters[k] for k in members], directions, alpha=-size)
+            torch._foreach_sub_([parameters[k] for k in members], (directions * size).unbind())
 
 
 def evaluated(closure: Callable[[], Any] | None) -> Any:
@@ -109,7 +111,9 @@ def adam_steps(
     states: list[dict[str, Any]],
     group: dict[str, Any],
 ) -> None:
-    """Steps of Adam with ``betas`` and ``lr`` of the group, in seven launches on a GPU.
+    """Steps of Adam with ``betas``, ``lr`` and the decoupled ``weight_decay`` of the group, in one launch on a GPU.
+
+    Nothing is computed on the host, so that the steps can be recorded as a CUDA graph if ``lr`` is a tensor.
 
     Args:
         parameters: to be moved.
@@ -120,14 +124,11 @@ def adam_steps(
     for state, p in zip(states, parameters, strict=True):
         if not state:
             state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
-        state["step"] += 1
+        # Checkpoints have it on the processor, those of earlier versions as an integer.
+        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=p.device)
+    steps, means, squares = ([state[name] for state in states] for name in ("step", "mean", "square"))
+    torch._foreach_add_(steps, 1)
+    options = {name: group[name] for name in ("lr", "weight_decay")}
     beta1, beta2 = group["betas"]
-    means, squares = ([state[name] for state in states] for name in ("mean", "square"))
-    torch._foreach_lerp_(means, gradients, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-    roots = torch._foreach_div(squares, [1 - beta2 ** state["step"] for state in states])
-    torch._foreach_sqrt_(roots)
-    torch._foreach_add_(roots, 1e-8)
-    sizes = [-group["lr"] / (1 - beta1 ** state["step"]) for state in states]
-    torch._foreach_addcdiv_(parameters, means, roots, sizes)
+    fixed = {"beta1": beta1, "beta2": beta2, "eps": EPS, "amsgrad": False, "maximize": False}
+    torch._fused_adamw_(parameters, gradients, means, squares, [], steps, **options, **fixed)

@@ -11,7 +11,7 @@ from torch import nn
 from equicat.errors import InputError
 from equicat.networks.published import published_scales
 from equicat.options.values import Checked, Natural, NonNegativeNumber, Positive, PositiveNumber, Range, Share
-from equicat.training.muon import Muon
+from equicat.training.muon import EPS, Muon
 from equicat.training.rates import split_by_rate
 from equicat.training.soap import Soap
 
@@ -27,8 +27,6 @@ ONLY_WITH = {
     "plateau_patience": ("schedule", "plateau"),
 }
 """Options that only one choice of another option reads."""
-EPS = 1e-8
-"""Adam adds this to the root of its second moment."""
 LAST_SHARE = 0.01
 """Share of the learning rate at which the cosine schedule ends."""
 BETTER = 1e-4
@@ -144,7 +142,10 @@ def rate_of(optimizer: torch.optim.Optimizer) -> float:
 
 
 def clip_gradient(optimizer: torch.optim.Optimizer, largest: float) -> None:
-    """Scale the gradient down to a norm of at most ``largest``, that of the gradient by w where weights are W = s w."""
+    """Scale the gradient down to a norm of at most ``largest``, that of the gradient by w where weights are W = s w.
+
+    The host waits for nothing.
+    """
     gradients = [(group.get("scale", 1.0), [p.grad for p in group["params"]]) for group in optimizer.param_groups]
     known = [(scale, [g for g in found if g is not None]) for scale, found in gradients]
     norms = [scale * nn.utils.get_total_norm(found) for scale, found in known if found]

@@ -1,11 +1,13 @@
-"""Training steps recorded as CUDA graphs: predictions, loss, metrics and the gradient of the weights in one launch.
+"""Training steps recorded as CUDA graphs: all up to the gradient in one launch, and what moves the weights in another.
 
 A batch is filled up with atoms and edges that count nowhere (:mod:`equicat.data.padded`), on the GPU, so that few
-shapes occur. The graph leaves the sums of losses and metrics, and all gradients as one array.
-What follows (clipping, the optimiser, the average of the weights) is a few launches each, and stays as it is.
+shapes occur. The first graph leaves the sums of losses and metrics, the norm of the gradient, and all gradients as one
+array. The host waits for the sums and the norm, once a step, and leaves the step out if one is not finite. The second
+graph (:class:`RecordedUpdate`) clips the gradient and moves the weights and their average.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +26,8 @@ from equicat.models.potential import Potential
 from equicat.networks.allegro import Allegro
 from equicat.tasks.tables import MetricSums, sum_and_count
 from equicat.tasks.tasks import AnyPrediction, LossConfig, LossTerm, Task, values_of, weighted_sum
+from equicat.training.muon import Muon
+from equicat.training.optimizers import clip_gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,9 @@ class Step:
     """A training step up to the gradient."""
 
     rows: Float64[Tensor, "n_rows 2"]
-    """Sum and count of each term of the loss and of each metric."""
+    """Sum and count of each term of the loss and of each metric, on the host, which has waited for them."""
+    norm: float
+    """Norm of the gradient."""
     gradient: Float[Tensor, "n_weights"]
     """The gradient of the loss by all weights that it depends on, as one array; overwritten by the next step."""
     weights: Sequence[nn.Parameter]
@@ -93,11 +99,14 @@ class RecordedSteps:
         n_atoms, n_edges = padded_sizes(len(batch.numbers) + 1, batch.n_edges)
         filled = padded(batch, n_atoms, n_edges, far=2 * self.objective.model.cutoff)
         shape = n_atoms, n_edges, batch.n_systems
-        rows, gradient = self.recorder(shape, lambda: filled, lambda inputs: inputs.overwrite(filled))
-        return Step(rows, gradient, self.weights)
+        numbers, gradient = self.recorder(shape, lambda: filled, lambda inputs: inputs.overwrite(filled))
+        known = numbers.cpu()
+        return Step(known[:-1].view(-1, 2), float(known[-1]), gradient, self.weights)
 
-    def _compute(self, filled: PaddedBatch) -> tuple[Float64[Tensor, "n_rows 2"], Float[Tensor, "n_weights"]]:
-        """Sums of losses and metrics, and the gradient: a function of the batch's memory that can be recorded.
+    def _compute(self, filled: PaddedBatch) -> tuple[Float64[Tensor, "n"], Float[Tensor, "n_weights"]]:
+        """Sums of losses and metrics with the norm of the gradient, and the gradient.
+
+        It is a function of the batch's memory that can be recorded.
 
         The loss is differentiated by new parameters in the memory of the weights. Autograd ties its node of a parameter
         to the stream of the first graph that has it, and a recording may not wait for one that is still alive.
@@ -108,7 +117,89 @@ class RecordedSteps:
         found = torch.autograd.grad(loss, list(aliases.values()), allow_unused=True)
         pairs = [(p, g) for p, g in zip(known.values(), found, strict=True) if g is not None]
         self.weights = [p for p, _ in pairs]
-        return rows, torch.cat([g.flatten() for _, g in pairs])
+        gradient = torch.cat([g.flatten() for _, g in pairs])
+        norm = torch.linalg.vector_norm(gradient).to(rows.dtype)
+        return torch.cat([rows.flatten(), norm[None]]), gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """The memory that a recorded update reads."""
+
+    gradient: Float[Tensor, "n_weights"]
+    rates: list[Float[Tensor, ""]]
+    """The learning rate of each group of parameters; float32, as fused optimisers read it."""
+
+
+class RecordedUpdate:
+    """Clipping, a step of the optimiser and one of the average of the weights, as one CUDA graph.
+
+    Args:
+        optimizer: one that :meth:`takes` takes.
+        largest: norm of the gradient; None clips nothing.
+        average: moves the average of the weights, if there is one.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, largest: float | None, average: Callable[[], None] | None
+    ) -> None:
+        self.optimizer, self.largest, self.average = optimizer, largest, average
+        self.weights: Sequence[nn.Parameter] = ()
+        """The weights that the present gradient is of."""
+        self.recorder: Recorder[Moving, tuple[()]] = Recorder(self._compute, "a step of the optimiser")
+
+    @staticmethod
+    def takes(optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimiser computes nothing on the host; SOAP's decompositions wait for the GPU."""
+        return isinstance(optimizer, Muon | torch.optim.AdamW)
+
+    def __call__(self, step: Step) -> None:
+        """Move the weights by a gradient that is finite, with the learning rates that the optimiser has now."""
+        self.weights = step.weights
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+
+        def new() -> Moving:
+            like = step.gradient
+            return Moving(torch.empty_like(like), [like.new_empty((), dtype=torch.float32) for _ in rates])
+
+        def write(inputs: Moving) -> None:
+            inputs.gradient.copy_(step.gradient)
+            for tensor, rate in zip(inputs.rates, rates, strict=True):
+                tensor.fill_(rate)
+
+        self.recorder(tuple(map(id, step.weights)), new, write)
+
+    def _compute(self, inputs: Moving) -> tuple[()]:
+        parts = inputs.gradient.split([p.numel() for p in self.weights])
+        for p, part in zip(self.weights, parts, strict=True):
+            p.grad = part.view(p.shape)
+        if self.largest is not None:
+            clip_gradient(self.optimizer, self.largest)
+        with _rates_as_tensors(self.optimizer, inputs.rates):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average()
+        return ()
+
+
+@contextmanager
+def _rates_as_tensors(optimizer: torch.optim.Optimizer, rates: Sequence[Float[Tensor, ""]]) -> Iterator[None]:
+    """Within the block, learning rates are read from memory; and PyTorch's optimisers may be recorded."""
+    groups = optimizer.param_groups
+    before: list[dict[str, Any]] = [
+        {name: group[name] for name in ("lr", "capturable") if name in group} for group in groups
+    ]
+    is_recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    for group, rate, old in zip(groups, rates, before, strict=True):
+        group["lr"] = rate
+        if "capturable" in old:
+            group["capturable"] = is_recording
+    try:
+        yield
+    finally:
+        for group, old in zip(groups, before, strict=True):
+            group.update(old)
 
 
 class _Judged(nn.Module):

@@ -13,14 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equicat.training.muon import MIN_WIDTH, adam_steps, evaluated
+from equicat.training.muon import EPS, MIN_WIDTH, adam_steps, evaluated
 
 BETAS = (0.95, 0.95)
 """Decay of both moments and of the preconditioner, the paper's."""
 REFRESH = 10
 """Steps between two corrections of the eigenvectors, the paper's."""
-EPS = 1e-8
-"""Added to the root of the second moment."""
 
 
 class Soap(torch.optim.Optimizer):
@@ -46,8 +44,8 @@ class Soap(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
                     if p.ndim == 2 and min(p.shape) >= MIN_WIDTH:
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
                         _soap_step(p, p.grad, self.state[p], group)
                     else:
                         adam_steps([p], [p.grad], [self.state[p]], group)

@@ -219,8 +219,12 @@ def _loaders(
     n_structures = [options.batch_size, *[options.val_batch_size or options.batch_size] * len(val_sets)]
     shown = [Corrupted(train_set, config.noise) if config.noise.share else train_set, *val_sets]
 
+    on_gpu = options.accelerator != "cpu" and torch.cuda.is_available()
+
     def loader(k: int) -> ResumableLoader:
         sampler = BatchSampler(len(sets[k]), budget or n_structures[k], costs[k], shuffle=k == 0, seed=options.seed)
-        return ResumableLoader(BatchReader(shown[k], cutoff, dtype, labels), sampler, options.num_workers)
+        reads_ahead = on_gpu and not isinstance(shown[k], Corrupted)
+        reader = BatchReader(shown[k], cutoff, dtype, labels)
+        return ResumableLoader(reader, sampler, options.num_workers, reads_ahead)
 
     return [loader(k) for k in range(len(sets))]

@@ -10,14 +10,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equicat.data.batches import ResumableLoader
 from equicat.errors import InputError
 from equicat.terminal.progress import is_watched
+from equicat.training.average import WeightAverage
 from equicat.training.callbacks import Lines, Patience, RunWriter
 from equicat.training.checkpoints import CheckpointFiles
 from equicat.training.config import RunConfig, TrainConfig
@@ -46,8 +46,7 @@ def make_trainer(config: TrainConfig, run: Path, writer: RunWriter, loaders: Seq
     options = config.run
     callbacks: list[Callback] = [writer]
     if config.optimizer.ema_decay is not None:
-        average = get_ema_multi_avg_fn(config.optimizer.ema_decay)
-        callbacks.append(WeightAveraging(use_buffers=False, multi_avg_fn=average))
+        callbacks.append(WeightAverage(config.optimizer.ema_decay))
     if options.early_stopping is not None:
         callbacks.append(Patience(options.early_stopping))
     if options.progress:

@@ -1,5 +1,7 @@
 """Batches: nothing lost, nothing twice, within the limit, the same order whoever carries it out, resumable."""
 
+import dataclasses
+import threading
 from contextlib import suppress
 
 import lightning.pytorch as pl
@@ -9,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from equicat.data import batches as module
-from equicat.data.batches import BatchSampler, batches, edge_costs
+from equicat.data.batches import BatchReader, BatchSampler, ResumableLoader, batches, edge_costs
 from equicat.data.datasets import MemoryDataset, Subset
 from equicat.data.info import DatasetInfo
 from equicat.data.neighbors import neighbor_list
@@ -237,3 +239,49 @@ class TestEdgeCosts:
         n_edges = [batch.n_edges for batch in loader]
         assert max(n_edges) <= budget
         assert sum(n_edges) == counts.sum()
+
+
+class TestBatchesMadeAhead:
+    """A thread makes the next batch while one is in use."""
+
+    @staticmethod
+    def loader(structures, reads_ahead: bool, start: int = 0) -> ResumableLoader:
+        sampler = BatchSampler(len(structures), 3, shuffle=True, seed=5, rank=(0, 1))
+        sampler.start = start
+        return ResumableLoader(BatchReader(structures, 4.0), sampler, reads_ahead=reads_ahead)
+
+    @pytest.mark.parametrize("start", [0, 2])
+    def test_they_are_the_same_in_the_same_order(self, start):
+        structures = [named(i) for i in range(11)]
+        plain, ahead = (self.loader(structures, reads_ahead, start) for reads_ahead in (False, True))
+        for ours, theirs in zip(ahead, plain, strict=True):
+            assert ours.ids == theirs.ids
+            assert torch.equal(ours.positions, theirs.positions)
+            assert ahead.state_dict() == plain.state_dict(), "a batch counts when it is handed out, not when it is made"
+
+    def test_a_batch_is_made_while_another_is_in_use(self):
+        made, later = threading.Event(), set()
+
+        class Reading(list):
+            def __getitem__(self, i):
+                if i in later:
+                    made.set()
+                return super().__getitem__(i)
+
+        structures = Reading(named(i) for i in range(6))
+        loader = self.loader(structures, reads_ahead=True)
+        later.update(list(loader.sampler)[1])
+        batches = iter(loader)
+        next(batches)
+        assert made.wait(60)
+        batches.close()
+
+    def test_what_goes_wrong_is_said_where_the_batch_is_asked_for(self):
+        structures = [named(i) for i in range(6)]
+        place = list(self.loader(structures, False).sampler)[1][0]
+        same_places = {"positions": np.zeros((len(structures[place]), 3))}
+        structures[place] = Structure.unchecked(**dataclasses.asdict(structures[place]) | same_places)
+        batches = iter(self.loader(structures, reads_ahead=True))
+        next(batches)
+        with pytest.raises(InputError, match="same place"):
+            next(batches)

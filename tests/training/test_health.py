@@ -17,7 +17,7 @@ from equicat.data.store import write_store
 from equicat.tasks.metrics import Values
 from equicat.tasks.tasks import LossConfig, loss_at, resolved
 from equicat.training.config import from_mapping
-from equicat.training.health import Health, broken_structures
+from equicat.training.health import Health, broken_structures, has_finite_gradient
 from equicat.training.train import train
 
 
@@ -80,7 +80,8 @@ def test_a_step_without_a_finite_gradient_leaves_weights_and_moments_alone():
 
     def step(gradient: list[float]) -> torch.Tensor:
         weight.grad = torch.tensor(gradient)
-        health.see_gradient(optimizer, "batch 1", ["a"])
+        if health.skips(has_finite_gradient([weight]), "batch 1", ["a"]):
+            optimizer.zero_grad()
         optimizer.step()
         return weight.detach().clone()
 
@@ -116,3 +117,11 @@ def test_late_weights_without_an_effect_are_refused():
         LossConfig(late_from=0.5)
     with pytest.raises(InputError, match=r"loss.late_energy_weight is for s2ef"):
         resolved("is2re", LossConfig(late_energy_weight=2.0))
+
+
+def test_with_the_published_parametrisation_a_step_is_skipped_as_well(spoilt, tmp_path):
+    values = configuration(spoilt, tmp_path / "run", run={"batch_size": 100, "max_epochs": 1})
+    values["optimizer"] = {"name": "adam", "parametrization": "published", "gradient_clip": 0.1}
+    values |= {"initialization": "published", "output_nonlinearity": None}
+    values["model"] |= {"normalize_basis": True, "n_types": 84, "avg_num_neighbors": 37}
+    assert [row["skipped"] for row in rows(train(from_mapping(values)).run)] == ["1"]

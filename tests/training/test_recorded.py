@@ -1,5 +1,6 @@
 """Recorded training steps: the losses, metrics and gradients of plain ones, and nothing that cannot be recorded."""
 
+import csv
 import dataclasses
 import itertools
 from contextlib import nullcontext
@@ -8,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, SMALL_NEQUIP, configuration, labelled
-from replays import computed_again, products_in_operators
+from replays import computed_again, computed_here, products_in_operators
 
 from equicat.data.batch import Batch
+from equicat.data.info import DatasetInfo
 from equicat.data.padded import PaddedBatch, padded
+from equicat.data.store import write_store
+from equicat.data.structure import Structure
 from equicat.kernels import backend
+from equicat.kernels.edges import Edges
 from equicat.kernels.gpu import graphs
 from equicat.kernels.products import SPLIT, split_products
 from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
+from equicat.run_directory import LAST
 from equicat.tasks.tables import MetricSums
 from equicat.tasks.tasks import LossConfig, resolved, task_of, total_loss
 from equicat.training.config import from_mapping
@@ -28,8 +34,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
-def recorded(monkeypatch) -> list[tuple[int, int]]:
-    """Sizes (atoms, edges) in the order in which they are recorded."""
+def recorded(monkeypatch) -> list[tuple[int, int] | str]:
+    """Sizes (atoms, edges) of steps, and updates, in the order in which they are recorded."""
     found, record = [], graphs.record if DEVICE.type == "cuda" else computed_again
     monkeypatch.setattr(backend, "has_triton", lambda device: True)
     if DEVICE.type == "cpu":
@@ -37,11 +43,15 @@ def recorded(monkeypatch) -> list[tuple[int, int]]:
         products_in_operators(monkeypatch)
 
     def counting(function, inputs, room):
-        if isinstance(inputs, PaddedBatch):  # else it is an inference of a validation
+        if isinstance(inputs, PaddedBatch):
             found.append((len(inputs.numbers), inputs.n_edges))
+        elif not isinstance(inputs, Edges):  # of an inference in a validation
+            found.append("update")
         return record(function, inputs, room)
 
     monkeypatch.setattr(graphs, "record", counting)
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(graphs, "warmed_up", computed_here)
     return found
 
 
@@ -159,12 +169,63 @@ def test_a_padded_batch_has_one_system_more_and_takes_over_another():
     assert again.without_last_system().n_systems == 2
 
 
-def test_training_is_the_same(recorded, data, tmp_path):
+OPTIMIZERS = {
+    "adam": ({}, {}, True),
+    "adam, without average and clipping": ({"ema_decay": None, "gradient_clip": None, "amsgrad": True}, {}, True),
+    "muon": ({"name": "muon", "weight_decay": 0.1, "gradient_clip": 0.5, "schedule": "cosine"}, {}, True),
+    "muon, parts with other rates": ({"name": "muon", "rates": {"network.two_body": 0.1, "head": 0.0}}, {}, True),
+    "soap": ({"name": "soap"}, {}, False),
+    "two batches a step": ({}, {"accumulate": 2}, False),
+}
+"""Options of the optimiser and of the run, and whether a step of the optimiser is recorded."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "run", "is_recorded"),
+    [
+        pytest.param(*given, id=name, marks=[] if name in ("adam", "muon", "soap") else [pytest.mark.slow])
+        for name, given in OPTIMIZERS.items()
+    ],
+)
+def test_training_is_the_same(recorded, data, tmp_path, optimizer, run, is_recorded):
     """Weights after some epochs of a run, validation included."""
-    losses = []
+    weights, losses = [], []
     for name, cuda_graphs in (("plain", False), ("recorded", True)):
         accelerator = "gpu" if DEVICE.type == "cuda" else "cpu"
-        options = {"cuda_graphs": cuda_graphs, "dtype": "float64", "accelerator": accelerator}
-        losses.append(train(from_mapping(configuration(data, tmp_path / name, run=options))).best_val_loss)
-    assert recorded
-    assert losses[1] == pytest.approx(losses[0], rel=1e-7)
+        options = run | {"cuda_graphs": cuda_graphs, "dtype": "float64", "accelerator": accelerator}
+        values = configuration(data, tmp_path / name, optimizer=optimizer, run=options)
+        losses.append(train(from_mapping(values)).best_val_loss)
+        state = torch.load(tmp_path / name / LAST, weights_only=False, map_location="cpu")
+        weights.append(state["state_dict"] | {f"now {k}": v for k, v in state.get("current_model_state", {}).items()})
+    assert any(isinstance(size, tuple) for size in recorded)
+    assert ("update" in recorded) == is_recorded
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-7)
+
+
+def test_a_recorded_training_goes_on_as_it_would_have_gone_on(recorded, data, tmp_path):
+    straight = configuration(data, tmp_path / "straight", optimizer={"name": "muon"}, run={"max_epochs": 4})
+    expected = train(from_mapping(straight)).best_val_loss
+    values = configuration(data, tmp_path / "halves", optimizer={"name": "muon"}, run={"max_epochs": 2})
+    train(from_mapping(values))
+    values["run"] |= {"max_epochs": 4, "resume": True}
+    assert train(from_mapping(values)).best_val_loss == expected
+    assert "update" in recorded
+
+
+def test_recorded_steps_that_are_not_finite_are_skipped_as_plain_ones_are(recorded, tmp_path):
+    structures = [labelled(seed) for seed in range(12)]
+    broken = dataclasses.asdict(structures[5]) | {"forces": np.full_like(structures[5].forces, np.nan)}
+    structures[5] = Structure.unchecked(**broken)  # as in a store that was damaged
+    for split, chosen in {"train": structures, "val_id": structures[:4]}.items():
+        write_store(tmp_path / "data" / "s2ef" / split, chosen, DatasetInfo("adsorption"))
+    losses, skipped = [], []
+    for name, cuda_graphs in (("plain", False), ("recorded", True)):
+        options = {"cuda_graphs": cuda_graphs, "dtype": "float64", "batch_size": 2}
+        result = train(from_mapping(configuration(tmp_path / "data", tmp_path / name, run=options)))
+        losses.append(result.best_val_loss)
+        *_, last = csv.DictReader((tmp_path / name / "metrics.csv").read_text(encoding="utf-8").splitlines())
+        skipped.append(last["skipped"])
+    assert "update" in recorded
+    assert skipped == ["3", "3"], "one an epoch"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)

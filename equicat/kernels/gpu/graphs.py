@@ -65,8 +65,20 @@ class Room:
         return torch.cuda.graph_pool_handle()
 
 
+def warmed_up(function: Callable[[Inputs], Outputs], inputs: Inputs, room: Room) -> Outputs:
+    """``function`` of the inputs, computed where it is going to be recorded.
+
+    Compiling, allocating and copying constants to the GPU at first use happen here, for they must not be recorded.
+    """
+    room.stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(room.stream):
+        outputs = function(inputs)
+    torch.cuda.current_stream().wait_stream(room.stream)
+    return outputs
+
+
 def record(function: Callable[[Inputs], Outputs], inputs: Inputs, room: Room) -> tuple[Callable[[], None], Outputs]:
-    """Record a CUDA graph of ``function``, which must neither wait for the GPU nor copy to it.
+    """Record a CUDA graph of ``function``, which must neither wait for the GPU nor copy to it. Nothing is computed.
 
     Returns:
         A function that computes ``function`` of the inputs' present contents and writes the outputs; and the outputs.
@@ -76,11 +88,11 @@ def record(function: Callable[[Inputs], Outputs], inputs: Inputs, room: Room) ->
     """
     room.stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(room.stream):  # left again whatever happens, which a failing end of a recording does not do
-        function(inputs)  # compiling, allocating and copying constants to the GPU at first use must not be recorded
-        # Threads that read data may go on: they neither launch anything on this stream nor write what is read here.
-        with torch.cuda.graph(graph, room.pool, room.stream, capture_error_mode="thread_local"):
-            outputs = function(inputs)
+    # Threads that read data may go on: they neither launch anything on this stream nor write what is read here.
+    recording = torch.cuda.graph(graph, room.pool, room.stream, capture_error_mode="thread_local")
+    # The stream is left again whatever happens, which a failing end of a recording does not do.
+    with torch.cuda.stream(room.stream), recording:
+        outputs = function(inputs)
     torch.cuda.current_stream().wait_stream(room.stream)
     return graph.replay, outputs
 
@@ -97,7 +109,8 @@ class _Recorded(Generic[Inputs, Outputs]):
 class Recorder(Generic[Inputs, Outputs]):
     """A function of tensors, recorded for each shape of them that is met more than once.
 
-    If that fails, which a remark says, the function is only called from then on.
+    Each call computes it once, so it may also change memory of its own. If a recording fails, which a remark says, the
+    function is only called from then on.
 
     Args:
         function: of what :meth:`__call__` makes; its shapes follow from those of its inputs alone.
@@ -123,30 +136,30 @@ class Recorder(Generic[Inputs, Outputs]):
         if shape not in self.recorded:
             inputs = new()
             write(inputs)
-            found = self._recording(inputs) if shape in self.met else None
-            self.met.add(shape)
-            if found is None:
+            if shape not in self.met or not self.works:
+                self.met.add(shape)
                 return self.function(inputs)
-            if len(self.recorded) == MAX_GRAPHS:
-                self.recorded.pop(next(iter(self.recorded)))  # the oldest; others keep the shared memory in use
-            self.recorded[shape] = found
+            outputs = warmed_up(self.function, inputs, self.room)
+            self._record(shape, inputs)
+            return outputs
         found = self.recorded[shape]
         write(found.inputs)
         found.replay()
         return found.outputs
 
-    def _recording(self, inputs: Inputs) -> _Recorded[Inputs, Outputs] | None:
-        """A graph that reads these inputs; None if there can be none."""
-        if not self.works:
-            return None
+    def _record(self, shape: Hashable, inputs: Inputs) -> None:
+        """Keep a graph that reads these inputs, if there can be one."""
         try:
-            return _Recorded(inputs, *record(self.function, inputs, self.room))
+            found = _Recorded(inputs, *record(self.function, inputs, self.room))
         except RuntimeError as error:
             self.works = False
             first = error.__context__ or error  # the end of a recording fails for an earlier reason
             reason = str(first).split("\n")[0]
             print(f"warning: {self.what} could not be recorded as a CUDA graph: {reason}", file=sys.stderr, flush=True)
-            return None
+            return
+        if len(self.recorded) == MAX_GRAPHS:
+            self.recorded.pop(next(iter(self.recorded)))  # the oldest; others keep the shared memory in use
+        self.recorded[shape] = found
 
 
 Derivatives = tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]
