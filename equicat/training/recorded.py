@@ -168,6 +168,7 @@ class RecordedUpdate:
                 tensor.fill_(rate)
 
         self.recorder(tuple(map(id, step.weights)), new, write)
+        torch.autograd.graph.increment_version(step.weights)  # which a launch of a graph does not do
 
     def _compute(self, inputs: Moving) -> tuple[()]:
         parts = inputs.gradient.split([p.numel() for p in self.weights])
