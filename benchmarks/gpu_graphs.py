@@ -204,7 +204,7 @@ def training(structures: list[Structure], device: str, repeats: int, optimizer: 
     return row
 
 
-def whole_run(cuda_graphs: bool, device: str, n: int = 150) -> float:
+def whole_run(optimizer: str, cuda_graphs: bool, device: str, n: int = 150) -> float:
     """Milliseconds a step of `equicat train` on batches of five molecules, after the first epoch."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -214,6 +214,7 @@ def whole_run(cuda_graphs: bool, device: str, n: int = 150) -> float:
             "data": {split: [str(folder / f"{split}.extxyz")] for split in ("train", "val")}
             | {"energy_reference": "total"},
             "model": {"name": "nequip-allegro", "cutoff": 5.0, "tensor_channels": 16},
+            "optimizer": {"name": optimizer},
             "run": {"out": str(folder / "run"), "batch_size": 5, "max_epochs": 4, "progress": False}
             | {"accelerator": "cpu" if device == "cpu" else "gpu", "cuda_graphs": cuda_graphs},
         }
@@ -273,7 +274,12 @@ def main() -> None:
     given = parser.parse_args()
     device, repeats = given.device, given.repeats
     molecules = [molecule(seed) for seed in range(5)]
-    runs = {"plain_ms": False, "graph_ms": True}
+
+    def whole(optimizer: str) -> dict[str, Any]:
+        runs = {"plain_ms": False, "graph_ms": True}
+        times = {name: whole_run(optimizer, recorded, device) for name, recorded in runs.items()}
+        return {"what": f"equicat train, {optimizer}"} | times
+
     measurements: dict[str, Callable[[], dict[str, Any]]] = {
         **{f"inference of {n} slabs": partial(inference, n, device, repeats) for n in given.slabs},
         "molecules": partial(training, molecules, device, repeats, "adam"),
@@ -281,7 +287,7 @@ def main() -> None:
         **{
             f"training on {n} slabs": partial(training, slab_batch(n), device, repeats, "adam") for n in given.slabs[1:]
         },
-        "train": lambda: {"what": "equicat train"} | {k: whole_run(v, device) for k, v in runs.items()},
+        **{f"equicat train, {optimizer}": partial(whole, optimizer) for optimizer in ("adam", "muon")},
     }
     rows = []
     for what, function in measurements.items():
