@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from equicat.errors import InputError
-from equicat.options.parser import Parser
+from equicat.options.parser import Parser, asks_for_help
 from equicat.options.text import read_yaml
 
 
@@ -83,5 +83,6 @@ class TrainParser(Parser):
         values = with_data({} if config is None else read_yaml(find_configuration(config)), data)
         if network is not None:
             values["model"] = {**(values.get("model") or {}), "name": network}
+        self.explains = asks_for_help(words)
         self.description = f"{self.description}\n\nBuilt-in configurations: {', '.join(sorted(presets()))}."
         return super().parse_args(rest, self.read(values, config or ""), **settings)

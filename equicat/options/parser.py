@@ -8,19 +8,18 @@ may stand for a list of one, and text stays text.
 import difflib
 import inspect
 import re
+import sys
 from argparse import Action
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from types import MappingProxyType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, _core, set_parsing_settings
 from jsonargparse._core import ActionsContainer, ArgumentGroup
 
 from equicat.errors import InputError, nearest
 from equicat.options.values import Imported, Words, read_value, shown, words
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands under a field is its help
 
 
 class Value:
@@ -94,12 +93,17 @@ class Options(ActionsContainer):
             members = {**members, chosen: imported[0].find(chosen)}
         if chosen not in members:
             raise InputError(f"{name}.name is {chosen}{nearest(chosen, members)}; it must be {one_of(members)}")
-        how["help"] = f"{how['help']} {name}.name may be {one_of(members)}"
+        how["help"] = f"{how.get('help')} {name}.name may be {one_of(members)}"
         return members[chosen], how
 
 
 class Group(Options, ArgumentGroup):
     """A group of options, such as those of one dataclass."""
+
+
+# For each parser, and each command has one, jsonargparse would compile a class of groups from the source of
+# ``add_argument``: two thirds of the time that it takes to read a command line.
+_core.get_argument_group_class = lambda parser: Group
 
 
 class Parser(Options, ArgumentParser):
@@ -120,6 +124,8 @@ class Parser(Options, ArgumentParser):
         self._group_class = Group
         self._negative_number_matcher = re.compile(r"-\.?(\d|inf|nan)")  # argparse takes -1e-3 for an option
         self.owner, self.filled = owner, False
+        self.explains = True
+        """Whether options have their help. It stands under the fields of classes, whose source is parsed for it."""
         self.commands: dict[str, Parser] = {}
 
     def parse_args(  # type: ignore[override]
@@ -130,6 +136,7 @@ class Parser(Options, ArgumentParser):
         Raises:
             InputError: for an unknown or a missing option, or a value that is not what the option may be.
         """
+        self.explains = asks_for_help(sys.argv[1:] if args is None else args)
         self.fill()
         return super().parse_args(args, namespace, **settings)
 
@@ -156,6 +163,7 @@ class Parser(Options, ArgumentParser):
         if self.owner is None or self.filled:
             return
         self.filled = True
+        set_parsing_settings(docstring_parse_attribute_docstrings=self.explains)
         if inspect.isclass(self.owner):
             self.add_class_arguments(self.owner, as_group=False)
             return
@@ -224,6 +232,11 @@ class Parser(Options, ArgumentParser):
             elif value is not None:
                 raise InputError(f"{name} is {shown(value)}; it must be a mapping of its options to values")
         return known
+
+
+def asks_for_help(args: Sequence[str]) -> bool:
+    """Whether help is among the words of a command line."""
+    return not {"-h", "--help"}.isdisjoint(args)
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -210,6 +210,7 @@ def from_mapping(values: Mapping[str, Any], source: str = "") -> TrainConfig:
         InputError: for an unknown key, or a value that is not what the option may be.
     """
     parser = Parser(TrainConfig)
+    parser.explains = False
     return TrainConfig(**parser.instantiate(parser.read(with_data(values), source)).as_dict())
 
 
