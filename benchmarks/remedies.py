@@ -36,7 +36,8 @@ TITLE = "Relaxed energies, direct: presets with remedies beside every network"
 COMMAND = (
     "equicat data emt EMT --n_systems 120",
     "# xu_kitchin is imported as docs/remedies.md says",
-    "python benchmarks/remedies.py EMT XU remedies.jsonl --json benchmarks/results/remedies.json",
+    "python benchmarks/remedies.py EMT XU remedies.jsonl --minutes 1 --seeds 0 1 \\",
+    "    --json benchmarks/results/remedies.json",
 )
 REMEDIED = "remedied-"
 """Rows of networks that have the remedies of the preset begin with this."""
