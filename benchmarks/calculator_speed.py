@@ -7,10 +7,8 @@ weights, one thread. Both versions run in turns, each time in a process of its o
 import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -104,9 +102,7 @@ def worker(run: str, steps: int) -> None:
 
 def measured(package: Path, run: Path, steps: int) -> list[list[float]]:
     """The numbers that :func:`worker` prints with the package in that folder."""
-    environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", __file__, "--worker", str(run), "--steps", str(steps)]
-    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return by_package(package, __file__, "--worker", str(run), "--steps", str(steps))
 
 
 def main() -> None:

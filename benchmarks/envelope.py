@@ -45,6 +45,14 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
+def by_package(checkout: Path, script: str, *words: str) -> Any:
+    """The last line, of JSON, that a script prints in one thread with the package of a checkout, as a process."""
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", script, *words]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def with_missing(
     out: Path, wanted: Iterable[tuple[str | int, ...]], key: Callable[[dict[str, Any]], object]
 ) -> list[dict[str, Any]]:

@@ -9,17 +9,14 @@ is that. Nothing is learned, and waits for a GPU and copies to it are not in the
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from envelope import markdown, table, write
+from envelope import by_package, markdown, table, write
 
 from equicat.data import batches
 from equicat.kernels.gpu import graphs
@@ -65,21 +62,14 @@ def measured(data: str, optimizer: str) -> dict[str, float]:
             "data": {"train": [data], "n_train": 450, "n_val": 5, "energy_reference": "total"},
             "model": {"name": "nequip-allegro", "cutoff": 5.0, "tensor_channels": 16},
             "optimizer": {"name": optimizer},
-            "run": {"out": f"{folder}/run", "batch_size": 5, "max_epochs": EPOCHS, "progress": False},
+            "run": {"out": f"{folder}/run", "batch_size": 5, "max_epochs": EPOCHS}
+            | {"progress": False, "accelerator": "cpu"},
         }
-        train(from_mapping(values | {"run": values["run"] | {"accelerator": "cpu"}}))
+        train(from_mapping(values))
     pairs = list(zip(times[FIRST:], times[FIRST + 1 :], strict=False))
     step = statistics.median(after[0] - before[0] for before, after in pairs)
     batch = statistics.median(after[1] - before[1] for before, after in pairs)
     return {"step": 1e3 * step, "batch": 1e3 * batch}
-
-
-def elsewhere(checkout: Path, optimizer: str, options: argparse.Namespace) -> dict[str, float]:
-    """The times by the package of a checkout, in a process of its own."""
-    command = [sys.executable, __file__, options.data, "--worker", optimizer]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -97,7 +87,7 @@ def main() -> None:
     for optimizer in ("adam", "muon"):
         row = [optimizer]
         for checkout in [options.before, here] if options.before else [here]:
-            found = elsewhere(checkout, optimizer, options)
+            found = by_package(checkout, __file__, options.data, "--worker", optimizer)
             row += [f"{found['step']:.1f}", f"{found['batch']:.1f}", f"{found['step'] - found['batch']:.1f}"]
         rows.append(row)
     names = ["step [ms]", "its batch [ms]", "the rest [ms]"]

@@ -9,17 +9,14 @@ thread, the median of all repetitions; checkouts in turn.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from glob import glob
 from pathlib import Path
 
 import torch
-from envelope import markdown, table, write
+from envelope import by_package, markdown, table, write
 
 import equicat
 from equicat import Batch
@@ -63,10 +60,7 @@ def measured(run: str, files: list[str], repeats: int) -> dict[str, float]:
 
 def elsewhere(checkout: Path, run: str, options: argparse.Namespace) -> dict[str, float]:
     """The times of a run by the package of another checkout."""
-    command = [sys.executable, __file__, options.pattern, run, "--repeats", str(options.repeats), "--worker"]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    return by_package(checkout, __file__, options.pattern, run, "--repeats", str(options.repeats), "--worker")
 
 
 def main() -> None:

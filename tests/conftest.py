@@ -113,6 +113,11 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
+def damaged(structure: Structure, **labels) -> Structure:
+    """A structure whose labels nobody checks, as in a store that was damaged or written by another program."""
+    return Structure.unchecked(**dataclasses.asdict(structure) | labels)
+
+
 def configuration(data: Path, out: Path, data_options: dict | None = None, **parts: dict) -> dict:
     """A training configuration of seconds."""
     values = {

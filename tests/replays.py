@@ -1,5 +1,29 @@
 """Calls in the place of CUDA graphs, for machines without a GPU."""
 
+import pytest
+import torch
+
+from equicat.kernels import backend
+from equicat.kernels.gpu import graphs
+
+
+def recordings(monkeypatch, note) -> None:
+    """Record as on a GPU, where there is none by calls and without Triton's interpreter; ``note`` gets the inputs."""
+    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    monkeypatch.setattr(backend, "has_triton", lambda device: True)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(backend, "forms", lambda like, l_max: backend.CPU_FORMS)
+        monkeypatch.setattr(graphs, "record", computed_again)
+        monkeypatch.setattr(graphs, "warmed_up", computed_here)
+        products_in_operators(monkeypatch)
+    record = graphs.record
+
+    def noting(function, inputs, room):
+        note(inputs)
+        return record(function, inputs, room)
+
+    monkeypatch.setattr(graphs, "record", noting)
+
 
 def computed_again(function, inputs, room):
     """Stands in for a CUDA graph: the same inputs and outputs in memory, and calls in the place of a replay."""

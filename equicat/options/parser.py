@@ -101,9 +101,16 @@ class Group(Options, ArgumentGroup):
     """A group of options, such as those of one dataclass."""
 
 
-# For each parser, and each command has one, jsonargparse would compile a class of groups from the source of
-# ``add_argument``: two thirds of the time that it takes to read a command line.
-_core.get_argument_group_class = lambda parser: Group
+def _group_class(parser: ArgumentParser, usual: Callable[..., type] = _core.get_argument_group_class) -> type:
+    """The class of a parser's groups.
+
+    For each parser, and each command has one, jsonargparse compiles one from the source of ``add_argument``, in three
+    quarters of the time that it takes to read a command line. Parsers of other packages keep theirs.
+    """
+    return Group if isinstance(parser, Options) else usual(parser)
+
+
+_core.get_argument_group_class = _group_class
 
 
 class Parser(Options, ArgumentParser):
@@ -121,7 +128,6 @@ class Parser(Options, ArgumentParser):
         description = inspect.cleandoc(owner.__doc__ or "").split("\n\nArgs:")[0] if owner else None
         defaults = {"description": description, "formatter_class": Help, "allow_abbrev": False, "print_config": None}
         super().__init__(**defaults | settings)
-        self._group_class = Group
         self._negative_number_matcher = re.compile(r"-\.?(\d|inf|nan)")  # argparse takes -1e-3 for an option
         self.owner, self.filled = owner, False
         self.explains = True

@@ -3,7 +3,6 @@
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -20,8 +19,8 @@ class WeightAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float):
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.decay = decay
+        self._approach = get_ema_multi_avg_fn(decay)
+        super().__init__(use_buffers=False, multi_avg_fn=self._approach)
         self.is_moved = False
         """Whether the average has been moved in this step, by what moved the weights."""
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
@@ -52,12 +51,10 @@ class WeightAverage(WeightAveraging):
         self.is_moved = False
         self._latest_update_step = trainer.global_step
 
-    @torch.no_grad()
     def move(self, module: nn.Module) -> None:
         """Move the average towards the weights of the module, once it has begun."""
         assert self._average_model is not None
         if self._pairs is None:
             self._pairs = [*self._average_model.module.parameters()], [*module.parameters()]
-        averages, weights = self._pairs
-        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        self._approach(*self._pairs, self._average_model.n_averaged)
         self._average_model.n_averaged.add_(1)

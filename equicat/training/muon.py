@@ -128,7 +128,14 @@ def adam_steps(
         state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=p.device)
     steps, means, squares = ([state[name] for state in states] for name in ("step", "mean", "square"))
     torch._foreach_add_(steps, 1)
-    options = {name: group[name] for name in ("lr", "weight_decay")}
     beta1, beta2 = group["betas"]
-    fixed = {"beta1": beta1, "beta2": beta2, "eps": EPS, "amsgrad": False, "maximize": False}
-    torch._fused_adamw_(parameters, gradients, means, squares, [], steps, **options, **fixed)
+    torch._fused_adamw_(
+        *(parameters, gradients, means, squares, [], steps),
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=EPS,
+        amsgrad=False,
+        maximize=False,
+    )

@@ -1,6 +1,5 @@
 """Batches: nothing lost, nothing twice, within the limit, the same order whoever carries it out, resumable."""
 
-import dataclasses
 import threading
 from contextlib import suppress
 
@@ -8,6 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import damaged
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from equicat.data import batches as module
@@ -279,8 +279,7 @@ class TestBatchesMadeAhead:
     def test_what_goes_wrong_is_said_where_the_batch_is_asked_for(self):
         structures = [named(i) for i in range(6)]
         place = list(self.loader(structures, False).sampler)[1][0]
-        same_places = {"positions": np.zeros((len(structures[place]), 3))}
-        structures[place] = Structure.unchecked(**dataclasses.asdict(structures[place]) | same_places)
+        structures[place] = damaged(structures[place], positions=np.zeros((len(structures[place]), 3)))
         batches = iter(self.loader(structures, reads_ahead=True))
         next(batches)
         with pytest.raises(InputError, match="same place"):

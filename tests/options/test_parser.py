@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import jsonargparse
 import pytest
 
 from equicat import InputError
-from equicat.options.parser import Parser, suggestion
+from equicat.options.parser import Group, Parser, suggestion
 from equicat.options.values import Checked, Positive, Words
 
 
@@ -176,3 +177,14 @@ def test_a_command_whose_functions_cannot_be_imported_is_a_defect():
 
     with pytest.raises(RuntimeError, match="broken: what it hands \\*\\*options to cannot be imported"):
         Parser(broken).parse_args([])
+
+
+def test_parsers_of_other_packages_keep_their_groups():
+    class Theirs(jsonargparse.ArgumentParser):
+        def add_argument(self, *names, **how):
+            return super().add_argument(*names, **how)
+
+    group = Theirs().add_argument_group("theirs")
+    assert isinstance(group, jsonargparse._core.ArgumentGroup)
+    assert not isinstance(group, Group)
+    assert isinstance(Parser(Config).add_argument_group("ours"), Group)

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import configuration, labelled
+from conftest import configuration, damaged, labelled
 
 import equicat
-from equicat import InputError, Structure
+from equicat import InputError
 from equicat.data.batch import Batch
 from equicat.data.info import DatasetInfo
 from equicat.data.store import write_store
@@ -24,11 +24,6 @@ from equicat.training.train import train
 def rows(run) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-def damaged(structure: Structure, **labels) -> Structure:
-    """A structure whose labels nobody checks, as in a store that was damaged or written by another program."""
-    return Structure.unchecked(**dataclasses.asdict(structure) | labels)
 
 
 @pytest.fixture(scope="module")

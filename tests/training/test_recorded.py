@@ -8,17 +8,14 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, SMALL_NEQUIP, configuration, labelled
-from replays import computed_again, computed_here, products_in_operators
+from conftest import SMALL, SMALL_NEQUIP, configuration, damaged, labelled
+from replays import recordings
 
 from equicat.data.batch import Batch
 from equicat.data.info import DatasetInfo
 from equicat.data.padded import PaddedBatch, padded
 from equicat.data.store import write_store
-from equicat.data.structure import Structure
-from equicat.kernels import backend
 from equicat.kernels.edges import Edges
-from equicat.kernels.gpu import graphs
 from equicat.kernels.products import SPLIT, split_products
 from equicat.models.gradient import ComputeOptions
 from equicat.models.potential import Potential
@@ -38,22 +35,15 @@ WHERE = {"accelerator": "gpu" if DEVICE.type == "cuda" else "cpu", "dtype": "flo
 @pytest.fixture
 def recorded(monkeypatch) -> list[tuple[int, int] | str]:
     """Sizes (atoms, edges) of steps, and updates, in the order in which they are recorded."""
-    found, record = [], graphs.record if DEVICE.type == "cuda" else computed_again
-    monkeypatch.setattr(backend, "has_triton", lambda device: True)
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(backend, "forms", lambda like, l_max: backend.CPU_FORMS)
-        products_in_operators(monkeypatch)
+    found = []
 
-    def counting(function, inputs, room):
+    def note(inputs):
         if isinstance(inputs, PaddedBatch):
             found.append((len(inputs.numbers), inputs.n_edges))
         elif not isinstance(inputs, Edges):  # of an inference in a validation
             found.append("update")
-        return record(function, inputs, room)
 
-    monkeypatch.setattr(graphs, "record", counting)
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(graphs, "warmed_up", computed_here)
+    recordings(monkeypatch, note)
     return found
 
 
@@ -219,8 +209,7 @@ def test_a_recorded_training_goes_on_as_it_would_have_gone_on(recorded, data, tm
 
 def test_recorded_steps_that_are_not_finite_are_skipped_as_plain_ones_are(recorded, tmp_path):
     structures = [labelled(seed) for seed in range(12)]
-    broken = dataclasses.asdict(structures[5]) | {"forces": np.full_like(structures[5].forces, np.nan)}
-    structures[5] = Structure.unchecked(**broken)  # as in a store that was damaged
+    structures[5] = damaged(structures[5], forces=np.full_like(structures[5].forces, np.nan))
     for split, chosen in {"train": structures, "val_id": structures[:4]}.items():
         write_store(tmp_path / "data" / "s2ef" / split, chosen, DatasetInfo("adsorption"))
     losses, skipped = [], []

@@ -7,11 +7,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import SMALL, SMALL_NEQUIP
-from replays import computed_again, computed_here, products_in_operators
+from replays import computed_here, recordings
 
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
-from equicat.kernels import backend
 from equicat.kernels.edges import Edges
 from equicat.kernels.gpu import graphs
 from equicat.kernels.gpu.graphs import FILL, Graphs, padded_size
@@ -31,19 +30,8 @@ ELEMENTS = (1, 8, 29)
 @pytest.fixture
 def recorded(monkeypatch) -> list[tuple[int, int]]:
     """Sizes (atoms, edges) in the order in which they are recorded: on a GPU by CUDA."""
-    found, record = [], graphs.record if DEVICE.type == "cuda" else computed_again
-    monkeypatch.setattr(backend, "has_triton", lambda device: True)
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(backend, "forms", lambda like, l_max: backend.CPU_FORMS)
-        monkeypatch.setattr(graphs, "warmed_up", computed_here)
-        products_in_operators(monkeypatch)
-
-    def counting(function, inputs, room):
-        vectors, _, species = inputs
-        found.append((len(species), len(vectors)))
-        return record(function, inputs, room)
-
-    monkeypatch.setattr(graphs, "record", counting)
+    found = []
+    recordings(monkeypatch, lambda inputs: found.append((len(inputs.species), len(inputs.edge_vec))))
     return found
 
 
