@@ -1,6 +1,7 @@
 """Files that appear complete or not at all."""
 
 import os
+import shutil
 import stat
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from equicat import InputError
-from equicat.files import replacing_file
+from equicat.files import remove_directory, replacing_file
 
 
 def mode(path) -> int:
@@ -45,3 +46,21 @@ def test_a_file_that_fails_leaves_the_old_one_and_nothing_else(tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_whose_removal_is_killed_leaves_no_part_under_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    (folder / "inside").mkdir(parents=True)
+
+    def killed(path, **_):
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_directory(folder)
+    assert not folder.exists()
+    (folder / "inside").mkdir(parents=True)
+    remove_directory(folder)
+    assert list(tmp_path.iterdir()) == []

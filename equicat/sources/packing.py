@@ -8,7 +8,6 @@ name last.
 import fcntl
 import json
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -24,7 +23,7 @@ from equicat.data.shards import Schema, ShardBuilder
 from equicat.data.store import shard_name, write_index
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.files import read_json, replace_json, writing_to
+from equicat.files import read_json, remove_directory, replace_json, writing_to
 from equicat.sources.processes import follow_parent
 from equicat.terminal.progress import progress_bar
 
@@ -129,13 +128,14 @@ def pack(
         raise InputError(f"{out}: exists already; choose another name, or remove it")
     work = out.with_name(f".{out.name}.partial")
     with writing_to(work):
-        (work / "store").mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
         with _locked(work):
+            _make_store(work / "store")
             job = _planned(work, shards, info, options, mapping)
             missing = [k for k in range(len(shards)) if not (work / f"{k:05d}.json").is_file()]
             _run(job, {k: shards[k] for k in missing}, options, sum(p.count for pieces in shards for p in pieces))
             result = _finish(work, len(shards), job.schema, info, out)
-        shutil.rmtree(work)
+        remove_directory(work)
     return result
 
 
@@ -188,6 +188,14 @@ def _locked(work: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise InputError(f"{work}: another process is converting; wait for it, or stop it") from error
         yield
+
+
+def _make_store(store: Path) -> None:
+    """The directory that shards go to; without it, notes beside it are of a store that has its name already."""
+    if not store.is_dir():
+        for leftover in store.parent.glob("*.json"):
+            leftover.unlink()
+        store.mkdir()
 
 
 def _planned(

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import read, write
 from equicat.data.store import Store
 from equicat.errors import InputError
+from equicat.sources import packing
 from equicat.sources.oc20.files import grouped, pieces_of
 from equicat.sources.oc20.mapping import read_mapping
 from equicat.sources.packing import PackOptions, pack
@@ -119,6 +121,19 @@ class TestDeterminism:
         stamp = kept.stat().st_mtime_ns
         pack(tmp_path / "out", shards, INFO, PLAIN)
         assert (tmp_path / "out" / kept.name).stat().st_mtime_ns == stamp, "not written again"
+        assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+        assert not (tmp_path / ".out.partial").exists()
+
+    @pytest.mark.parametrize("options", [PLAIN, PackOptions("float32", progress=False)], ids=["same", "other"])
+    def test_what_a_kill_after_the_end_left_is_not_trusted(self, raw, tmp_path, monkeypatch, options):
+        pack(tmp_path / "whole", shards_of(raw), INFO, options)
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "remove_directory", lambda _: os.kill(os.getpid(), signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                pack(tmp_path / "out", shards_of(raw), INFO, PLAIN)
+        assert (tmp_path / ".out.partial").is_dir()
+        shutil.rmtree(tmp_path / "out")
+        pack(tmp_path / "out", shards_of(raw), INFO, options)
         assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
         assert not (tmp_path / ".out.partial").exists()
 

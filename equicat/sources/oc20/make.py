@@ -14,7 +14,7 @@ from equicat.data.shards import labels_of
 from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.files import writing_to
+from equicat.files import remove_directory, writing_to
 from equicat.options.values import Checked, Cutoff, Workers
 from equicat.sources.oc20.catalogue import MAPPING, MIRROR, Split, splits_named
 from equicat.sources.oc20.download import download, require_space, unpack
@@ -166,7 +166,7 @@ def _downloaded(out: Path, splits: list[Split], config: OC20Config) -> Iterator[
             if place is None:
                 raise InputError(f"{path}: has no {split.inside}; its layout is not the published one")
             yield _converted(out, split, place, config, mapping)
-        shutil.rmtree(unpacked)
+        remove_directory(unpacked)  # a part of it would pass for the whole
     if not any(folder.iterdir()):
         folder.rmdir()
 
