@@ -26,13 +26,22 @@ def begin() -> None:
 
 
 def first_calls(function: Callable[..., Any]) -> Any:
-    """A function that checks its arguments as beartype does, and ends all checks when there were enough."""
-    checked = beartype(function)
+    """A function that checks its arguments as beartype does, and ends all checks when there were enough.
 
-    @wraps(checked)
+    The check is compiled when the function is first called; most are never called by one test process. A function within
+    a function is not checked: it is made anew, with its check, whenever the outer one is called.
+    """
+    if "<locals>" in function.__qualname__:
+        return function
+    checked: Callable[..., Any] | None = None
+
+    @wraps(function)
     def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal checked
         if next(_calls) == CALLS:
             jaxtyping.config.update("jaxtyping_disable", True)
+        if checked is None:
+            checked = beartype(function)
         return checked(*arguments, **options)
 
     return counted

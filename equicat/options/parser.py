@@ -156,8 +156,7 @@ class Parser(Options, ArgumentParser):
         Raises:
             InputError: for an unknown option, or a value that is not what the option may be.
         """
-        parts = {name: part for name, part in values.items() if isinstance(part, Mapping)}
-        self.chosen = {name: str(part["name"]) for name, part in parts.items() if "name" in part}
+        self.chosen = chosen_in(values)
         try:
             self.fill()
             return self.parse_object(self._known(values))
@@ -238,6 +237,12 @@ class Parser(Options, ArgumentParser):
             elif value is not None:
                 raise InputError(f"{name} is {shown(value)}; it must be a mapping of its options to values")
         return known
+
+
+def chosen_in(values: Mapping[str, Any]) -> dict[str, str]:
+    """The ``name`` in each part of a configuration that has one: which dataclass is meant, of a union of them."""
+    parts = {part: options for part, options in values.items() if isinstance(options, Mapping)}
+    return {part: str(options["name"]) for part, options in parts.items() if "name" in options}
 
 
 def asks_for_help(args: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from equicat.models.heads import MLP_HEAD, DisplacementHead, OwnHead, find_energ
 from equicat.models.potential import check_long_range
 from equicat.networks.allegro import AllegroConfig
 from equicat.networks.catalogue import NetworkConfig
-from equicat.options.parser import Parser
+from equicat.options.parser import Parser, chosen_in
 from equicat.options.values import Checked, Interval, Natural, Positive, PositiveNumber, Range, Seed, Share, Width
 from equicat.run_directory import plain
 from equicat.tasks.tasks import LossConfig
@@ -209,9 +209,18 @@ def from_mapping(values: Mapping[str, Any], source: str = "") -> TrainConfig:
     Raises:
         InputError: for an unknown key, or a value that is not what the option may be.
     """
-    parser = Parser(TrainConfig)
+    values = with_data(values)
+    chosen = frozenset(chosen_in(values).items())
+    parser = _parsers.get(chosen) or Parser(TrainConfig)
     parser.explains = False
-    return TrainConfig(**parser.instantiate(parser.read(with_data(values), source)).as_dict())
+    config = TrainConfig(**parser.instantiate(parser.read(values, source)).as_dict())
+    if not any(":" in name for _, name in chosen):  # a module of one's own may be another the next time
+        _parsers[chosen] = parser
+    return config
+
+
+_parsers: dict[frozenset[tuple[str, str]], Parser] = {}
+"""Parsers that have read a configuration, by the names in its parts: to find the options takes longer than to read."""
 
 
 def with_data(values: Mapping[str, Any], path: str | None = None) -> dict[str, Any]:
