@@ -28,8 +28,8 @@ def begin() -> None:
 def first_calls(function: Callable[..., Any]) -> Any:
     """A function that checks its arguments as beartype does, and ends all checks when there were enough.
 
-    The check is compiled when the function is first called; most are never called by one test process. A function within
-    a function is not checked: it is made anew, with its check, whenever the outer one is called.
+    The check is compiled when the function is first called; most are never called by one test process. A function
+    within a function is not checked: it is made anew, with its check, whenever the outer one is called.
     """
     if "<locals>" in function.__qualname__:
         return function
