@@ -57,18 +57,41 @@ def replacing_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         InputError: if ``path`` exists and ``overwrite`` is False, or is a file.
     """
+    restore_directory(path)
     if path.exists() and not (overwrite and path.is_dir()):
         raise InputError(f"{path}: exists already; choose another name, or overwrite it")
-    temporary, old = (path.with_name(f".{os.getpid()}-{kind}-{path.name}") for kind in ("new", "old"))
+    temporary = path.with_name(f".{os.getpid()}-new-{path.name}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_directory(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(path: Path, new: Path) -> None:
+    """Give a directory the name ``path``; what had that name is removed.
+
+    After a kill between the two renamings nothing has that name; :func:`restore_directory` brings the old one back.
+    """
+    old = _replaced(path)
+    shutil.rmtree(old, ignore_errors=True)  # left by a kill
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_directory(path: Path) -> None:
+    """Bring back the directory that a kill in the middle of :func:`replace_directory` left without its name, if any."""
+    old = _replaced(path)
+    if old.is_dir() and not path.exists():
+        old.rename(path)
+
+
+def _replaced(path: Path) -> Path:
+    """The name of a directory while another takes its place."""
+    return path.with_name(f".{path.name}.old")
 
 
 def remove_directory(path: Path) -> None:

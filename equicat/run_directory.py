@@ -24,7 +24,7 @@ from numpy import ndarray
 
 from equicat.data.training_data import DataConfig
 from equicat.errors import InputError
-from equicat.files import read_json, replace_json, replacing_file, writing_to
+from equicat.files import read_json, replace_directory, replace_json, replacing_file, restore_directory, writing_to
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -307,12 +307,9 @@ class NewRun:
     def publish(self) -> None:
         """Take the place of the run that this one replaces, which is removed. Does nothing if none is left."""
         if self.path != self.final:
-            beside, old = self.path, self.final.with_name(f".{self.final.name}.old")
-            _remove(old)
-            self.final.rename(old)
-            beside.rename(self.final)
+            beside = self.path
+            replace_directory(self.final, beside)
             beside.symlink_to(self.final.name, target_is_directory=True)  # loggers hold paths in there
-            _remove(old)
             self.path = self.final
         self.is_kept = True
 
@@ -351,6 +348,7 @@ def check_free(run: Path, overwrite: bool) -> None:
     Raises:
         InputError: if a run is there and must not be replaced, or if it is something else than a run.
     """
+    restore_directory(run.resolve())
     if run.exists() and not run.is_dir():
         raise InputError(f"{run}: is a file; give the name of a directory as run.out")
     if not run.is_dir() or not any(run.iterdir()):

@@ -3,13 +3,14 @@
 import os
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from equicat import InputError
-from equicat.files import remove_directory, replacing_file
+from equicat.files import remove_directory, replace_directory, replacing_directory, replacing_file, restore_directory
 
 
 def mode(path) -> int:
@@ -64,3 +65,32 @@ def test_a_directory_whose_removal_is_killed_leaves_no_part_under_its_name(tmp_p
     (folder / "inside").mkdir(parents=True)
     remove_directory(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("renamings", [1, 2])
+def test_a_directory_that_is_being_replaced_is_there_after_a_kill(tmp_path, monkeypatch, renamings):
+    folder, new = tmp_path / "folder", tmp_path / "new"
+    for path in (folder, new):
+        path.mkdir()
+        (path / "name").write_text(path.name)
+    done, rename = [], Path.rename
+
+    def killed(path, target):
+        if len(done) == renamings:
+            raise KeyboardInterrupt
+        done.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        patch.setattr(shutil, "rmtree", lambda path, **_: killed(path, path) if path.exists() else None)
+        with pytest.raises(KeyboardInterrupt):
+            replace_directory(folder, new)
+    restore_directory(folder)
+    assert (folder / "name").read_text() == ("folder" if renamings == 1 else "new")
+    with pytest.raises(InputError, match="exists already"), replacing_directory(folder):
+        pass
+    with replacing_directory(folder, overwrite=True) as third:
+        (third / "name").write_text("third")
+    assert (folder / "name").read_text() == "third"
+    assert [path.name for path in tmp_path.iterdir() if path != new] == ["folder"]
