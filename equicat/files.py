@@ -102,6 +102,16 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(going)
 
 
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """The paths in a folder that match a pattern, sorted, without hidden ones and what is in these.
+
+    Names that begin with a dot are those of files that are being written, or that a kill left unfinished, and of what
+    systems and editors keep beside files (``.DS_Store``, ``._POSCAR``, ``.INCAR.swp``).
+    """
+    found = folder.glob(pattern)
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
@@ -166,7 +176,7 @@ def planned_folder(folder: Path, plan: dict[str, Any], existing: Existing, progr
     plan = json.loads(json.dumps(plan))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give the name of a directory")
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    there = [path.name for path in visible(folder)]
     if there and PLAN not in there:
         raise InputError(f"{folder}: holds other files ({', '.join(there[:3])}); give another directory")
     if there and existing == "refuse":

@@ -22,6 +22,7 @@ from equicat.data.shards import OPTIONAL, PER_ATOM, Column, labels_of
 from equicat.data.store import Store, checked_index, column_named, write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.files import visible
 
 ENERGIES = ("energy", "relaxed_energy")
 
@@ -145,7 +146,7 @@ def open_structures(paths: Sequence[str | Path], labels: Collection[str] = ()) -
     ]
     if not found:
         raise InputError("no structures are named; give structure files, folders with them, or a store")
-    with_stores = [path for path in found if path.is_dir() and any(path.glob("**/index.json"))]
+    with_stores = [path for path in found if path.is_dir() and visible(path, "**/index.json")]
     if len(found) == 1 and (with_stores or not found[0].is_dir()):
         return open_dataset(found[0], labels=labels)
     if with_stores:

@@ -20,7 +20,7 @@ from equicat.data.readers import stem_of
 from equicat.data.store import write_store
 from equicat.data.structure import Structure
 from equicat.errors import InputError, nearest
-from equicat.files import read_json, replace_json
+from equicat.files import read_json, replace_json, visible
 
 UNSEEN = {
     "train": (False, False),
@@ -90,7 +90,7 @@ def splits_of(path: str | Path, task: str) -> dict[str, Path]:
         return {path.name: path}
     # The root of a data set has one directory for each task; otherwise `path` is such a directory itself.
     task_path = path / TASK_DIRECTORIES[task] if (path / TASK_DIRECTORIES[task]).is_dir() else path
-    names = sorted((p.name for p in task_path.iterdir() if is_store(p)), key=lambda name: (name != "train", name))
+    names = sorted((p.name for p in visible(task_path) if is_store(p)), key=lambda name: (name != "train", name))
     if not names:
         raise InputError(f"{path}: no splits for task {task!r}; found {stores_below(path)}")
     return {name: task_path / name for name in names}
@@ -102,8 +102,7 @@ def stores_in(path: Path) -> list[Path]:
     Raises:
         InputError: if there is none.
     """
-    found = [index.parent for index in path.glob("*/**/index.json")]
-    found = [store for store in found if not any(part.startswith(".") for part in store.relative_to(path).parts)]
+    found = [index.parent for index in visible(path, "*/**/index.json")]
     if not found:
         raise InputError(f"{path}: no data set; found {stores_below(path)}")
     return sorted(found, key=lambda store: (store.parent.as_posix(), store.name != "train", store.name))
@@ -117,8 +116,8 @@ def stores_below(path: Path) -> str:
 
 
 def _below(path: Path) -> list[str]:
-    found = sorted(index.parent.relative_to(path).as_posix() for index in path.glob("*/**/index.json"))
-    return found or sorted(entry.name for entry in path.iterdir())
+    found = sorted(index.parent.relative_to(path).as_posix() for index in visible(path, "*/**/index.json"))
+    return found or [entry.name for entry in visible(path)]
 
 
 def write_split(

@@ -21,10 +21,10 @@ from equicat.data.extxyz import advice_on, atoms_of_text, entries_to_write, valu
 from equicat.data.labels import LABELS, USUAL_KEYS, LabelKeys
 from equicat.data.structure import Structure
 from equicat.errors import InputError, Remark
-from equicat.files import replacing_file
+from equicat.files import replacing_file, visible
 
 STRUCTURE_FILE = re.compile(
-    r"[^.].*\.(extxyz|xyz|traj|db|cif|vasp|xsf|gen|res|pdb)|.*(POSCAR|CONTCAR|OUTCAR).*|.*vasprun.*\.xml", re.IGNORECASE
+    r".+\.(extxyz|xyz|traj|db|cif|vasp|xsf|gen|res|pdb)|.*(POSCAR|CONTCAR|OUTCAR).*|.*vasprun.*\.xml", re.IGNORECASE
 )
 """Names that are read in a folder, without the ending of a compression. ASE takes a README.md for a format, too."""
 
@@ -79,10 +79,10 @@ def structure_files(folder: Path) -> list[Path]:
     Raises:
         InputError: if there is none.
     """
-    names = {path: get_compression(path.name)[0] for path in folder.iterdir() if path.is_file()}
+    names = {path: get_compression(path.name)[0] for path in visible(folder) if path.is_file()}
     found = sorted((path for path, name in names.items() if STRUCTURE_FILE.fullmatch(name)), key=natural_order)
     if not found:
-        entries = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        entries = ", ".join([path.name for path in visible(folder)][:8]) or "nothing"
         raise InputError(
             f"{folder}: no structure file in it; found {entries}; a pattern such as '{folder}/**/OUTCAR' finds those "
             "in folders below"

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 
-from equicat.files import read_json
+from equicat.files import read_json, visible
 from equicat.relaxation.summary import words_on
 from equicat.run_directory import (
     CONFIG,
@@ -94,13 +94,13 @@ def read_run(run_dir: Path) -> RunFiles:
 
     def evaluation(name: str, file: str, folder: str) -> Evaluation:
         summary = attempt(file, _read_evaluation, {})
-        found = sorted(p.stem for p in (run_dir / folder).glob("*.npz"))
+        found = [p.stem for p in visible(run_dir / folder, "*.npz")]
         order = [split for split in summary.get("splits", found) if split in found]
         read = {split: attempt(f"{folder}/{split}.npz", _read_predictions, {}) for split in order}
         return Evaluation(name, summary, {split: arrays for split, arrays in read.items() if arrays})
 
     def others() -> tuple[Evaluation, ...]:
-        names = sorted(path.parent.name for path in (run_dir / EVALUATIONS).glob(f"*/{OTHER_METRICS}"))
+        names = [path.parent.name for path in visible(run_dir / EVALUATIONS, f"*/{OTHER_METRICS}")]
         folders = {name: f"{EVALUATIONS}/{name}" for name in names}
         return tuple(evaluation(n, f"{f}/{OTHER_METRICS}", f"{f}/{PREDICTIONS}") for n, f in folders.items())
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equicat.errors import InputError
-from equicat.files import writing_to
+from equicat.files import visible, writing_to
 
 DATABASE, KEY, LOCK = "serve.db", "key", "lock"
 SCREENING, STEPS, RESULT, LOG = "screening", "steps.json", "result.json", "log.txt"
@@ -57,7 +57,7 @@ class Home:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; give the name of a directory with --folder")
-        there = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+        there = [entry.name for entry in visible(self.path)]
         if there and LOCK not in there:
             raise InputError(f"{self.path}: holds other files ({', '.join(there[:3])}); give another --folder")
         with writing_to(self.path):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from equicat.errors import InputError
-from equicat.files import read_json, replace_json, writing_to
+from equicat.files import read_json, replace_json, visible, writing_to
 
 PLAN, CELLS, RESULT, LOCK = "study.json", "cells", "result.json", "lock"
 FORMAT_VERSION = 1
@@ -105,14 +105,12 @@ class Plan:
         Raises:
             InputError: if the folder holds something else than this study.
         """
-        there = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
+        there = {path.name for path in visible(self.out)}
         if PLAN in there:
             earlier = read_json(self.out / PLAN).get("study")
             if earlier != self.study:
                 raise InputError(f"{self.out}: holds the study {earlier}; give another folder for {self.study}")
-        elif any(
-            name != CELLS and not name.startswith(".") for name in there
-        ):  # those may be a plan just being written
+        elif there - {CELLS}:
             raise InputError(f"{self.out}: holds something else than a study; give another folder")
         with writing_to(self.out):
             (self.out / CELLS).mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from equicat.errors import InputError
-from equicat.files import replace_json, replacing_file, writing_to
+from equicat.files import replace_json, replacing_file, visible, writing_to
 from equicat.run_directory import METRICS as METRICS_FILE
 from equicat.run_directory import environment, metric_columns, read_config, saved_epoch
 from equicat.studies.cells import CELLS, PLAN
@@ -74,7 +74,7 @@ def find_runs(paths: Sequence[str]) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for path in map(Path, paths):
         if (path / PLAN).is_file():
-            cells = sorted(cell for cell in (path / CELLS).iterdir() if (cell / RUN / METRICS_FILE).is_file())
+            cells = [cell for cell in visible(path / CELLS) if (cell / RUN / METRICS_FILE).is_file()]
             found |= {cell / RUN: cell.name.rpartition("-")[0] for cell in cells}
         else:
             found[path] = path.name

@@ -15,6 +15,7 @@ from numpy import ndarray
 from equicat.data.datasets import Dataset, open_dataset, require_labels
 from equicat.data.directory import TASK_DIRECTORIES, is_store, splits_of
 from equicat.errors import InputError
+from equicat.files import visible
 from equicat.sources.subsets import size_of
 from equicat.tasks.tasks import LABEL_OF
 
@@ -83,7 +84,7 @@ class StudyData:
         """A digest of all splits, for which their indices suffice: these hold the checksum of every shard."""
         digest = hashlib.sha256()
         for task in sorted(set(TASK_DIRECTORIES.values())):
-            for index in sorted((self.path / task).glob("*/index.json")):
+            for index in visible(self.path / task, "*/index.json"):
                 digest.update(index.parent.name.encode() + index.read_bytes())
         return digest.hexdigest()
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import kills
 import numpy as np
 import pytest
 from oc20_samples import REFERENCE, oc20_like, raw_frame, with_relaxed, write_aselmdb, write_lmdb, write_raw
@@ -22,7 +23,6 @@ from equicat.data.neighbors import neighbor_list
 from equicat.data.readers import read, write
 from equicat.data.store import Store
 from equicat.errors import InputError
-from equicat.sources import packing
 from equicat.sources.oc20.files import grouped, pieces_of
 from equicat.sources.oc20.mapping import read_mapping
 from equicat.sources.packing import PackOptions, pack
@@ -124,23 +124,6 @@ class TestDeterminism:
         assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
         assert not (tmp_path / ".out.partial").exists()
 
-    @pytest.mark.parametrize("options", [PLAIN, PackOptions("float32", progress=False)], ids=["same", "other"])
-    def test_what_a_kill_after_the_end_left_is_not_trusted(self, raw, tmp_path, monkeypatch, options):
-        pack(tmp_path / "whole", shards_of(raw), INFO, options)
-
-        def killed(_):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(packing, "remove_directory", killed)
-            with pytest.raises(KeyboardInterrupt):
-                pack(tmp_path / "out", shards_of(raw), INFO, PLAIN)
-        assert (tmp_path / ".out.partial").is_dir()
-        shutil.rmtree(tmp_path / "out")
-        pack(tmp_path / "out", shards_of(raw), INFO, options)
-        assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
-        assert not (tmp_path / ".out.partial").exists()
-
     def test_other_input_or_options_are_not_mixed(self, raw, tmp_path):
         shards = shards_of(raw)
         (raw / "9.extxyz.xz").write_bytes(b"")
@@ -184,7 +167,27 @@ def run_script(folder: Path, raw: Path, out: Path, workers: int) -> subprocess.P
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-@pytest.mark.parametrize(("workers", "kills"), [(1, 3), pytest.param(2, 10, marks=pytest.mark.slow)])
+def test_a_kill_at_any_change_of_a_file_changes_no_byte(tmp_path):
+    raw, out = write_raw(tmp_path / "raw", FRAMES[:6], 3), tmp_path / "out"
+    pack(tmp_path / "whole", shards_of(raw, 3), INFO, PLAIN)
+    whole, was_there = bytes_of(tmp_path / "whole"), []
+    for kill_at in range(1, 100):
+        if kills.run(lambda: pack(out, shards_of(raw, 3), INFO, PLAIN), kill_at) == 0:
+            break
+        was_there.append(out.exists())
+        if out.exists():
+            assert bytes_of(out) == whole
+            shutil.rmtree(out)  # what was left beside it is not trusted
+        pack(out, shards_of(raw, 3), INFO, PLAIN)
+        assert bytes_of(out) == whole
+        assert {path.name for path in tmp_path.iterdir()} == {"raw", "whole", "out"}
+        shutil.rmtree(out)
+    assert (was_there[0], was_there[-1]) == (False, True)
+    assert kill_at > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "kills"), [(1, 3), (2, 10)])
 def test_kill_9_at_random_moments_changes_no_byte(tmp_path, workers, kills):
     raw = write_raw(tmp_path / "raw", [oc20_like(seed, 60) for seed in range(300)], 10)
     process = run_script(tmp_path, raw, tmp_path / "whole", workers)

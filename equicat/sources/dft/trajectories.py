@@ -14,6 +14,7 @@ from equicat.data.readers import natural_order, read_each, stem_of
 from equicat.data.structure import Structure
 from equicat.data.vasp import progress_of
 from equicat.errors import InputError
+from equicat.files import visible
 
 RELAXATIONS = re.compile(r"(.*OUTCAR.*|.*vasprun.*\.xml.*|.*\.(traj|extxyz|xyz))(\.(gz|xz|bz2))?", re.IGNORECASE)
 """Names of the files that a directory is searched for."""
@@ -67,7 +68,7 @@ def find_files(paths: Sequence[str]) -> Found:
                 raise InputError(f"{path}: no such file or directory")
             result.files.append(path)
             continue
-        names = (p for p in path.rglob("*") if RELAXATIONS.fullmatch(p.name) and p.is_file())
+        names = (p for p in visible(path, "**/*") if RELAXATIONS.fullmatch(p.name) and p.is_file())
         files = sorted(names, key=natural_order)
         if not files:
             raise InputError(f"{path}: no .traj, .extxyz, .xyz, vasprun.xml or OUTCAR file in it (also .gz, .xz)")

@@ -8,6 +8,7 @@ from typing import Any
 
 from equicat.data.structure import Structure
 from equicat.errors import InputError
+from equicat.files import visible
 from equicat.sources.oc20.lmdb import count_entries, read_ase, read_lmdb
 from equicat.sources.oc20.raw import read_log, read_raw
 from equicat.sources.packing import Piece
@@ -64,7 +65,7 @@ def pieces_of(path: str | Path, size: int, total: bool = False) -> list[FilePiec
     """
     path = Path(path)
     if path.is_dir():
-        names = sorted(p.name for p in path.iterdir())
+        names = [p.name for p in visible(path)]
         raw = [n for n in names if n.endswith((*RAW, ".txt", ".txt.xz")) and n.split(".")[0].isdecimal()]
         databases = [path / n for n in names if n.endswith(DATABASES)]
     else:

@@ -14,7 +14,7 @@ from equicat.data.shards import labels_of
 from equicat.data.store import SHARD_SIZE, Store
 from equicat.data.structure import Structure
 from equicat.errors import InputError
-from equicat.files import remove_directory, writing_to
+from equicat.files import remove_directory, visible, writing_to
 from equicat.options.values import Checked, Cutoff, Workers
 from equicat.sources.oc20.catalogue import MAPPING, MIRROR, Split, splits_named
 from equicat.sources.oc20.download import download, require_space, unpack
@@ -107,7 +107,7 @@ def find_split(root: Path, split: Split) -> Path:
     if root.is_file() and root.name.endswith(DATABASES):
         return root
     for place in [*(root / p for p in split.places()), root]:
-        if place.is_dir() and any(p.name.endswith((*DATABASES, *RAW)) for p in place.iterdir()):
+        if place.is_dir() and any(p.name.endswith((*DATABASES, *RAW)) for p in visible(place)):
             return place
     raise InputError(
         f"{root}: no files of split {split.published!r} of task {split.task}; looked for databases or 0.extxyz.xz with "
@@ -180,7 +180,7 @@ def _unpack(path: Path, unpacked: Path, splits: list[Split], progress: bool) -> 
 
 def _unpacked_place(unpacked: Path, split: Split) -> Path | None:
     """Where the files of a split are in its unpacked archive."""
-    places = {file.parent for file in unpacked.rglob("*") if file.name.endswith((*DATABASES, *RAW))}
+    places = {file.parent for file in visible(unpacked, "**/*") if file.name.endswith((*DATABASES, *RAW))}
     return next((p for p in sorted(places) if p.as_posix().endswith(f"/{split.inside}")), None)
 
 
