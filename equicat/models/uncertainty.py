@@ -205,7 +205,7 @@ def no_grade(model: Graded) -> str:
     """The reason why there are no grades; empty if there are."""
     if model.grade is not None:
         return ""
-    return f"the run has no {GRADE}; one of an earlier version has none, so train it again"
+    return f"the run has no {GRADE}, as those of earlier versions; `equicat train` with --run.resume true makes it"
 
 
 def check_max_grade(model: Graded, max_grade: float, outside_training: Action) -> None:

@@ -23,7 +23,7 @@ from equicat.models.devices import require_devices
 from equicat.models.direct import DirectModel
 from equicat.models.potential import Potential
 from equicat.models.uncertainty import Grade
-from equicat.run_directory import GRADE, NewRun, check_free, has_checkpoint, new_run
+from equicat.run_directory import GRADE, WEIGHTS, NewRun, check_free, has_checkpoint, new_run
 from equicat.tasks.tasks import Task, outputs_of, resolved, task_of
 from equicat.training.callbacks import RunWriter
 from equicat.training.config import RunConfig, TrainConfig
@@ -93,6 +93,8 @@ def train(config: TrainConfig) -> TrainResult:
     if earlier is not None and (reason := nothing_left(earlier, config)) is not None:
         if is_main_process():
             print(f"{run}: nothing to do, {reason}", flush=True)
+            if (run / WEIGHTS).is_file() and not (run / GRADE).is_file():  # killed between its end and its grade
+                write_grade(run, start.train_set, options.accelerator)
         return TrainResult(run, min(earlier.val_losses, default=math.inf), 0.0)
     module, origin = start.module(earlier), None
     loaders = _loaders(config, start.task.labels, start.train_set, tuple(start.held_out.values()))
@@ -109,7 +111,7 @@ def train(config: TrainConfig) -> TrainResult:
             raise InputError(f"{run}: no validation loss was a number, so there is no model; lower optimizer.lr")
     seconds = time.monotonic() - started
     if is_main_process():
-        write_grade(run, start.train_set, "cpu" if options.accelerator == "cpu" else "auto")
+        write_grade(run, start.train_set, options.accelerator)
     return TrainResult(run, writer.best, seconds)
 
 
@@ -161,15 +163,15 @@ class _Start:
         return module
 
 
-def write_grade(run: Path, data: AnyDataset, device: str) -> None:
+def write_grade(run: Path, data: AnyDataset, accelerator: str) -> None:
     """Describe training data in the features of a run's saved model, by which predictions are graded.
 
     Args:
         run: run directory with a model.
         data: the training data; :data:`GRADE_SAMPLE` structures, evenly spread, are looked at.
-        device: where to compute.
+        accelerator: that of the training; but for ``cpu``, a GPU computes if there is one.
     """
-    model = saved.load(run, device)
+    model = saved.load(run, "cpu" if accelerator == "cpu" else "auto")
     sample = Subset.of(data, evenly_spread(len(data), GRADE_SAMPLE))
     loader = batches(sample, model.cutoff, batch_size=8, dtype=model.dtype, labels=())
     seen = (batch.to(model.scale.device) for batch in loader)

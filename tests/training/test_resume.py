@@ -327,6 +327,13 @@ def test_a_finished_run_has_nothing_to_do(data, copy, capsys, options, message):
     assert result.best_val_loss == pytest.approx(min(float(row["val_loss"]) for row in rows(copy)))
 
 
+def test_a_finished_run_that_was_killed_before_it_had_grades_gets_them(data, copy):
+    before = files(copy)
+    (copy / "grade.safetensors").unlink()
+    resume(data, copy, 5, run={"max_epochs": 2})
+    assert files(copy) == before
+
+
 def test_patience_counts_across_sessions(data, tmp_path):
     options = {"optimizer": {"lr": 1e-30, "ema_decay": None}, "run": {"early_stopping": 3}}
     run = go(data, tmp_path / "run", 2, **options).run
