@@ -91,7 +91,7 @@ def restore_directory(path: Path) -> None:
 
 def _replaced(path: Path) -> Path:
     """The name of a directory while another takes its place."""
-    return path.with_name(f".{path.name}.old")
+    return path.with_name(f".{path.name}.replaced")
 
 
 def remove_directory(path: Path) -> None:

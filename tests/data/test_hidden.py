@@ -33,7 +33,7 @@ def test_visible_paths(tmp_path):
     assert visible(tmp_path / "missing") == []
 
 
-@pytest.mark.parametrize("left", [".20-new-train", ".val_id.old", ".val_id.partial/store"])
+@pytest.mark.parametrize("left", [".20-new-train", ".val_id.replaced", ".val_id.partial/store"])
 def test_what_a_kill_left_is_no_split(tmp_path, left):
     write_store(tmp_path / "data" / "s2ef" / "val_id", [labelled(0)], DatasetInfo("total"))
     (tmp_path / "data" / "s2ef" / left).parent.mkdir(exist_ok=True)
