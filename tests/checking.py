@@ -6,6 +6,7 @@ pyproject.toml names :func:`first_calls` as the type checker of pytest; ``confte
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -26,13 +27,7 @@ def begin() -> None:
 
 
 def first_calls(function: Callable[..., Any]) -> Any:
-    """A function that checks its arguments as beartype does, and ends all checks when there were enough.
-
-    The check is compiled when the function is first called; most are never called by one test process. A function
-    within a function is not checked: it is made anew, with its check, whenever the outer one is called.
-    """
-    if "<locals>" in function.__qualname__:
-        return function
+    """A function that checks its arguments as beartype does, and ends all checks when there were enough."""
     checked: Callable[..., Any] | None = None
 
     @wraps(function)
@@ -41,7 +36,23 @@ def first_calls(function: Callable[..., Any]) -> Any:
         if next(_calls) == CALLS:
             jaxtyping.config.update("jaxtyping_disable", True)
         if checked is None:
-            checked = beartype(function)
+            checked = _compiled(function)
         return checked(*arguments, **options)
 
     return counted
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The check of a function's signature, compiled once.
+
+    jaxtyping hands over functions that have a signature and do nothing. Most are never called by one test process, and
+    one within another function is made anew whenever that is called.
+    """
+    key = function.__module__, function.__qualname__, str(signature(function))
+    if key not in _checks:
+        _checks[key] = beartype(function)
+    return _checks[key]
+
+
+_checks: dict[tuple[str, str, str], Callable[..., Any]] = {}
+"""Checks by module, name and signature."""

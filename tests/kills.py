@@ -3,7 +3,8 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 KILLED = 9
@@ -40,6 +41,25 @@ def run(work: Callable[[], object], kill_at: int | None = None) -> int:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def at_every_change(work: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Kill the work before its first change, its second and so on, until it comes to its end.
+
+    Args:
+        work: what is killed; it finds what the caller has left after the kill before.
+        prepare: what is done before the work, each time.
+
+    Yields:
+        After each kill.
+    """
+    for kill_at in count(1):
+        prepare()
+        status = run(work, kill_at)
+        if status == 0:
+            return
+        assert status == KILLED
+        yield
 
 
 def _is_written(path: Any, mode: Any, flags: int) -> bool:

@@ -3,14 +3,24 @@
 import os
 import shutil
 import stat
-from pathlib import Path
+from functools import partial
 
+import kills
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from equicat import InputError
-from equicat.files import remove_directory, replace_directory, replacing_directory, replacing_file, restore_directory
+from equicat.files import (
+    PLAN,
+    planned_folder,
+    read_json,
+    remove_directory,
+    replace_directory,
+    replacing_directory,
+    replacing_file,
+    restore_directory,
+)
 
 
 def mode(path) -> int:
@@ -49,48 +59,47 @@ def test_a_file_that_fails_leaves_the_old_one_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_directory_whose_removal_is_killed_leaves_no_part_under_its_name(tmp_path, monkeypatch):
-    folder = tmp_path / "folder"
-    (folder / "inside").mkdir(parents=True)
+def test_a_directory_whose_removal_is_killed_is_whole_or_not_under_its_name(tmp_path):
+    folder, was_there = tmp_path / "folder", []
 
-    def killed(path, **_):
-        if path.exists():
-            raise KeyboardInterrupt
+    def prepare():
+        (folder / "inside").mkdir(parents=True, exist_ok=True)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            remove_directory(folder)
-    assert not folder.exists()
-    (folder / "inside").mkdir(parents=True)
-    remove_directory(folder)
+    for _ in kills.at_every_change(partial(remove_directory, folder), prepare):
+        was_there.append(folder.exists())
+        assert (folder / "inside").exists() == was_there[-1]
+    assert set(was_there) == {True, False}
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("renamings", [1, 2])
-def test_a_directory_that_is_being_replaced_is_there_after_a_kill(tmp_path, monkeypatch, renamings):
-    folder, new = tmp_path / "folder", tmp_path / "new"
-    for path in (folder, new):
-        path.mkdir()
-        (path / "name").write_text(path.name)
-    done, rename = [], Path.rename
+def test_a_directory_that_is_being_replaced_is_there_after_a_kill(tmp_path):
+    folder, new, found = tmp_path / "folder", tmp_path / "new", []
 
-    def killed(path, target):
-        if len(done) == renamings:
-            raise KeyboardInterrupt
-        done.append(path)
-        return rename(path, target)
+    def prepare():
+        for path in (folder, new):
+            path.mkdir(exist_ok=True)
+            (path / "name").write_text(path.name)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        patch.setattr(shutil, "rmtree", lambda path, **_: killed(path, path) if path.exists() else None)
-        with pytest.raises(KeyboardInterrupt):
-            replace_directory(folder, new)
-    restore_directory(folder)
-    assert (folder / "name").read_text() == ("folder" if renamings == 1 else "new")
-    with pytest.raises(InputError, match="exists already"), replacing_directory(folder):
-        pass
-    with replacing_directory(folder, overwrite=True) as third:
-        (third / "name").write_text("third")
-    assert (folder / "name").read_text() == "third"
-    assert [path.name for path in tmp_path.iterdir() if path != new] == ["folder"]
+    for _ in kills.at_every_change(partial(replace_directory, folder, new), prepare):
+        restore_directory(folder)
+        found.append((folder / "name").read_text())
+        with pytest.raises(InputError, match="exists already"), replacing_directory(folder):
+            pass
+        with replacing_directory(folder, overwrite=True) as third:
+            (third / "name").write_text("third")
+        assert (folder / "name").read_text() == "third"
+        assert [path.name for path in tmp_path.iterdir() if path != new] == ["folder"]
+    assert found == ["folder", "folder", *["new"] * (len(found) - 2)]
+    assert len(found) > 2
+
+
+def test_a_folder_of_work_can_be_begun_again_after_a_kill_at_any_change(tmp_path):
+    folder, there = tmp_path / "folder", []
+    begin = partial(planned_folder, folder, {"options": 1}, progress=())
+    for _ in kills.at_every_change(partial(begin, existing="refuse")):
+        there.append(folder.is_dir())
+        begin(existing="resume" if (folder / PLAN).is_file() else "refuse")
+        assert read_json(folder / PLAN) == {"options": 1}
+        shutil.rmtree(folder)
+    assert set(there) == {False, True}
+    assert len(there) > 3

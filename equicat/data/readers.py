@@ -166,7 +166,7 @@ def _siblings(path: Path) -> str:
     """A hint for a mistyped path: what its folder holds."""
     if not path.parent.is_dir():
         return f" (nor the folder {path.parent})"
-    names = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    names = [entry.name for entry in visible(path.parent)]
     return f"; {path.parent} holds {', '.join(names[:8]) or 'nothing'}{' ...' if len(names) > 8 else ''}"
 
 

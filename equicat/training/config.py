@@ -199,6 +199,10 @@ class TrainConfig(Checked):
             )
 
 
+_parsers: dict[frozenset[tuple[str, str]], Parser] = {}
+"""Parsers that have read a configuration, by the names in its parts: to find the options takes longer than to read."""
+
+
 def from_mapping(values: Mapping[str, Any], source: str = "") -> TrainConfig:
     """A configuration from mappings and lists by part and option, as YAML holds it.
 
@@ -217,10 +221,6 @@ def from_mapping(values: Mapping[str, Any], source: str = "") -> TrainConfig:
     if not any(":" in name for _, name in chosen):  # a module of one's own may be another the next time
         _parsers[chosen] = parser
     return config
-
-
-_parsers: dict[frozenset[tuple[str, str]], Parser] = {}
-"""Parsers that have read a configuration, by the names in its parts: to find the options takes longer than to read."""
 
 
 def with_data(values: Mapping[str, Any], path: str | None = None) -> dict[str, Any]:

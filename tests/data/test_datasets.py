@@ -3,8 +3,11 @@
 import json
 import pickle
 import re
+import shutil
 import weakref
+from contextlib import suppress
 
+import kills
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -248,6 +251,29 @@ class TestWriteStore:
             write_store(tmp_path / "s", STRUCTURES[:1], INFO)
         assert write_store(tmp_path / "s", STRUCTURES[:1], INFO, overwrite=True) == 1
         assert len(Store(tmp_path / "s")) == 1
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_kill_at_any_change_leaves_the_old_store_or_the_new_one(self, tmp_path, overwrite):
+        path, sizes = tmp_path / "s", []
+
+        def old():
+            if overwrite:
+                write_store(path, STRUCTURES[:1], INFO)
+
+        def new():
+            write_store(path, STRUCTURES, INFO, overwrite=overwrite)
+
+        for _ in kills.at_every_change(new, old):
+            with suppress(InputError):  # it exists, perhaps again
+                write_store(path, STRUCTURES, INFO)
+            energies = list(Store(path).array("energy"))
+            assert energies == [s.energy for s in STRUCTURES[: len(energies)]]
+            sizes.append(len(energies))
+            for left in tmp_path.iterdir():
+                shutil.rmtree(left)
+        assert len(sizes) >= 5
+        assert sizes[0] == (1 if overwrite else 3)
+        assert set(sizes) == ({1, 3} if overwrite else {3})
 
     def test_failure_leaves_the_old_store(self, tmp_path):
         write_store(tmp_path / "s", STRUCTURES, INFO)

@@ -167,28 +167,33 @@ def run_script(folder: Path, raw: Path, out: Path, workers: int) -> subprocess.P
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-def test_a_kill_at_any_change_of_a_file_changes_no_byte(tmp_path):
+@pytest.mark.parametrize("later", [PLAIN, PackOptions("float32", progress=False)], ids=["same", "other"])
+def test_a_kill_at_any_change_of_a_file_changes_no_byte(tmp_path, later):
+    """Where only the notes of a finished store are left, they are not trusted, whatever the options are then."""
     raw, out = write_raw(tmp_path / "raw", FRAMES[:6], 3), tmp_path / "out"
-    pack(tmp_path / "whole", shards_of(raw, 3), INFO, PLAIN)
-    whole, was_there = bytes_of(tmp_path / "whole"), []
-    for kill_at in range(1, 100):
-        if kills.run(lambda: pack(out, shards_of(raw, 3), INFO, PLAIN), kill_at) == 0:
-            break
+
+    def packed(name: str, options: PackOptions) -> dict[str, bytes]:
+        pack(tmp_path / name, shards_of(raw, 3), INFO, options)
+        return bytes_of(tmp_path / name)
+
+    whole, whole_later, was_there = packed("whole", PLAIN), packed("later", later), []
+    for _ in kills.at_every_change(lambda: packed("out", PLAIN)):
         was_there.append(out.exists())
-        if out.exists():
+        if was_there[-1]:
             assert bytes_of(out) == whole
-            shutil.rmtree(out)  # what was left beside it is not trusted
-        pack(out, shards_of(raw, 3), INFO, PLAIN)
-        assert bytes_of(out) == whole
-        assert {path.name for path in tmp_path.iterdir()} == {"raw", "whole", "out"}
+            shutil.rmtree(out)
+            assert packed("out", later) == whole_later
+        else:
+            assert packed("out", PLAIN) == whole
+        assert {path.name for path in tmp_path.iterdir()} == {"raw", "whole", "later", "out"}
         shutil.rmtree(out)
     assert (was_there[0], was_there[-1]) == (False, True)
-    assert kill_at > 20
+    assert len(was_there) > 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(1, 3), (2, 10)])
-def test_kill_9_at_random_moments_changes_no_byte(tmp_path, workers, kills):
+@pytest.mark.parametrize(("workers", "n_kills"), [(1, 3), (2, 10)])
+def test_kill_9_at_random_moments_changes_no_byte(tmp_path, workers, n_kills):
     raw = write_raw(tmp_path / "raw", [oc20_like(seed, 60) for seed in range(300)], 10)
     process = run_script(tmp_path, raw, tmp_path / "whole", workers)
     process.stdout.readline()
@@ -197,23 +202,23 @@ def test_kill_9_at_random_moments_changes_no_byte(tmp_path, workers, kills):
     seconds = time.monotonic() - started
     rng = random.Random(5)
     killed = 0
-    for _ in range(20 * kills):
+    for _ in range(20 * n_kills):
         process = run_script(tmp_path, raw, tmp_path / "out", workers)
         process.stdout.readline()
-        time.sleep(rng.uniform(0.0, 2.5 * seconds / kills))
+        time.sleep(rng.uniform(0.0, 2.5 * seconds / n_kills))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             killed += 1
             assert not (tmp_path / "out").exists() or bytes_of(tmp_path / "out")
         process.wait()
-        if (tmp_path / "out").exists() and killed < kills:  # faster than the dice: once more from the start
+        if (tmp_path / "out").exists() and killed < n_kills:  # faster than the dice: once more from the start
             assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
             for file in (tmp_path / "out").iterdir():
                 file.unlink()
             (tmp_path / "out").rmdir()
-        if killed == kills:
+        if killed == n_kills:
             break
-    assert killed == kills
+    assert killed == n_kills
     if not (tmp_path / "out").exists():
         assert run_script(tmp_path, raw, tmp_path / "out", workers).wait() == 0
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
