@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from equicat.bench.peers.worker import loss
 from equicat.bench.speed import SIZES, our_config, slabs
 from equicat.data.batch import Batch
 from equicat.data.structure import Structure
-from equicat.kernels.gpu import environment, products
+from equicat.kernels.gpu import environment, hidden, products, sums
 from equicat.kernels.products import split_products
 from equicat.models.potential import Potential
 from equicat.networks.allegro import AllegroConfig, NequipAllegroConfig
@@ -46,6 +47,10 @@ ROWS = [
 ]
 SHAPES = [(256, 2), (256, 4), (512, 2), (512, 4), (1024, 4), (1024, 8)]
 """Candidates of :data:`equicat.kernels.gpu.environment.SHAPES`."""
+HIDDEN = [(128, 32, 8), (64, 32, 4), (128, 64, 8), (64, 64, 4), (64, 32, 8)]
+"""Candidates of rows, columns and warps in :mod:`equicat.kernels.gpu.hidden`."""
+SUMS = [products.Tiles(64, *t) for t in ((128, 64, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1), (64, 64, 4, 2))]
+"""Candidates of :data:`equicat.kernels.gpu.sums.TILES`."""
 N_EDGES = 118_398
 REPEATS = 10
 
@@ -297,9 +302,37 @@ def edge_candidates() -> dict[str, Any]:
     return found
 
 
+def narrow_candidates() -> dict[str, float]:
+    """Milliseconds of the kernels of narrow hidden layers, and of sums over edges, for tiles and warps."""
+    found = {}
+
+    def measure(kernel: str, tiles: object, function: Callable[[], Any]) -> None:
+        name = f"{kernel} {tiles}"
+        found.update(tried(name, "", lambda: {name: milliseconds(function, 7)}))
+
+    before = {name: getattr(hidden, name) for name in ("EDGES", "COLUMNS", "WARPS")}, sums.TILES
+    for n_x, widths in ((64, [96, 96, 64, 64, 64]), (32, [96, 64, 64])):
+        x, z = torch.randn(N_EDGES, n_x, device=DEVICE), torch.randn(N_EDGES, 64, device=DEVICE)
+        grads = [torch.randn(N_EDGES, n, device=DEVICE) for n in widths]
+        matrices = torch.randn(n_x, 64, device=DEVICE), torch.randn(64, sum(widths), device=DEVICE)
+        layer = hidden.Hidden(*matrices, widths)
+        for tiles in HIDDEN:
+            hidden.EDGES, hidden.COLUMNS, hidden.WARPS = tiles
+            measure(f"hidden layer {n_x}", tiles, partial(layer, x, z, [None] * len(widths)))
+            measure(f"its gradient {n_x}", tiles, partial(layer.back, x, z, grads))
+            measure(f"how that changes {n_x}", tiles, partial(layer.moving, x, z, z, grads))
+        for shape in SUMS:
+            sums.TILES = shape
+            measure(f"sums {n_x}", shape, partial(sums.sums, x, grads, x, grads, True))
+    vars(hidden).update(before[0])
+    sums.TILES = before[1]
+    return found
+
+
 PARTS: dict[str, Callable[[], Any]] = {
     "products": product_candidates,
     "edges": edge_candidates,
+    "narrow": narrow_candidates,
     "times": lambda: {name: times(name) for name in CONFIGS},
     "errors": lambda: {name: errors(name) for name in CONFIGS},
     "profiles": lambda: [
@@ -316,6 +349,7 @@ PARTS: dict[str, Callable[[], Any]] = {
 HEADS = {
     "products": ("form", "k", "n", "how", "ms", "TFLOP/s", "error"),
     "edges": ("kernel", "with", "tile, warps", "ms"),
+    "narrow": ("kernel, tiles", "", "ms"),
     "times": ("model", "how", "inference [ms]", "training [ms]", "memory [GB]"),
     "errors": ("model", "how", "energies", "forces", "gradients"),
     "profiles": ("ms", "launches", "kernel"),

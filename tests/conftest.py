@@ -59,6 +59,7 @@ def pytest_configure() -> None:
         import interpreter
 
         interpreter.make_quick()
+        interpreter.refuse_short_products()
 
 
 def pytest_runtest_setup() -> None:

@@ -13,8 +13,9 @@ Results = Mapping[str, Any]
 COLORS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#64473a", "#9b9a97")
 
 
-def _number(value: float | None, decimals: int = 3) -> str:
-    return "–" if value is None else f"{value:.{decimals}f}"
+def _number(value: float | None) -> str:
+    """Three decimals, and three digits of what is less than 0.1."""
+    return "–" if value is None else f"{value:.3f}" if value >= 0.1 else f"{value:.3g}"
 
 
 def speed_text(results: Results) -> str:
@@ -61,7 +62,8 @@ def scaling_text(results: Results) -> str:
                 rows.append([title, str(p["n_atoms"]), p["failed"], *[""] * 4])
                 continue
             seconds, batch = p["inference_s"], p["neighbors_s"]
-            values = [f"{seconds:.3f}", f"{seconds / p['n_atoms'] * 1e6:.1f}", f"{batch:.3f}", f"{batch / seconds:.0%}"]
+            per_atom = seconds / p["n_atoms"] * 1e6
+            values = [_number(seconds), f"{per_atom:.3g}", _number(batch), f"{batch / seconds:.0%}"]
             rows.append([title, str(p["n_atoms"]), *values, f"{p['peak_gb']:.2f}"])
         if "kb_per_atom" in series:
             spread = f", time per atom within a factor {series.get('time_per_atom_spread', 1):.2f} from 1,000 atoms on"

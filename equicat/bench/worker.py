@@ -18,7 +18,7 @@ from equicat.data.structure import Structure
 from equicat.interfaces.nequip_allegro import potential, read_arrays
 from equicat.kernels import backend
 from equicat.kernels.gpu.graphs import MAX_EDGES, Recorder, padded_sizes
-from equicat.models.gradient import ComputeOptions
+from equicat.models.gradient import ComputeOptions, pair_vectors
 from equicat.models.potential import Potential
 from equicat.networks.allegro import NequipAllegroConfig
 
@@ -88,7 +88,7 @@ class Ours:
     def _filled(self) -> PaddedBatch:
         """The batch as `equicat train` fills it up before it records a step."""
         sizes = padded_sizes(len(self.batch.numbers) + 1, self.batch.n_edges)
-        return padded(self.batch, *sizes, far=2 * self.model.cutoff)
+        return padded(self.batch, pair_vectors(self.batch, slice(None)), *sizes, far=2 * self.model.cutoff)
 
     def _gradient(self, batch: Batch) -> Step:
         """Energies, forces, and the gradient of the loss by all weights."""

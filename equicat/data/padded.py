@@ -1,10 +1,10 @@
 """Batches filled up to sizes that come again: what a recorded training step reads."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from equicat.data.batch import Batch, PairBatch
@@ -18,75 +18,78 @@ class PaddedBatch(PairBatch):
     """
 
     sizes: Int[Tensor, "n_systems"] | None = None
-    """Atoms of each system."""
+    """Atoms of each system, where ``system_idx`` does not tell."""
 
     @property
     def n_atoms(self) -> Int[Tensor, "n_systems"]:
         """Atoms of each system."""
-        assert self.sizes is not None
-        return self.sizes
+        return super().n_atoms if self.sizes is None else self.sizes
 
     def without_last_system(self) -> "PaddedBatch":
         """The batch as losses and metrics see it: all atoms, but the systems that were there before.
 
         The atoms of the last system are said to be of the one before; they are fixed, and so count nowhere.
         """
-        systems = {f.name: getattr(self, f.name) for f in fields(self) if f.name in PER_SYSTEM}
-        shorter = {name: value[:-1] for name, value in systems.items() if value is not None}
-        return replace(self, system_idx=self.system_idx.clamp(max=self.n_systems - 2), **shorter)
+        shorter = {name: value[:-1] for name in PER_SYSTEM if (value := getattr(self, name)) is not None}
+        system_idx = self.system_idx.clamp(max=self.n_systems - 2)
+        return replace(self, system_idx=system_idx, sizes=self.n_atoms[:-1], **shorter)
 
-    @property
-    def tensors(self) -> list[Shaped[Tensor, "..."]]:
-        """All tensors, in the order of the fields."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return [value for value in values if isinstance(value, Tensor)]
+    def write(self, batch: Batch, edge_vec: Float[Tensor, "n_edges 3"], far: float) -> None:
+        """Take over the content of a batch, in few launches; arguments are those of :func:`padded`."""
+        assert self.vectors is not None
+        n_atoms, n_edges = len(batch.numbers), batch.n_edges
+        for name in (*PER_ATOM, *PER_SYSTEM):
+            to, source = getattr(self, name), getattr(batch, name)
+            if to is not None:
+                to[: len(source)].copy_(source)
+        for name in PER_ATOM:
+            if (to := getattr(self, name)) is not None:
+                to[n_atoms:].fill_({"system_idx": batch.n_systems, "fixed": True}.get(name, 0))
+        self.numbers[n_atoms:].copy_(batch.numbers[0])
+        self.vectors[:n_edges].copy_(edge_vec)
+        self.edge_index[:, :n_edges].copy_(batch.edge_index)
+        if more := len(self.vectors) - n_edges:
+            self.vectors[n_edges:].zero_()
+            self.vectors[n_edges:, 0].fill_(far)
+            step, begin = len(self.numbers) - n_atoms, n_atoms * more
+            added = torch.arange(begin, begin + step * more, step, device=self.edge_index.device)
+            self.edge_index[:, n_edges:].copy_(added // more)
 
-    def overwrite(self, batch: "PaddedBatch") -> None:
-        """Take over the content of a batch of the same shapes, in few launches."""
-        torch._foreach_copy_(self.tensors, batch.tensors)
 
-
-PER_SYSTEM = ("cell", "pbc", "energy", "stress", "relaxed_energy", "sizes")
+PER_ATOM = ("numbers", "system_idx", "fixed", "tags", "forces", "displacements")
+"""Fields of a batch with a row for each atom, but positions."""
+PER_SYSTEM = ("cell", "pbc", "energy", "stress", "relaxed_energy")
 """Fields of a batch with a row for each system."""
 
 
-def padded(batch: Batch, n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
+def room_for(batch: Batch, n_atoms: int, n_edges: int) -> PaddedBatch:
+    """Memory for batches like this one, with as many systems, to :meth:`PaddedBatch.write` to."""
+    rows = dict.fromkeys(PER_ATOM, n_atoms) | dict.fromkeys(PER_SYSTEM, batch.n_systems + 1)
+    known = {name: x for name in rows if (x := getattr(batch, name)) is not None}
+    fields: dict[str, Any] = {name: x.new_zeros(rows[name], *x.shape[1:]) for name, x in known.items()}
+    fields["cell"][-1].fill_diagonal_(1)
+    return PaddedBatch(
+        positions=batch.positions.new_zeros(n_atoms, 3),
+        edge_index=batch.edge_index.new_zeros(2, n_edges),
+        edge_shift=batch.edge_shift.new_zeros(n_edges, 3),
+        ids=batch.ids,
+        sources=batch.sources,
+        dtype=batch.dtype,
+        vectors=batch.positions.new_zeros(n_edges, 3, dtype=batch.dtype),
+        **fields,
+    )
+
+
+def padded(batch: Batch, edge_vec: Float[Tensor, "n_edges 3"], n_atoms: int, n_edges: int, far: float) -> PaddedBatch:
     """A batch with more atoms and edges, which belong to one more system; on the device of the batch.
 
     Args:
         batch: with at least one atom, of known elements.
+        edge_vec: Å, its pair vectors.
         n_atoms: at least one more than the batch has.
         n_edges: at least as many as the batch has.
         far: Å, longer than any cutoff: the length of the edges that are added, a few to each added atom.
     """
-    here, more_edges = len(batch.numbers), n_edges - batch.n_edges
-    numbers = torch.arange(more_edges, device=batch.edge_index.device)
-    added = here + numbers * (n_atoms - here) // max(more_edges, 1)
-    vectors = _filled(batch.edge_vec(), n_edges)
-    vectors[batch.n_edges :, 0] = far
-    n_systems = batch.n_systems + 1
-    per_atom = {"forces": batch.forces, "displacements": batch.displacements}
-    per_system = {name: getattr(batch, name) for name in PER_SYSTEM if name not in ("cell", "sizes")}
-    labels: dict[str, Any] = {name: None if x is None else _filled(x, n_atoms) for name, x in per_atom.items()}
-    labels |= {name: None if x is None else _filled(x, n_systems) for name, x in per_system.items()}
-    return PaddedBatch(
-        positions=batch.positions.new_zeros(n_atoms, 3),
-        cell=torch.cat([batch.cell, torch.eye(3, device=batch.cell.device, dtype=batch.cell.dtype)[None]]),
-        numbers=torch.cat([batch.numbers, batch.numbers[:1].expand(n_atoms - here)]),
-        system_idx=_filled(batch.system_idx, n_atoms, batch.n_systems),
-        edge_index=torch.cat([batch.edge_index, added.expand(2, -1)], dim=1),
-        edge_shift=batch.edge_shift.new_zeros(n_edges, 3),
-        fixed=_filled(batch.fixed, n_atoms, True),
-        tags=_filled(batch.tags, n_atoms),
-        ids=batch.ids,
-        sources=batch.sources,
-        dtype=batch.dtype,
-        vectors=vectors,
-        sizes=_filled(batch.n_atoms, n_systems, n_atoms - here),
-        **labels,
-    )
-
-
-def _filled(x: Shaped[Tensor, "n *rest"], n: int, value: int = 0) -> Shaped[Tensor, "n_more *rest"]:
-    """More rows of one value."""
-    return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
+    found = room_for(batch, n_atoms, n_edges)
+    found.write(batch, edge_vec, far)
+    return found

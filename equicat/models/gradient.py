@@ -35,7 +35,7 @@ class ComputeOptions:
     """How a potential computes; given when it is made, and without influence on the numbers."""
 
     kernels: bool = True
-    """Use kernels of the whole network where there are any: in C++ on a processor, in Triton on a GPU for inference."""
+    """Use kernels of the whole network where there are any: in C++ on a processor, in Triton on a GPU."""
     recompute: bool = False
     """Train with bounded memory: some centres at a time, computed twice (networks without message passing)."""
     cuda_graphs: bool = True
@@ -69,8 +69,8 @@ class Energies(ABC):
         """Energies and gradient by the network's kernel; ``keep`` takes less time and more memory while training."""
 
     @abstractmethod
-    def by_launches(self, edges: Edges) -> EnergiesAndGradient:
-        """Energies and gradient for inference by a GPU's kernels, or, where it has none for them, by operators."""
+    def by_launches(self, edges: Edges, training: bool = False) -> EnergiesAndGradient:
+        """Energies and gradient by a GPU's kernels, or, where it has none for them, by operators."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +161,10 @@ class PairGradients:
             return partial(potential.by_kernel, training=training, keep=not self.options.recompute)
         if training and self.options.recompute:
             return partial(recomputed, potential)
+        launches = self.options.kernels and backend.has_triton(piece.edge_index.device)
+        function = potential.by_launches if launches else potential.by_autograd
         if training:
-            return partial(potential.by_autograd, training=True)
-        function = potential.by_launches if self.options.kernels else potential.by_autograd
+            return partial(function, training=True)
         if self.options.cuda_graphs and can_be_recorded(potential, piece):
             return self._recorded(potential, function)
         return function

@@ -24,7 +24,7 @@ from equicat.models.gradient import (
 from equicat.models.heads import DisplacementHead, OutputMLP, ScalarHead, needs_vectors, vector_head
 from equicat.models.model import AtomisticModel, Prediction, float64_bits, minus_gradient
 from equicat.models.repulsion import NO_TERMS, ZBL, EnergyTerms
-from equicat.networks import allegro_gpu
+from equicat.networks import allegro_gpu, allegro_gpu_training
 from equicat.networks.catalogue import NetworkConfig, architecture
 from equicat.networks.features import Features
 
@@ -214,13 +214,18 @@ class Potential(AtomisticModel, Energies):
         found = kernel.energies_and_gradient(self.network, readout, edges, training, keep)
         return self._with_terms(*found, edges)
 
-    def by_launches(self, edges: Edges) -> EnergiesAndGradient:
-        """:meth:`by_autograd` for inference: by a GPU's kernels for the whole network, where it has them.
+    def by_launches(self, edges: Edges, training: bool = False) -> EnergiesAndGradient:
+        """:meth:`by_autograd` by a GPU's kernels for the whole network, where it has them.
 
         Args:
             edges: of some centres, all that they have.
+            training: whether both must stay differentiable by the weights.
         """
         readout = self.head.mlp.matrices()
+        if training:
+            if not len(edges.edge_vec) or not allegro_gpu_training.trains(self.network, readout, edges.edge_vec):
+                return self.by_autograd(edges, training)
+            return self._with_terms(*allegro_gpu_training.energies_and_gradient(self.network, readout, edges), edges)
         if not allegro_gpu.serves(self.network, readout, edges.edge_vec):
             return self.by_autograd(edges)
         found = allegro_gpu.energies_and_gradient(self, self.network, readout, edges)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:  # these need Triton
     from equicat.kernels.gpu.hidden import Hidden
 
 
+WIDEST_EMBEDDING = 1024
+"""Columns of an embedding whose matrix a program has room for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """Weights as the kernels read them."""
@@ -48,8 +52,8 @@ def serves(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Sh
     """Whether :func:`energies_and_gradient` computes this network, with this readout, from such pair vectors.
 
     Where it does not, operators do: on a CPU, without Triton, in float64, for another network, for splines, vectors,
-    l_max above 4, MLPs with other numbers of hidden layers than one (the readout's: at most one), and where products of
-    matrices are not to be split.
+    l_max above 4, embeddings wider than 1,024, MLPs with other numbers of hidden layers than one (the readout's: at
+    most one), and where products of matrices are not to be split.
     """
     return (
         isinstance(network, NequipAllegro)
@@ -57,6 +61,7 @@ def serves(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Sh
         and network.config.radial == "bessel"
         and not network.n_vectors
         and network.config.l_max <= MAX_KERNEL_DEGREE
+        and network.config.width <= WIDEST_EMBEDDING
         and len(network.config.two_body_hidden) == len(network.config.latent_hidden) == 1
         and len(readout) <= 2
     )
@@ -65,33 +70,59 @@ def serves(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Sh
 _PREPARED = Frozen[Prepared]()
 
 
-def _prepared(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -> Prepared:
-    """The weights of a network and its readout, made ready."""
+def matrices_of(network: NequipAllegro) -> list[Float[Tensor, "_ _"]]:
+    """Both matrices of the two-body MLP, and of the latent MLP of each layer: of what is read, and what reads it."""
+    n, first = network.config.n_scalars, network.two_body_mlp.weights[0]
+    own = [layer.latent_mlp.weights[0][(k + 1) * n :] for k, layer in enumerate(network.layers)]
+    return [w for pair in zip([first, *own], network.composed(), strict=True) for w in pair]
+
+
+def prepared_of(
+    network: NequipAllegro,
+    embedding: tuple[Float[Tensor, "n_radial width"], Float[Tensor, "n_pairs width"]],
+    matrices: Sequence[Float[Tensor, "_ _"]],
+    readout: Sequence[Float[Tensor, "_ _"]],
+    couplings: list[LayerCouplings],
+) -> Prepared:
+    """Weights of a network and its readout as the kernels read them.
+
+    Args:
+        network: what it is made of, apart from weights.
+        embedding: matrix of the radial functions, and table of ordered pairs of elements.
+        matrices: :func:`matrices_of` the network.
+        readout: matrices of the MLP, the last with one column.
+        couplings: tensor products of each layer.
+    """
     from equicat.kernels.gpu.embedding import Embedding
     from equicat.kernels.gpu.hidden import Hidden
 
-    config, basis, embedding = network.config, network.basis, network.embedding
+    config, basis = network.config, network.basis
     assert isinstance(basis, BesselBasis)
-    assert isinstance(embedding, ProductEmbedding)
     first = Embedding(
-        *(network.inverse_cutoff.float(), basis.frequencies, embedding.radial, embedding.table()),
+        *(network.inverse_cutoff.float(), basis.frequencies, *embedding),
         *(config.envelope_p, config.l_max, network.n_species),
     )
-    maps, widths = network.composed(), network.reader_widths()
-    n = network.n_weights
-    hidden = [Hidden(network.two_body_mlp.weights[0], maps[0], [n, n, *widths])]
-    for k, layer in enumerate(network.layers):
-        own = layer.latent_mlp.weights[0][(k + 1) * config.n_scalars :]
+    n, widths = network.n_weights, network.reader_widths()
+    hidden = [Hidden(matrices[0], matrices[1], [n, n, *widths])]
+    for k in range(len(network.layers)):
         env = [n] if k + 1 < len(network.layers) else []
-        hidden.append(Hidden(own, maps[k + 1], [*env, *widths[k + 1 :]]))
+        hidden.append(Hidden(matrices[2 * k + 2], matrices[2 * k + 3], [*env, *widths[k + 1 :]]))
     *head, last = readout
     return Prepared(
         first,
         hidden,
         Hidden(head[0], last, [1], act=config.features_silu) if head else None,
         last.new_ones(1) if head else last[:, 0].contiguous(),
-        [LayerCouplings.of(layer.product) for layer in network.layers],
+        couplings,
     )
+
+
+def _prepared(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -> Prepared:
+    """The weights of a network and its readout, made ready."""
+    assert isinstance(network.embedding, ProductEmbedding)
+    embedding = network.embedding.radial, network.embedding.table()
+    couplings = [LayerCouplings.of(layer.product) for layer in network.layers]
+    return prepared_of(network, embedding, matrices_of(network), readout, couplings)
 
 
 @torch.no_grad()

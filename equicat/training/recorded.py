@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from equicat.data.batch import Batch
-from equicat.data.padded import PaddedBatch, padded
+from equicat.data.padded import PaddedBatch, room_for
 from equicat.kernels import backend
 from equicat.kernels.gpu.graphs import MAX_EDGES, Recorder, padded_sizes
 from equicat.models.direct import DirectModel
+from equicat.models.gradient import pair_vectors
 from equicat.models.model import Prediction
 from equicat.models.potential import Potential
 from equicat.networks.allegro import Allegro
@@ -97,9 +98,12 @@ class RecordedSteps:
     def __call__(self, batch: Batch) -> Step:
         """The step on a batch."""
         n_atoms, n_edges = padded_sizes(len(batch.numbers) + 1, batch.n_edges)
-        filled = padded(batch, n_atoms, n_edges, far=2 * self.objective.model.cutoff)
-        shape = n_atoms, n_edges, batch.n_systems
-        numbers, gradient = self.recorder(shape, lambda: filled, lambda inputs: inputs.overwrite(filled))
+        vectors, far = pair_vectors(batch, slice(None)), 2 * self.objective.model.cutoff
+        numbers, gradient = self.recorder(
+            (n_atoms, n_edges, batch.n_systems),
+            new=lambda: room_for(batch, n_atoms, n_edges),
+            write=lambda inputs: inputs.write(batch, vectors, far),
+        )
         known = numbers.cpu()
         return Step(known[:-1].view(-1, 2), float(known[-1]), gradient, self.weights)
 

@@ -18,7 +18,7 @@ from equicat.kernels.terms import Terms
 from equicat.models.gradient import ComputeOptions, pair_vectors
 from equicat.models.potential import Potential
 from equicat.models.repulsion import EnergyTerms, Repulsion
-from equicat.networks import allegro_gpu
+from equicat.networks import allegro_gpu, allegro_gpu_training
 from equicat.testing import example_structures
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
@@ -53,7 +53,7 @@ def some_of(cases: dict[str, tuple], slow: tuple[str, ...]) -> list:
 
 @pytest.fixture(autouse=True)
 def triton(monkeypatch):
-    from equicat.kernels.gpu import centers, embedding, environment, hidden, products
+    from equicat.kernels.gpu import centers, embedding, environment, hidden, products, sums
 
     monkeypatch.setattr(backend, "has_triton", lambda device: True)
     monkeypatch.setattr(backend, "enabled", lambda: False)  # no kernel in C++ in its place
@@ -65,8 +65,10 @@ def triton(monkeypatch):
     monkeypatch.setattr(hidden, "NARROW", 32)
     monkeypatch.setattr(hidden, "EDGES", 32)
     monkeypatch.setattr(hidden, "COLUMNS", 16)
-    monkeypatch.setattr(embedding, "EMBEDDED", 128)
+    monkeypatch.setattr(embedding, "EMBEDDED", 256)
     monkeypatch.setattr(centers, "CENTERS", 4)
+    monkeypatch.setattr(centers, "TERMS", 8)
+    monkeypatch.setattr(sums, "TILES", products.Tiles(32, 16, 16, 4, 1))
 
 
 def potential(head: tuple[int, ...] = (), **changes) -> Potential:
@@ -230,6 +232,56 @@ def test_a_training_step(config, changes, monkeypatch):
     monkeypatch.setattr(backend, "forms", lambda like, l_max: None)
     for ours, expected in zip(found, of_a_step(config, changes), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
+WRITTEN_OUT = {
+    "two layers": ({},),
+    "many elements": ({"n_layers": 1, "l_max": 0},),
+    "scalars, linear features": ({"n_layers": 1, "l_max": 0, "features_silu": False},),
+    "three layers, paths": ({"n_layers": 3, "coupling": "path", "neighbors_of_element": None},),
+    "degrees, pairs": ({"n_layers": 2, "l_max": 2, "parity": "restricted", "pair_cutoffs": (3.5, 3.0, 3.2) * 3},),
+}
+
+
+@pytest.mark.parametrize("changes", some_of(WRITTEN_OUT, tuple(WRITTEN_OUT)[2:]))
+def test_derivatives_by_weights_that_are_written_out(changes, request, monkeypatch):
+    from equicat.kernels.gpu import embedding
+
+    if "many elements" in request.node.name:
+        monkeypatch.setattr(embedding, "FEW_PAIRS", 4)
+    model = potential(**changes).train().requires_grad_(True)
+    model.network.basis.frequencies.requires_grad_(False)
+    edges = edges_of(model)
+    assert allegro_gpu_training.trains(model.network, model.head.mlp.matrices(), edges.edge_vec)
+    found = derivatives(model, edges, model.by_launches)
+    monkeypatch.setattr(backend, "has_triton", lambda device: False)
+    monkeypatch.setattr(backend, "forms", lambda like, l_max: None)
+    exact = copy.deepcopy(model).double()
+    expected = derivatives(exact, edges._replace(edge_vec=edges.edge_vec.double()), exact.by_autograd)
+    for name, ours in found.items():
+        assert (ours.double() - expected[name]).abs().max() < 1e-5 * expected[name].abs().max(), name
+
+
+def derivatives(model: Potential, edges: Edges, differentiated) -> dict[str, torch.Tensor]:
+    """Energies, their gradient, and the derivatives of a loss of both by the weights."""
+    energies, gradient = differentiated(edges, training=True)
+    numbers = torch.arange(gradient.numel(), dtype=gradient.dtype, device=DEVICE).view_as(gradient)
+    loss = (energies * numbers[: len(energies), 0]).sin().sum() + (gradient * numbers.cos()).sin().sum()
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    by_weights = torch.autograd.grad(loss, list(weights.values()))
+    return {"energies": energies.detach(), "gradient": gradient.detach()} | dict(zip(weights, by_weights, strict=True))
+
+
+def test_where_a_training_step_is_not_written_out():
+    model, like = potential(), torch.zeros(0, device=DEVICE)
+    readout = model.head.mlp.matrices()
+    assert allegro_gpu_training.trains(model.network, readout, like)
+    assert not allegro_gpu_training.trains(model.network, readout, like.double())
+    assert not allegro_gpu_training.trains(model.network, [*readout, *readout], like)
+    model.network.basis.frequencies.requires_grad_(True)
+    assert not allegro_gpu_training.trains(model.network, readout, like)
+    wide = potential(latent_hidden=(40,))
+    assert not allegro_gpu_training.trains(wide.network, wide.head.mlp.matrices(), like)
 
 
 @pytest.mark.parametrize(

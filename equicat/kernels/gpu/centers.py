@@ -28,6 +28,8 @@ CENTERS = 16
 """Centres of a program."""
 TERMS = 2048
 """Centres times channels that a program of a derivative by weights works on at a time."""
+PARTS = 16
+"""Parts that its sums over centres are divided into, at most."""
 
 
 @triton.jit
@@ -58,13 +60,13 @@ def _contract(arguments, weights, norm, lists, size, onto: constexpr, tile: cons
 @triton.jit
 @no_type_check
 def _by_weights(out, arguments, norm, places, size, tile: constexpr, width: constexpr):
-    """The derivative by the weights of one term; without H, this one is 1."""
+    """The derivative by the weights of one term, summed over a part of the centres; without H, this one is 1."""
     g, n_g, a, n_a, h, n_h = arguments
-    n_centers, n_channels = size
-    term, u = tl.program_id(0), tl.arange(0, width)
+    n_terms, n_centers, n_channels, part = size
+    term, u, begin = tl.program_id(0), tl.arange(0, width), tl.program_id(1) * part
     g_at, a_at, h_at = tl.load(places + 3 * term), tl.load(places + 3 * term + 1), tl.load(places + 3 * term + 2)
     total = tl.zeros((tile, width), out.dtype.element_ty)
-    for start in range(0, n_centers, tile):
+    for start in range(begin, tl.minimum(begin + part, n_centers), tile):
         i = start + tl.arange(0, tile)
         exists, at = (i < n_centers)[:, None] & (u < n_channels)[None, :], i.to(tl.int64)[:, None]
         product = tl.load(norm + i, mask=i < n_centers, other=0)[:, None]
@@ -73,7 +75,8 @@ def _by_weights(out, arguments, norm, places, size, tile: constexpr, width: cons
         if h is not None:
             product *= tl.load(h + (at * n_h + h_at) * n_channels + u[None, :], mask=exists, other=0)
         total += product
-    tl.store(out + term * n_channels + u, tl.sum(total, axis=0), mask=u < n_channels)
+    row = tl.program_id(1) * n_terms + term
+    tl.store(out + row * n_channels + u, tl.sum(total, axis=0), mask=u < n_channels)
 
 
 def contract(
@@ -120,19 +123,22 @@ def by_weights(
     assert g is not None
     assert a is not None
     n, _, channels = g.shape
-    out, width = g.new_empty(len(terms.places), channels), triton.next_power_of_2(channels)
+    width = triton.next_power_of_2(channels)
+    tile = max(TERMS // width, 1)
+    part = triton.cdiv(triton.cdiv(n, tile), PARTS) * tile
+    out = g.new_empty(triton.cdiv(n, part), len(terms.places), channels)
     with torch.cuda.device_of(out):
-        _by_weights[(len(out),)](
+        _by_weights[(len(terms.places), len(out))](
             out,
             (g, g.shape[1], a, a.shape[1], h, 1 if h is None else h.shape[1]),
             norm,
             terms.places,
-            (n, channels),
-            tile=max(TERMS // width, 1),
+            (len(terms.places), n, channels, part),
+            tile=tile,
             width=width,
             num_warps=4,
         )
-    return out
+    return out.sum(0)
 
 
 def product(

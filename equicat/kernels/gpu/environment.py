@@ -157,7 +157,7 @@ def _read_out(
 def _gradient(
     inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
 ):
-    """∂F/∂w and ∂F/∂Y; unless ``a`` is None, which means 1, also ∂F/∂G.
+    """∂F/∂w and, unless nobody asks for it, ∂F/∂Y; unless ``a`` is None, which means 1, also ∂F/∂G.
 
     The last two inputs are what the first two derivatives are added to, or None.
     """
@@ -177,10 +177,11 @@ def _gradient(
             for lm in tl.static_range(degree * degree, (degree + 1) * (degree + 1)):
                 y_e = _load_column(y, e, lm, e < end, dtype)
                 p += y_e * g_u[lm]
-                by_y = tl.sum(q * g_u[lm], axis=1)
-                if onto_y is not None:
-                    by_y += tl.load(onto_y[0] + e * onto_y[1] + lm, mask=e < end, other=0).to(dtype)
-                _store_column(outputs[1], e, lm, e < end, by_y)
+                if outputs[1] is not None:
+                    by_y = tl.sum(q * g_u[lm], axis=1)
+                    if onto_y is not None:
+                        by_y += tl.load(onto_y[0] + e * onto_y[1] + lm, mask=e < end, other=0).to(dtype)
+                    _store_column(outputs[1], e, lm, e < end, by_y)
                 added = added + (sums[lm] + q * y_e,)
             by_w = a_eu * p
             if onto_w is not None:
@@ -197,8 +198,11 @@ def _gradient(
 def _change(
     inputs, outputs, first, n_channels, tile: constexpr, width: constexpr, n_degrees: constexpr, dtype: constexpr
 ):
-    """How all four derivatives of F change when w, Y and G move along h_w, h_Y and h_G."""
-    a, w, y, g, h_w, h_y, h_g = inputs
+    """How all four derivatives of F, or all but that by Y, change when w, Y and G move along h_w, h_Y and h_G.
+
+    The last input is what the change of ∂F/∂w is added to, or None.
+    """
+    a, w, y, g, h_w, h_y, h_g, onto_w = inputs
     u, rows, begin, end = _center(first, width, n_degrees)
     g_u = _load_rows(g, rows, u, n_channels, n_degrees * n_degrees, dtype)
     dg_u = _load_rows(h_g, rows, u, n_channels, n_degrees * n_degrees, dtype)
@@ -217,10 +221,14 @@ def _change(
                 y_e, dy_e = _load_column(y, e, lm, e < end, dtype), _load_column(h_y, e, lm, e < end, dtype)
                 p += y_e * g_u[lm]
                 dp += dy_e * g_u[lm] + y_e * dg_u[lm]
-                _store_column(outputs[2], e, lm, e < end, tl.sum(dq * g_u[lm] + q * dg_u[lm], axis=1))
+                if outputs[2] is not None:
+                    _store_column(outputs[2], e, lm, e < end, tl.sum(dq * g_u[lm] + q * dg_u[lm], axis=1))
                 added = added + (sums[lm] + dq * y_e + q * dy_e,)
             to_a += dw_eu * p + w_eu * dp
-            _store(outputs[1], e, degree * n_channels + u, in_eu, a_eu * dp)
+            to_w = a_eu * dp
+            if onto_w is not None:
+                to_w += _load(onto_w, e, degree * n_channels + u, in_eu, dtype)
+            _store(outputs[1], e, degree * n_channels + u, in_eu, to_w)
         sums = added
         _store(outputs[0], e, u, in_eu, to_a)
     _store_sums(outputs[3], sums, rows, u, n_channels)
@@ -230,10 +238,12 @@ def edges(first: Int[Tensor, "n_ends"], **matrices: Float[Tensor, "..."]) -> Non
     """Write derivatives of F, or how they change; see :func:`equicat.kernels.cpu.forms.edges`.
 
     ∂F/∂w and ∂F/∂Y are added to ``onto_w`` and ``onto_y`` where these are given; they may be the arrays written.
+    Without ``by_y``, derivatives by Y are not computed.
     """
     names = ("a", "w", "y", "g")
     if "move_w" in matrices:
-        _launch(_change, first, matrices, (*names, "move_w", "move_y", "move_g"), ("by_a", "by_w", "by_y", "by_g"))
+        inputs = (*names, "move_w", "move_y", "move_g", "onto_w")
+        _launch(_change, first, matrices, inputs, ("by_a", "by_w", "by_y", "by_g"))
     elif "by_w" in matrices:
         outputs = ("by_w", "by_y", *(["by_g"] if "a" in matrices else []))
         _launch(_gradient, first, matrices, (*names, "onto_w", "onto_y"), outputs)
@@ -254,7 +264,7 @@ def _launch(
     with torch.cuda.device_of(first):
         kernel[(len(first) - 1,)](
             tuple(_matrix(matrices[name]) if name in matrices else None for name in inputs),
-            tuple(_matrix(matrices[name]) for name in outputs),
+            tuple(_matrix(matrices[name]) if name in matrices else None for name in outputs),
             first,
             channels,
             tile=max(tile // width, 1),

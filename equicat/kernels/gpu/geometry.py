@@ -144,7 +144,7 @@ def harmonics_back(grads, at, in_e, unit, couplings: constexpr, l_max: constexpr
 
 @triton.jit
 @no_type_check
-def _moving_harmonics(unit, moves, couplings: constexpr, l_max: constexpr):
+def moving_harmonics(unit, moves, couplings: constexpr, l_max: constexpr):
     """How Y_lm of all degrees change when the unit vectors move."""
     y = harmonics_of(unit, couplings, l_max)
     first = (unit[0] * SQRT3, unit[1] * SQRT3, unit[2] * SQRT3)
@@ -228,7 +228,7 @@ def _moving(vectors, scale, radial, moves, out, n_e, sizes: constexpr, couplings
             by_frequency = cosine * slope - frequency * x * function * envelope
             tl.store(out[3] + e * n_radial + n, grad * by_frequency * dx, mask=in_e)
     tl.store(out[1] + e, slope * dx, mask=in_e)
-    store_harmonics(out[2], e, in_e, _moving_harmonics(unit, turning, couplings, sizes[2]))
+    store_harmonics(out[2], e, in_e, moving_harmonics(unit, turning, couplings, sizes[2]))
 
 
 @cache

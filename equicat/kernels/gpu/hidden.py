@@ -36,10 +36,12 @@ from equicat.kernels.switches import BY_WEIGHTS
 
 NARROW = 128
 """Widest X and Z that a program makes both products of; wider ones are multiplied by one matrix after the other."""
-EDGES = 128
-"""Rows of a program; half of them where shared memory is short of what Hopper has."""
+EDGES = 64
+"""Rows of a program."""
 COLUMNS = 32
 """Columns that it multiplies at a time."""
+WARPS = 4
+"""Warps of a program."""
 
 
 @triton.jit
@@ -143,7 +145,7 @@ def _hidden_back(grads, b, z, a, x, size, shape: constexpr):
 def _hidden_moving(moves, a, z, grads, b, outs, size, shape: constexpr):
     """How the gradients by X and by Z change along moves of these: by each G_j, and by Z through the SiLU's curvature.
 
-    The move of silu(Z), which the derivative by B needs, is written as well.
+    The move of silu(Z), which the derivative by B needs, is written as well. Something may be added to those by G_j.
     """
     n_e, n_x, n_z = size
     at, in_e, k, m = _edges(n_e, shape)
@@ -151,7 +153,8 @@ def _hidden_moving(moves, a, z, grads, b, outs, size, shape: constexpr):
     exists = in_e & in_m[None, :]
     x_ek = tl.load(moves[0] + at * n_x + k[None, :], mask=in_e & in_k[None, :], other=0)
     move = _times(halved(x_ek, 1), a, m, in_m, k, in_k)
-    move += tl.load(moves[1] + at * n_z + m[None, :], mask=exists, other=0)
+    if moves[1] is not None:
+        move += tl.load(moves[1] + at * n_z + m[None, :], mask=exists, other=0)
     by_h = _by_h(grads, b[0], (at, in_e), (m, in_m), shape)
     z_em = tl.load(z + at * n_z + m[None, :], mask=exists, other=0)
     tl.store(outs[0] + at * n_z + m[None, :], move * by_h * silu_curvature(z_em), mask=exists)
@@ -253,34 +256,37 @@ class Hidden:
     def moving(
         self,
         by_x: Float[Tensor, "n_edges n_x"],
-        by_z: Float[Tensor, "n_edges n_z"],
+        by_z: Float[Tensor, "n_edges n_z"] | None,
         z: Float[Tensor, "n_edges n_z"],
         grads: Sequence[Float[Tensor, "n_edges _"]],
+        added: Sequence[Float[Tensor, "n_edges _"] | None] | None = None,
     ) -> tuple[Float[Tensor, "n_edges n_z"], Float[Tensor, "n_edges n_z"], list[Float[Tensor, "n_edges _"]]]:
         """How the gradients by X and Z change along moves of them: by Z, the move of silu(Z), and by each of ``grads``.
 
         Args:
             by_x: move of the gradient by X.
-            by_z: move of the gradient by Z.
+            by_z: move of the gradient by Z; None is 0.
             z: Z + X A.
             grads: by the results.
+            added: to what is returned for each of them; None adds nothing.
         """
         n_x, n_z = self.first.shape
         to_z, move_h = torch.empty_like(z), torch.empty_like(z)
         to_grads = [z.new_empty(g.shape) for g in grads]
         self._launch(
-            *(_hidden_moving, len(z), (by_x.contiguous(), by_z.contiguous()), self.a.arguments(), z),
-            *(tuple(map(matrix, grads)), (self.b_back.arguments(), self.b.arguments())),
-            *((to_z, move_h, tuple(map(matrix, to_grads)), (None,) * len(to_grads)), (len(z), n_x, n_z)),
+            *(_hidden_moving, len(z), (by_x.contiguous(), None if by_z is None else by_z.contiguous())),
+            *(self.a.arguments(), z, tuple(map(matrix, grads)), (self.b_back.arguments(), self.b.arguments())),
+            *((to_z, move_h, tuple(map(matrix, to_grads)), tuple(map(_strided, added or [None] * len(grads)))),),
+            (len(z), n_x, n_z),
         )
         return to_z, move_h, to_grads
 
     def _launch(self, kernel: Any, n_edges: int, *arguments: object) -> None:
         width_x, width = (max(triton.next_power_of_2(n), 16) for n in self.first.shape)
-        tile, stages = (EDGES, 3) if shared_memory(self.first.device) >= HOPPER else (EDGES // 2, 1)
+        stages = 3 if shared_memory(self.first.device) >= HOPPER else 1
         with torch.cuda.device_of(self.first):
-            kernel[(triton.cdiv(n_edges, tile),)](
-                *arguments, shape=(width_x, width, tile, COLUMNS, self.act), num_warps=8, num_stages=stages
+            kernel[(triton.cdiv(n_edges, EDGES),)](
+                *arguments, shape=(width_x, width, EDGES, COLUMNS, self.act), num_warps=WARPS, num_stages=stages
             )
 
 
@@ -307,7 +313,10 @@ class _Hidden(torch.autograd.Function):
         x, z, a, b = ctx.saved_tensors
         widths = ctx.layer.widths
         grads = [z.new_zeros(len(z), n) if g is None else g for g, n in zip(by_results, widths, strict=True)]
-        by_x, by_z = _HiddenGradient.apply(ctx.layer, x, z, a, b, by_z, *grads)
+        if torch.is_grad_enabled():
+            by_x, by_z = _HiddenGradient.apply(ctx.layer, x, z, a, b, by_z, *grads)
+        else:
+            by_x, by_z = ctx.layer.back(x, z, grads, by_z)
         by_a = x.t() @ by_z if BY_WEIGHTS.on and ctx.needs_input_grad[3] else None
         by_b = None
         if BY_WEIGHTS.on and ctx.needs_input_grad[4]:

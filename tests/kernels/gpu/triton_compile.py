@@ -22,7 +22,18 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from equicat.kernels.edges import Edges
-from equicat.kernels.gpu import activations, centers, embedding, fill, geometry, hidden, products, readout, vectors
+from equicat.kernels.gpu import (
+    activations,
+    centers,
+    embedding,
+    fill,
+    geometry,
+    hidden,
+    products,
+    readout,
+    sums,
+    vectors,
+)
 from equicat.kernels.gpu import environment as kernels
 from equicat.kernels.gpu import tensor_product as triton_tensor_product
 from equicat.kernels.irreps import SCALAR, Contraction, Paths, layer_irreps
@@ -63,7 +74,10 @@ def call_all(l_max: int, channels: int, dtype: torch.dtype) -> None:
     kernels.edges(first, w=w, y=y, g=g, by_a=by["by_a"])
     kernels.edges(first, w=w, y=y, g=g, **by_w_and_y)
     kernels.edges(first, a=a, w=w, y=y, g=g, by_g=by["by_g"], **by_w_and_y)
+    kernels.edges(first, w=w, y=y, g=g, by_w=by["by_w"], onto_w=by["by_w"])
     kernels.edges(first, a=a, w=w, y=y, g=g, **moves, **by)
+    without_y = {name: x for name, x in by.items() if name != "by_y"}
+    kernels.edges(first, a=a, w=w, y=y, g=g, onto_w=by["by_w"], **moves, **without_y)
     system = torch.zeros(n_edges, 3, dtype=dtype), torch.zeros(2, n_edges, dtype=torch.long), first
     fill.fill((torch.zeros(8, 3, dtype=dtype), torch.zeros(2, 8, dtype=torch.long), first.new_zeros(4)), system, 8.0)
     _, entering, leaving = layer_irreps(l_max, 3, "full")
@@ -83,12 +97,21 @@ def call_whole(l_max: int, channels: int) -> None:
     embed = embedding.Embedding(*radial, 6, l_max, 2)
     x, y = embed(edges)
     embed.back(edges, x, y)
+    embed.moving(edges, edges.edge_vec)
+    embed.by_weights(edges, edges.edge_vec, x, x)
+    narrow = embedding.Embedding(torch.zeros(4), torch.zeros(3), torch.zeros(3, 6), torch.zeros(4, 6), 6, l_max, 2)
+    few, _ = narrow(edges)
+    narrow.back(edges, few, y)
+    narrow.by_weights(edges, edges.edge_vec, few, few)
     layer = hidden.Hidden(torch.zeros(width, width), torch.zeros(width, 160), [96, 64])
     z, found = layer(x, x, [None, x])
     layer.back(x, z, found)
     layer.moving(x, z, z, found)
+    layer.moving(x, None, z, found, [None, x])
+    sums.sums(z, found, z, found, act=True)
     first = torch.zeros(17, dtype=torch.long)
     readout.read(z, torch.zeros(width), True, first)
+    readout.read_moving(z, z, torch.zeros(width), torch.zeros(16), True, first)
     terms = Terms.of(torch.ones(1, 1, 1, 3))
     env = torch.zeros(16, 1, channels)
     centers.contract(centers.G, (env, env, env), torch.zeros(3, channels), torch.zeros(16), terms)
