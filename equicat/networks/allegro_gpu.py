@@ -8,7 +8,7 @@ centres make of their environments in :mod:`equicat.kernels.gpu.centers`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -21,7 +21,7 @@ from equicat.kernels.products import is_split
 from equicat.networks.allegro import MAX_KERNEL_DEGREE
 from equicat.networks.allegro_embeddings import ProductEmbedding
 from equicat.networks.allegro_parts import NequipAllegro
-from equicat.networks.couplings import Coupling, LayerCouplings, chain
+from equicat.networks.couplings import Chain, LayerCouplings
 from equicat.networks.layers import BesselBasis
 
 if TYPE_CHECKING:  # these need Triton
@@ -141,94 +141,102 @@ def energies_and_gradient(
     if not len(edges.edge_vec):
         return edges.edge_vec.new_zeros(len(edges.species)), edges.edge_vec
     prepared = _PREPARED(owner, [*network.parameters(), *readout], lambda: _prepared(network, readout))
-    return _Pass(network, prepared, edges).run()
+    work = Pass(network, prepared, edges)
+    return work.forwards(), work.backwards()
 
 
-class _Pass:
-    """One call: the network forwards, and back."""
+class Pass:
+    """One call: the network forwards, and backwards. Methods keep what later ones read.
 
-    def __init__(self, network: NequipAllegro, prepared: Prepared, edges: Edges):
-        self.network, self.prepared, self.edges = network, prepared, edges
-        self.n_layers, self.channels = len(network.layers), network.config.tensor_channels
+    ``by_x`` is the derivative of the energy by x. Entry 0 of a list of hidden layers is the two-body MLP's, entry k + 1
+    that of layer k.
+
+    Args:
+        network: one that :func:`serves` knows.
+        prepared: its weights.
+        edges: of some centres, all that they have, without gaps.
+        keep: all that derivatives by weights read, not only what the gradient by pair vectors does.
+    """
+
+    def __init__(self, network: NequipAllegro, prepared: Prepared, edges: Edges, keep: bool = False):
+        self.network, self.prepared, self.edges, self.keep = network, prepared, edges, keep
+        self.n_layers = len(network.layers)
         self.first = ends_of(edges.edge_index[0], len(edges.species))
         self.norm = network.environment_norm(edges.species).flatten()
-        self.envs: list[Float[Tensor, "n_atoms dim channels"]] = []
-        """A of each layer, without its norm."""
-        self.chains: list[list[Float[Tensor, "n_atoms _ channels"]]] = []
-        """For each layer L: M_k … M_L[:, 0] for k = 0 … L."""
 
-    def run(self) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges 3"]]:
-        """Sums of centres, and the gradient by pair vectors."""
-        from equicat.kernels.gpu.environment import edges as form
+    def _of_centers(self) -> Float[Tensor, "n_atoms dim channels"]:
+        dim, channels = self.y.shape[1], self.network.config.tensor_channels
+        return self.y.new_empty(len(self.edges.species), dim, channels)
 
-        embedding, hidden = self.prepared.embedding, self.prepared.hidden
-        x, y = embedding(self.edges)
-        z, (env_weights, weights, *sums) = hidden[0](x, None, [None] * len(hidden[0].widths))
-        layers, read = [(x, z)], []
+    def _form(self, **arrays: Tensor | None) -> None:
+        from equicat.kernels.gpu.environment import edges
+
+        edges(self.first, **{name: x for name, x in arrays.items() if x is not None})
+
+    def _environment(self, w: Float[Tensor, "n_edges _"], y: Float[Tensor, "n_edges dim"]) -> Tensor:
+        found = self._of_centers()
+        self._form(w=w, y=y, by_g=found)
+        return found
+
+    def _chain(self, k: int) -> Chain:
+        """Products of environments in layer k: those that make scalars of its own, all of those of layers before."""
+        known = self.prepared.couplings
+        couplings = [known[m].scalars if m == k else known[m].tensors for m in range(k + 1)]
+        return Chain(couplings, self.envs[: k + 1], self.norm)
+
+    def forwards(self) -> Float[Tensor, "n_atoms"]:
+        """The sums of centres."""
+        from equicat.kernels.gpu.readout import read
+
+        hidden = self.prepared.hidden
+        x, self.y = self.prepared.embedding(self.edges)
+        z, (env_weights, self.weights, *sums) = hidden[0](x, None, [None] * len(hidden[0].widths))
+        self.x, self.z = [x], [z]
+        self.env_weights, self.envs, self.chains = list[Tensor](), list[Tensor](), list[Chain]()
         for k in range(self.n_layers):
-            self.envs.append(self._of_centers(y.shape[1]))
-            form(self.first, w=env_weights, y=y, by_g=self.envs[k])
-            self.chains.append(chain(self.prepared.couplings, self.envs, self.norm))
-            read.append(env_weights)
-            scalars = x.new_empty(len(x), self.channels)
-            form(self.first, w=weights, y=y, g=self.chains[k][0], by_a=scalars)
+            self.env_weights.append(env_weights)
+            self.envs.append(self._environment(env_weights, self.y))
+            self.chains.append(self._chain(k))
+            scalars = x.new_empty(len(x), self.network.config.tensor_channels)
+            self._form(w=self.weights, y=self.y, g=self.chains[k].read, by_a=scalars)
             mine, *others = sums
             passed_on = [None] if k + 1 < self.n_layers else []
             z, found = hidden[k + 1](scalars, mine, [*passed_on, *others])
+            self.x.append(scalars)
+            self.z.append(z)
             env_weights, sums = (found[0], found[1:]) if passed_on else (env_weights, found)
-            layers.append((scalars, z))
-        energies, by_total = self._read(sums[0])
-
-        by_sums, grads = [by_total], [by_total]
-        by_weights, by_y = torch.empty_like(weights), torch.empty_like(y)
-        by_envs = [torch.empty_like(env) for env in self.envs]
-        for k in reversed(range(self.n_layers)):
-            scalars, z = layers[k + 1]
-            by_scalars, by_mine = hidden[k + 1].back(scalars, z, grads)
-            by_sums = [by_mine, *by_sums]
-            g = self.chains[k][0]
-            by = {"by_w": by_weights, "by_y": by_y, "by_g": (by_g := torch.empty_like(g))}
-            onto = {"onto_w": by_weights, "onto_y": by_y} if k + 1 < self.n_layers else {}
-            form(self.first, a=by_scalars, w=weights, y=y, g=g, **by, **onto)
-            self._multiply_back(k, by_g, by_envs)
-            by_env_weights = torch.empty_like(env_weights)
-            form(self.first, w=read[k], y=y, g=by_envs[k], by_w=by_env_weights, by_y=by_y, onto_y=by_y)
-            grads = [by_env_weights, *by_sums]
-        x, z = layers[0]
-        by_x, _ = hidden[0].back(x, z, [by_env_weights, by_weights, *by_sums])
-        return energies, embedding.back(self.edges, by_x, by_y)
-
-    def _of_centers(self, dim: int) -> Float[Tensor, "n_atoms dim channels"]:
-        return self.edges.edge_vec.new_empty(len(self.edges.species), dim, self.channels)
-
-    def _coupling(self, k: int, last: int) -> Coupling:
-        """The products of layer k that a layer reads: those that make scalars of its own, all of those before."""
-        found = self.prepared.couplings[k]
-        return found.scalars if k == last else found.tensors
-
-    def _multiply_back(self, last: int, by_g: Float[Tensor, "n_atoms dim channels"], by_envs: list[Tensor]) -> None:
-        """The gradients by these environments, from that by what edges read of them; added to those of later layers."""
-        from equicat.kernels.gpu.centers import A, H, contract
-
-        for k in range(last + 1):
-            coupling = self._coupling(k, last)
-            g = None if k == last else self.chains[last][k + 1]
-            onto = last + 1 < self.n_layers
-            contract(A, (by_g, by_envs[k], g), coupling.weights, self.norm, coupling.terms, onto)
-            if g is not None:
-                by_next = torch.empty_like(g)
-                contract(H, (by_g, self.envs[k], by_next), coupling.weights, self.norm, coupling.terms)
-                by_g = by_next
-
-    def _read(
-        self, total: Float[Tensor, "n_edges n_features"]
-    ) -> tuple[Float[Tensor, "n_atoms"], Float[Tensor, "n_edges n_features"]]:
-        """Sums over the edges of centres, and their derivative by the features before their SiLU."""
-        from equicat.kernels.gpu.readout import read
-
+        (self.total,) = sums
         head, last = self.prepared.head, self.prepared.last
-        if head is None:
-            return read(total, last, self.network.config.features_silu, self.first), total
-        z, (values,) = head(total, None, [None])
-        energies = read(values, last, False, self.first)  # and 1 in the place of the values
-        return energies, head.back(total, z, [values])[0]
+        if head is not None:
+            z, (values,) = head(self.total, None, [None])
+            energies = read(values, last, False, self.first)  # and 1 in the place of the values
+            self.by_total = head.back(self.total, z, [values])[0]
+            return energies
+        self.by_total = torch.empty_like(self.total) if self.keep else self.total
+        return read(self.total, last, self.network.config.features_silu, self.first, self.by_total)
+
+    def backwards(self) -> Float[Tensor, "n_edges 3"]:
+        """The gradient by pair vectors."""
+        hidden, sums = self.prepared.hidden, [self.by_total]
+        self.by_results: list[list[Tensor]] = [sums]
+        self.by_z, self.by_scalars = list[Tensor](), list[Tensor]()
+        self.by_envs: list[Any] = [None] * self.n_layers
+        by_weights, by_y = torch.empty_like(self.weights), torch.empty_like(self.y)
+        for k in reversed(range(self.n_layers)):
+            by_scalars, by_z = hidden[k + 1].back(self.x[k + 1], self.z[k + 1], self.by_results[0])
+            self.by_scalars.insert(0, by_scalars)
+            self.by_z.insert(0, by_z)
+            sums = [by_z, *sums]
+            arrays = {"w": self.weights, "y": self.y, "g": self.chains[k].read, "by_w": by_weights, "by_y": by_y}
+            onto = {"onto_w": by_weights, "onto_y": by_y} if k + 1 < self.n_layers else {}
+            by_read = self._of_centers()
+            self._form(a=by_scalars, by_g=by_read, **arrays, **onto)
+            self.chains[k].back(by_read, self.by_envs)
+            by_env_weights = torch.empty_like(self.weights)
+            arrays = {"w": self.env_weights[k], "y": self.y, "g": self.by_envs[k], "by_y": by_y, "onto_y": by_y}
+            self._form(by_w=by_env_weights, **arrays)
+            results = [by_env_weights, *([by_weights] if k == 0 else []), *sums]
+            self.by_results = [results, *(self.by_results if self.keep else [])]
+        self.by_x, by_z = hidden[0].back(self.x[0], self.z[0], self.by_results[0])
+        self.by_z.insert(0, by_z)
+        return self.prepared.embedding.back(self.edges, self.by_x, by_y)

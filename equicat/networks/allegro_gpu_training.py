@@ -16,9 +16,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from equicat.kernels.edges import Edges
-from equicat.kernels.forms import ends_of
 from equicat.networks.allegro_embeddings import ProductEmbedding
-from equicat.networks.allegro_gpu import Prepared, matrices_of, prepared_of, serves
+from equicat.networks.allegro_gpu import Pass, matrices_of, prepared_of, serves
 from equicat.networks.allegro_parts import NequipAllegro
 from equicat.networks.couplings import Coupling, LayerCouplings
 from equicat.networks.layers import BesselBasis
@@ -66,195 +65,43 @@ class _Energies(torch.autograd.Function):
     def forward(
         ctx: Any, network: NequipAllegro, edges: Edges, couplings: list[LayerCouplings], *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.work = work = _Pass(network, edges, couplings, [w.detach() for w in weights])
+        ctx.work = work = _Training(network, edges, couplings, [w.detach() for w in weights])
         energies = work.forwards()
         return energies, work.backwards()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, factors: Tensor, vectors: Tensor) -> tuple[Tensor | None, ...]:
-        work: _Pass = ctx.work
+        work: _Training = ctx.work
         work.move(vectors.contiguous())
         return None, None, None, *work.by_weights(factors.contiguous())
 
 
-class _Chain:
-    """Products of environments in layer k, G_m = P_m(A_m, G_{m+1}) for m = k … 0; edges read G_0. With derivatives.
+class _Training(Pass):
+    """One call. The four methods are called in their order: forwards, backwards, move, by_weights.
+
+    Names: ``move_x`` is how x changes along the moves of pair vectors, ``to_x`` the derivative of S by x.
 
     Args:
-        couplings: P_m for m = 0 … k.
-        envs: A_m.
-        norm: factor of each centre.
-    """
-
-    def __init__(self, couplings: list[Coupling], envs: list[Tensor], norm: Float[Tensor, "n_atoms"]):
-        from equicat.kernels.gpu.centers import G
-
-        self.couplings, self.envs, self.norm = couplings, envs, norm
-        self.values: list[Tensor | None] = [None]
-        """G_0 … G_k, and None, for a product with nothing."""
-        for m in reversed(range(len(envs))):
-            self.values.insert(0, self._derivative(G, m, None, envs[m], self.values[0]))
-
-    @property
-    def read(self) -> Float[Tensor, "n_atoms dim channels"]:
-        """G_0."""
-        assert self.values[0] is not None
-        return self.values[0]
-
-    def _derivative(
-        self, by: int, m: int, g: Tensor | None, a: Tensor | None, h: Tensor | None, onto: Tensor | None = None
-    ) -> Tensor:
-        """The derivative of P_m by one of its arguments, which is not given; added to ``onto``, if that is there."""
-        from equicat.kernels.gpu.centers import contract
-
-        coupling, arguments = self.couplings[m], [g, a, h]
-        if onto is None:
-            like = self.envs[0]
-            onto = like.new_empty(len(like), len(coupling.terms.ends[by]) - 1, like.shape[2])
-            arguments[by] = onto
-            contract(by, arguments, coupling.weights, self.norm, coupling.terms)
-        else:
-            arguments[by] = onto
-            contract(by, arguments, coupling.weights, self.norm, coupling.terms, onto=True)
-        return onto
-
-    def back(self, by_read: Tensor, by_envs: list[Tensor | None]) -> None:
-        """From the derivative by G_0, those by all A_m, which are added to ``by_envs``."""
-        from equicat.kernels.gpu.centers import A, H
-
-        self.grads = [by_read]
-        """Derivatives by G_0 … G_k."""
-        for m, env in enumerate(self.envs):
-            by_envs[m] = self._derivative(A, m, self.grads[m], None, self.values[m + 1], by_envs[m])
-            if m + 1 < len(self.envs):
-                self.grads.append(self._derivative(H, m, self.grads[m], env, None))
-
-    def move(self, moves: list[Tensor]) -> Tensor:
-        """How G_0 changes along moves of all A_m."""
-        from equicat.kernels.gpu.centers import G
-
-        self.env_moves, self.moves = moves, list[Tensor | None]([None])
-        for m in reversed(range(len(self.envs))):
-            moved = self._derivative(G, m, None, moves[m], self.values[m + 1])
-            if self.moves[0] is not None:
-                self._derivative(G, m, None, self.envs[m], self.moves[0], moved)
-            self.moves.insert(0, moved)
-        assert self.moves[0] is not None
-        return self.moves[0]
-
-    def by_weights(self, by_read: Tensor, by_envs: list[Tensor | None]) -> list[Tensor]:
-        """From the derivative of S by G_0, those by the weights of P_m; those by A_m are added to ``by_envs``."""
-        from equicat.kernels.gpu.centers import A, H, by_weights
-
-        found, grad = [], by_read
-        for m, env in enumerate(self.envs):
-            terms, after, moved = self.couplings[m].terms, self.values[m + 1], self.moves[m + 1]
-            total = by_weights((grad, env, after), self.norm, terms)
-            total += by_weights((self.grads[m], self.env_moves[m], after), self.norm, terms)
-            by_envs[m] = self._derivative(A, m, grad, None, after, by_envs[m])
-            if moved is not None:
-                total += by_weights((self.grads[m], env, moved), self.norm, terms)
-                self._derivative(A, m, self.grads[m], None, moved, by_envs[m])
-                grad = self._derivative(H, m, grad, env, None)
-                self._derivative(H, m, self.grads[m], self.env_moves[m], None, grad)
-            found.append(total)
-        return found
-
-
-class _Pass:
-    """One call. The four methods are called in their order, and each keeps what later ones read.
-
-    Names: ``by_x`` is the derivative of the energy by x, ``move_x`` how x changes along the moves of pair vectors, and
-    ``to_x`` the derivative of S by x. Entry 0 of a list of hidden layers is the two-body MLP's, entry k + 1 that of
-    layer k.
+        network: one that :func:`trains` knows.
+        edges: of some centres, all that they have, without gaps.
+        couplings: tensor products of each layer.
+        weights: matrix of the radial functions, table of pairs of elements, matrix of the readout, matrices of hidden
+            layers, and weights of both products of each layer, in the place of the couplings' own.
     """
 
     def __init__(
         self, network: NequipAllegro, edges: Edges, couplings: list[LayerCouplings], weights: list[Tensor]
     ) -> None:
-        n_layers = len(network.layers)
         radial, table, last, *rest = weights
-        matrices, products = rest[: 2 * n_layers + 2], rest[2 * n_layers + 2 :]
-        pairs = list(zip(products[::2], products[1::2], strict=True))
+        n = 2 * len(network.layers) + 2
+        products = zip(rest[n::2], rest[n + 1 :: 2], couplings, strict=True)
         couplings = [
-            LayerCouplings(*(Coupling(w, c.terms) for w, c in zip(pair, (known.scalars, known.tensors), strict=True)))
-            for pair, known in zip(pairs, couplings, strict=True)
+            LayerCouplings(Coupling(scalars, known.scalars.terms), Coupling(tensors, known.tensors.terms))
+            for scalars, tensors, known in products
         ]
-        self.prepared: Prepared = prepared_of(network, (radial, table), matrices, [last], couplings)
-        self.network, self.edges, self.n_layers = network, edges, n_layers
-        self.first = ends_of(edges.edge_index[0], len(edges.species))
-        self.norm = network.environment_norm(edges.species).flatten()
-
-    def _of_centers(self) -> Float[Tensor, "n_atoms dim channels"]:
-        dim, channels = self.y.shape[1], self.network.config.tensor_channels
-        return self.y.new_empty(len(self.edges.species), dim, channels)
-
-    def _form(self, **arrays: Tensor | None) -> None:
-        from equicat.kernels.gpu.environment import edges
-
-        edges(self.first, **{name: x for name, x in arrays.items() if x is not None})
-
-    def _environment(self, w: Float[Tensor, "n_edges _"], y: Float[Tensor, "n_edges dim"]) -> Tensor:
-        found = self._of_centers()
-        self._form(w=w, y=y, by_g=found)
-        return found
-
-    def _chain(self, k: int) -> _Chain:
-        """Products of environments in layer k: those that make scalars of its own, all of those of layers before."""
-        known = self.prepared.couplings
-        couplings = [known[m].scalars if m == k else known[m].tensors for m in range(k + 1)]
-        return _Chain(couplings, self.envs[: k + 1], self.norm)
-
-    def forwards(self) -> Float[Tensor, "n_atoms"]:
-        """The sums of centres."""
-        from equicat.kernels.gpu.readout import read
-
-        hidden = self.prepared.hidden
-        x, self.y = self.prepared.embedding(self.edges)
-        z, (env_weights, self.weights, *sums) = hidden[0](x, None, [None] * len(hidden[0].widths))
-        self.x, self.z = [x], [z]
-        self.env_weights, self.envs, self.chains = list[Tensor](), list[Tensor](), list[_Chain]()
-        for k in range(self.n_layers):
-            self.env_weights.append(env_weights)
-            self.envs.append(self._environment(env_weights, self.y))
-            self.chains.append(self._chain(k))
-            scalars = x.new_empty(len(x), self.network.config.tensor_channels)
-            self._form(w=self.weights, y=self.y, g=self.chains[k].read, by_a=scalars)
-            mine, *others = sums
-            passed_on = [None] if k + 1 < self.n_layers else []
-            z, found = hidden[k + 1](scalars, mine, [*passed_on, *others])
-            self.x.append(scalars)
-            self.z.append(z)
-            env_weights, sums = (found[0], found[1:]) if passed_on else (env_weights, found)
-        (self.total,) = sums
-        self.by_total = torch.empty_like(self.total)
-        return read(self.total, self.prepared.last, self.network.config.features_silu, self.first, self.by_total)
-
-    def backwards(self) -> Float[Tensor, "n_edges 3"]:
-        """The gradient by pair vectors."""
-        hidden, sums = self.prepared.hidden, [self.by_total]
-        self.by_results: list[list[Tensor]] = [sums]
-        self.by_z, self.by_scalars = list[Tensor](), list[Tensor]()
-        self.by_envs: list[Any] = [None] * self.n_layers
-        by_weights, by_y = torch.empty_like(self.weights), torch.empty_like(self.y)
-        for k in reversed(range(self.n_layers)):
-            by_scalars, by_z = hidden[k + 1].back(self.x[k + 1], self.z[k + 1], self.by_results[0])
-            self.by_scalars.insert(0, by_scalars)
-            self.by_z.insert(0, by_z)
-            sums = [by_z, *sums]
-            arrays = {"w": self.weights, "y": self.y, "g": self.chains[k].read, "by_w": by_weights, "by_y": by_y}
-            onto = {"onto_w": by_weights, "onto_y": by_y} if k + 1 < self.n_layers else {}
-            by_read = self._of_centers()
-            self._form(a=by_scalars, by_g=by_read, **arrays, **onto)
-            self.chains[k].back(by_read, self.by_envs)
-            by_env_weights = torch.empty_like(self.weights)
-            arrays = {"w": self.env_weights[k], "y": self.y, "g": self.by_envs[k], "by_y": by_y, "onto_y": by_y}
-            self._form(by_w=by_env_weights, **arrays)
-            self.by_results.insert(0, [by_env_weights, *([by_weights] if k == 0 else []), *sums])
-        self.by_x, by_z = hidden[0].back(self.x[0], self.z[0], self.by_results[0])
-        self.by_z.insert(0, by_z)
-        return self.prepared.embedding.back(self.edges, self.by_x, by_y)
+        prepared = prepared_of(network, (radial, table), rest[:n], [last], couplings)
+        super().__init__(network, prepared, edges, keep=True)
 
     def move(self, vectors: Float[Tensor, "n_edges 3"]) -> None:
         """How everything changes along moves of the pair vectors, which gives parts of the derivatives of S as well."""
