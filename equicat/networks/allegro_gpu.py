@@ -70,11 +70,15 @@ def serves(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Sh
 _PREPARED = Frozen[Prepared]()
 
 
-def matrices_of(network: NequipAllegro) -> list[Float[Tensor, "_ _"]]:
-    """Both matrices of the two-body MLP, and of the latent MLP of each layer: of what is read, and what reads it."""
+def first_matrices(network: NequipAllegro) -> list[Float[Tensor, "_ _"]]:
+    """The first matrix of the two-body MLP, and of the latent MLP of each layer the rows for scalars of its own."""
     n, first = network.config.n_scalars, network.two_body_mlp.weights[0]
-    own = [layer.latent_mlp.weights[0][(k + 1) * n :] for k, layer in enumerate(network.layers)]
-    return [w for pair in zip([first, *own], network.composed(), strict=True) for w in pair]
+    return [first, *(layer.latent_mlp.weights[0][(k + 1) * n :] for k, layer in enumerate(network.layers))]
+
+
+def matrices_of(network: NequipAllegro) -> list[Float[Tensor, "_ _"]]:
+    """Both matrices of the two-body MLP, and of the latent MLP of each layer: the first, and what reads its result."""
+    return [w for pair in zip(first_matrices(network), network.composed(), strict=True) for w in pair]
 
 
 def prepared_of(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equicat.kernels.edges import Edges
 from equicat.networks.allegro_embeddings import ProductEmbedding
-from equicat.networks.allegro_gpu import Pass, matrices_of, prepared_of, serves
+from equicat.networks.allegro_gpu import Pass, first_matrices, matrices_of, prepared_of, serves
 from equicat.networks.allegro_parts import NequipAllegro
 from equicat.networks.couplings import Coupling, LayerCouplings
 from equicat.networks.layers import BesselBasis
@@ -35,7 +35,7 @@ def trains(network: nn.Module, readout: Sequence[Float[Tensor, "_ _"]], like: Sh
 
     assert isinstance(network, NequipAllegro)
     assert isinstance(network.basis, BesselBasis)
-    return not network.basis.frequencies.requires_grad and all(is_narrow(w) for w in matrices_of(network)[::2])
+    return not network.basis.frequencies.requires_grad and all(map(is_narrow, first_matrices(network)))
 
 
 def energies_and_gradient(
