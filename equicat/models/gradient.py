@@ -101,7 +101,7 @@ def pieces(batch: Batch, species: Int[Tensor, "n_atoms"], floats_per_edge: int, 
     budget = FLOATS_AT_A_TIME.get(center.device.type, FLOATS_AT_A_TIME["cuda"]) // floats_per_edge
     if len(center) <= budget:
         return [whole(batch.edge_index, species)]
-    ends = torch.bincount(center, minlength=len(species)).cumsum(0)
+    ends = torch.bincount(center, minlength=len(species)).cumsum(0).cpu()  # one wait, instead of two for each piece
     cut = []
     for atoms, edges in consecutive(ends, budget):
         n_own, neighbors = atoms.stop - atoms.start, neighbor[edges]
