@@ -306,26 +306,24 @@ def narrow_candidates() -> dict[str, float]:
     """Milliseconds of the kernels of narrow hidden layers, and of sums over edges, for tiles and warps."""
     found = {}
 
-    def measure(kernel: str, tiles: object, function: Callable[[], Any]) -> None:
-        name = f"{kernel} {tiles}"
+    def measure(name: str, function: Callable[[], Any]) -> None:
         found.update(tried(name, "", lambda: {name: milliseconds(function, 7)}))
 
-    before = {name: getattr(hidden, name) for name in ("EDGES", "COLUMNS", "WARPS")}, sums.TILES
+    before = hidden.EDGES, hidden.COLUMNS, hidden.WARPS, sums.TILES
     for n_x, widths in ((64, [96, 96, 64, 64, 64]), (32, [96, 64, 64])):
         x, z = torch.randn(N_EDGES, n_x, device=DEVICE), torch.randn(N_EDGES, 64, device=DEVICE)
         grads = [torch.randn(N_EDGES, n, device=DEVICE) for n in widths]
-        matrices = torch.randn(n_x, 64, device=DEVICE), torch.randn(64, sum(widths), device=DEVICE)
-        layer = hidden.Hidden(*matrices, widths)
+        first, last = (torch.randn(*size, device=DEVICE) for size in ((n_x, 64), (64, sum(widths))))
+        layer = hidden.Hidden(first, last, widths)
         for tiles in HIDDEN:
             hidden.EDGES, hidden.COLUMNS, hidden.WARPS = tiles
-            measure(f"hidden layer {n_x}", tiles, partial(layer, x, z, [None] * len(widths)))
-            measure(f"its gradient {n_x}", tiles, partial(layer.back, x, z, grads))
-            measure(f"how that changes {n_x}", tiles, partial(layer.moving, x, z, z, grads))
+            measure(f"hidden layer {n_x} {tiles}", partial(layer, x, z, [None] * len(widths)))
+            measure(f"its gradient {n_x} {tiles}", partial(layer.back, x, z, grads))
+            measure(f"how that changes {n_x} {tiles}", partial(layer.moving, x, z, z, grads))
         for shape in SUMS:
             sums.TILES = shape
-            measure(f"sums {n_x}", shape, partial(sums.sums, x, grads, x, grads, True))
-    vars(hidden).update(before[0])
-    sums.TILES = before[1]
+            measure(f"sums {n_x} {shape}", partial(sums.sums, x, grads, x, grads, True))
+    hidden.EDGES, hidden.COLUMNS, hidden.WARPS, sums.TILES = before
     return found
 
 

@@ -38,22 +38,21 @@ class PaddedBatch(PairBatch):
         """Take over the content of a batch, in few launches; arguments are those of :func:`padded`."""
         assert self.vectors is not None
         n_atoms, n_edges = len(batch.numbers), batch.n_edges
+        added: dict[str, Any] = {"numbers": batch.numbers[0], "system_idx": batch.n_systems, "fixed": True}
         for name in (*PER_ATOM, *PER_SYSTEM):
             to, source = getattr(self, name), getattr(batch, name)
             if to is not None:
                 to[: len(source)].copy_(source)
-        for name in PER_ATOM:
-            if (to := getattr(self, name)) is not None:
-                to[n_atoms:].fill_({"system_idx": batch.n_systems, "fixed": True}.get(name, 0))
-        self.numbers[n_atoms:].copy_(batch.numbers[0])
+                if name in PER_ATOM:
+                    to[n_atoms:].fill_(added.get(name, 0))
         self.vectors[:n_edges].copy_(edge_vec)
         self.edge_index[:, :n_edges].copy_(batch.edge_index)
         if more := len(self.vectors) - n_edges:
             self.vectors[n_edges:].zero_()
             self.vectors[n_edges:, 0].fill_(far)
             step, begin = len(self.numbers) - n_atoms, n_atoms * more
-            added = torch.arange(begin, begin + step * more, step, device=self.edge_index.device)
-            self.edge_index[:, n_edges:].copy_(added // more)
+            numbers = torch.arange(begin, begin + step * more, step, device=self.edge_index.device)
+            self.edge_index[:, n_edges:].copy_(numbers // more)
 
 
 PER_ATOM = ("numbers", "system_idx", "fixed", "tags", "forces", "displacements")

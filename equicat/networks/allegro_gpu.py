@@ -76,57 +76,30 @@ def first_matrices(network: NequipAllegro) -> list[Float[Tensor, "_ _"]]:
     return [first, *(layer.latent_mlp.weights[0][(k + 1) * n :] for k, layer in enumerate(network.layers))]
 
 
-def matrices_of(network: NequipAllegro) -> list[Float[Tensor, "_ _"]]:
-    """Both matrices of the two-body MLP, and of the latent MLP of each layer: the first, and what reads its result."""
-    return [w for pair in zip(first_matrices(network), network.composed(), strict=True) for w in pair]
-
-
-def prepared_of(
-    network: NequipAllegro,
-    embedding: tuple[Float[Tensor, "n_radial width"], Float[Tensor, "n_pairs width"]],
-    matrices: Sequence[Float[Tensor, "_ _"]],
-    readout: Sequence[Float[Tensor, "_ _"]],
-    couplings: list[LayerCouplings],
-) -> Prepared:
-    """Weights of a network and its readout as the kernels read them.
-
-    Args:
-        network: what it is made of, apart from weights.
-        embedding: matrix of the radial functions, and table of ordered pairs of elements.
-        matrices: :func:`matrices_of` the network.
-        readout: matrices of the MLP, the last with one column.
-        couplings: tensor products of each layer.
-    """
+def prepared_of(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -> Prepared:
+    """The weights of a network and its readout, made ready; differentiable by them."""
     from equicat.kernels.gpu.embedding import Embedding
     from equicat.kernels.gpu.hidden import Hidden
 
-    config, basis = network.config, network.basis
+    config, basis, embedding = network.config, network.basis, network.embedding
     assert isinstance(basis, BesselBasis)
+    assert isinstance(embedding, ProductEmbedding)
     first = Embedding(
-        *(network.inverse_cutoff.float(), basis.frequencies, *embedding),
+        *(network.inverse_cutoff.float(), basis.frequencies, embedding.radial, embedding.table()),
         *(config.envelope_p, config.l_max, network.n_species),
     )
-    n, widths = network.n_weights, network.reader_widths()
-    hidden = [Hidden(matrices[0], matrices[1], [n, n, *widths])]
-    for k in range(len(network.layers)):
-        env = [n] if k + 1 < len(network.layers) else []
-        hidden.append(Hidden(matrices[2 * k + 2], matrices[2 * k + 3], [*env, *widths[k + 1 :]]))
+    n, widths, hidden = network.n_weights, network.reader_widths(), []
+    for k, matrices in enumerate(zip(first_matrices(network), network.composed(), strict=True)):
+        others = [n, n] if k == 0 else [n] if k < len(network.layers) else []
+        hidden.append(Hidden(*matrices, [*others, *widths[k:]]))
     *head, last = readout
     return Prepared(
         first,
         hidden,
         Hidden(head[0], last, [1], act=config.features_silu) if head else None,
         last.new_ones(1) if head else last[:, 0].contiguous(),
-        couplings,
+        [LayerCouplings.of(layer.product) for layer in network.layers],
     )
-
-
-def _prepared(network: NequipAllegro, readout: Sequence[Float[Tensor, "_ _"]]) -> Prepared:
-    """The weights of a network and its readout, made ready."""
-    assert isinstance(network.embedding, ProductEmbedding)
-    embedding = network.embedding.radial, network.embedding.table()
-    couplings = [LayerCouplings.of(layer.product) for layer in network.layers]
-    return prepared_of(network, embedding, matrices_of(network), readout, couplings)
 
 
 @torch.no_grad()
@@ -144,7 +117,7 @@ def energies_and_gradient(
     edges = Edges(*(x.contiguous() for x in edges))
     if not len(edges.edge_vec):
         return edges.edge_vec.new_zeros(len(edges.species)), edges.edge_vec
-    prepared = _PREPARED(owner, [*network.parameters(), *readout], lambda: _prepared(network, readout))
+    prepared = _PREPARED(owner, [*network.parameters(), *readout], lambda: prepared_of(network, readout))
     work = Pass(network, prepared, edges)
     return work.forwards(), work.backwards()
 
@@ -172,10 +145,10 @@ class Pass:
         dim, channels = self.y.shape[1], self.network.config.tensor_channels
         return self.y.new_empty(len(self.edges.species), dim, channels)
 
-    def _form(self, **arrays: Tensor | None) -> None:
+    def _form(self, **arrays: Tensor) -> None:
         from equicat.kernels.gpu.environment import edges
 
-        edges(self.first, **{name: x for name, x in arrays.items() if x is not None})
+        edges(self.first, **arrays)
 
     def _environment(self, w: Float[Tensor, "n_edges _"], y: Float[Tensor, "n_edges dim"]) -> Tensor:
         found = self._of_centers()

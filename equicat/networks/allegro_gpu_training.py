@@ -16,10 +16,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from equicat.kernels.edges import Edges
-from equicat.networks.allegro_embeddings import ProductEmbedding
-from equicat.networks.allegro_gpu import Pass, first_matrices, matrices_of, prepared_of, serves
+from equicat.networks.allegro_gpu import Pass, Prepared, first_matrices, prepared_of, serves
 from equicat.networks.allegro_parts import NequipAllegro
-from equicat.networks.couplings import Coupling, LayerCouplings
 from equicat.networks.layers import BesselBasis
 
 
@@ -50,22 +48,22 @@ def energies_and_gradient(
         readout: its one matrix.
         edges: of some centres, all that they have, sorted by centre; at least one.
     """
-    assert isinstance(network.embedding, ProductEmbedding)
-    embedding = network.embedding.radial, network.embedding.table()
-    couplings = [LayerCouplings.of(layer.product) for layer in network.layers]
-    products = [c.weights for layer in couplings for c in (layer.scalars, layer.tensors)]
+    prepared = prepared_of(network, readout)
+    matrices = [w for layer in prepared.hidden for w in (layer.first, layer.last)]
+    products = [c.weights for layer in prepared.couplings for c in (layer.scalars, layer.tensors)]
+    embedding = prepared.embedding.weights, prepared.embedding.table
     edges = Edges(*(x.contiguous() for x in edges))
-    return _Energies.apply(network, edges, couplings, *embedding, readout[0], *matrices_of(network), *products)
+    return _Energies.apply(network, prepared, edges, *embedding, prepared.last, *matrices, *products)
 
 
 class _Energies(torch.autograd.Function):
-    """Sums of centres and the gradient by pair vectors, differentiable once by what is made of weights."""
+    """Sums of centres and the gradient by pair vectors, differentiable once by all that was prepared of weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, network: NequipAllegro, edges: Edges, couplings: list[LayerCouplings], *weights: Tensor
+        ctx: Any, network: NequipAllegro, prepared: Prepared, edges: Edges, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.work = work = _Training(network, edges, couplings, [w.detach() for w in weights])
+        ctx.work = work = _Training(network, prepared, edges, keep=True)
         energies = work.forwards()
         return energies, work.backwards()
 
@@ -81,27 +79,7 @@ class _Training(Pass):
     """One call. The four methods are called in their order: forwards, backwards, move, by_weights.
 
     Names: ``move_x`` is how x changes along the moves of pair vectors, ``to_x`` the derivative of S by x.
-
-    Args:
-        network: one that :func:`trains` knows.
-        edges: of some centres, all that they have, without gaps.
-        couplings: tensor products of each layer.
-        weights: matrix of the radial functions, table of pairs of elements, matrix of the readout, matrices of hidden
-            layers, and weights of both products of each layer, in the place of the couplings' own.
     """
-
-    def __init__(
-        self, network: NequipAllegro, edges: Edges, couplings: list[LayerCouplings], weights: list[Tensor]
-    ) -> None:
-        radial, table, last, *rest = weights
-        n = 2 * len(network.layers) + 2
-        products = zip(rest[n::2], rest[n + 1 :: 2], couplings, strict=True)
-        couplings = [
-            LayerCouplings(Coupling(scalars, known.scalars.terms), Coupling(tensors, known.tensors.terms))
-            for scalars, tensors, known in products
-        ]
-        prepared = prepared_of(network, (radial, table), rest[:n], [last], couplings)
-        super().__init__(network, prepared, edges, keep=True)
 
     def move(self, vectors: Float[Tensor, "n_edges 3"]) -> None:
         """How everything changes along moves of the pair vectors, which gives parts of the derivatives of S as well."""
@@ -134,7 +112,9 @@ class _Training(Pass):
         (self.move_total,) = move_sums
 
     def by_weights(self, factors: Float[Tensor, "n_atoms"]) -> list[Tensor]:
-        """The derivatives of S by all weights, in the order in which they were given."""
+        """The derivatives of S: by the matrix of radial functions, the table of pairs of elements, the readout, both
+        matrices of each hidden layer, and the weights of both products of each layer.
+        """
         from equicat.kernels.gpu.readout import read_moving
 
         hidden, act = self.prepared.hidden, self.network.config.features_silu
@@ -162,7 +142,7 @@ class _Training(Pass):
         found = [*self._by_matrices(0, to_z, to_results), *found]
         to_embedding = self.prepared.embedding.by_weights(self.edges, self.vectors, to_x, self.by_x)
         flat = [grad for pair in to_products for grad in pair]
-        return [*to_embedding, to_last[:, None], *found, *flat]
+        return [*to_embedding, to_last, *found, *flat]
 
     def _by_matrices(self, k: int, to_z: Tensor, to_results: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Derivatives of S by both matrices of a hidden layer."""

@@ -23,6 +23,7 @@ from equicat.kernels.gpu.geometry import (
     envelope_of,
     harmonics_back,
     harmonics_of,
+    load_moves,
     moving_harmonics,
     store_gradient,
     store_harmonics,
@@ -54,13 +55,17 @@ def _load_edges(edges, elements, inverse_cutoff, tile: constexpr):
 @triton.jit
 @no_type_check
 def _functions(x, radial, sizes: constexpr):
-    """Bessel functions of edges and their derivatives, side by side, so that each is computed once; and the matrix."""
+    """Bessel functions of edges times the envelope, and their derivatives by x, side by side, so that each is computed
+    once; and the matrix that multiplies them.
+    """
     _, frequencies, weights, _ = radial
+    envelope, slope = envelope_of(x, sizes[3])
     n, u = tl.arange(0, sizes[6]), tl.arange(0, sizes[1])
     in_n, in_u = n < sizes[2], u < sizes[0]
     functions, rising, _ = bessel_of(tl.load(frequencies + n, mask=in_n, other=0)[None, :], x[:, None])
     w_nu = tl.load(weights + n[:, None] * sizes[0] + u[None, :], mask=in_n[:, None] & in_u[None, :], other=0)
-    return functions, rising, w_nu, u, in_u
+    slopes = rising * envelope[:, None] + functions * slope[:, None]
+    return functions * envelope[:, None], slopes, w_nu, u, in_u
 
 
 @triton.jit
@@ -71,10 +76,8 @@ def _embed(edges, elements, radial, out, sizes: constexpr, couplings: constexpr)
     width: constexpr = sizes[0]
     tile: constexpr = sizes[5]
     e, in_e, unit, r, pair, per_r = _load_edges(edges, elements, inverse_cutoff, tile)
-    x = r * per_r
-    envelope, _ = envelope_of(x, sizes[3])
-    functions, _, w_nu, u, in_u = _functions(x, radial, sizes)
-    sums = tl.dot(functions * envelope[:, None], w_nu, input_precision="ieee")
+    functions, _, w_nu, u, in_u = _functions(r * per_r, radial, sizes)
+    sums = tl.dot(functions, w_nu, input_precision="ieee")
     in_eu = in_e[:, None] & in_u[None, :]
     sums *= tl.load(table + pair[:, None] * width + u[None, :], mask=in_eu, other=0)
     tl.store(out[0] + e[:, None] * width + u[None, :], sums, mask=in_eu)
@@ -88,27 +91,13 @@ def _embed_back(edges, elements, radial, grads, out, sizes: constexpr, couplings
     inverse_cutoff, _, _, table = radial
     width: constexpr = sizes[0]
     e, in_e, unit, r, pair, per_r = _load_edges(edges, elements, inverse_cutoff, sizes[5])
-    x = r * per_r
-    envelope, slope = envelope_of(x, sizes[3])
-    functions, rising, w_nu, u, in_u = _functions(x, radial, sizes)
+    _, slopes, w_nu, u, in_u = _functions(r * per_r, radial, sizes)
     in_eu = in_e[:, None] & in_u[None, :]
     by_sums = tl.load(grads[0] + e[:, None] * width + u[None, :], mask=in_eu, other=0)
     by_sums *= tl.load(table + pair[:, None] * width + u[None, :], mask=in_eu, other=0)
-    by_functions = tl.dot(by_sums, tl.trans(w_nu), input_precision="ieee")
-    by_x = tl.sum(by_functions * (rising * envelope[:, None] + functions * slope[:, None]), axis=1)
+    by_x = tl.sum(tl.dot(by_sums, tl.trans(w_nu), input_precision="ieee") * slopes, axis=1)
     by_unit = harmonics_back(grads[1], e, in_e, unit, couplings, sizes[4])
     store_gradient(out, e, in_e, unit, r, by_unit, by_x * per_r)
-
-
-@triton.jit
-@no_type_check
-def _load_moves(moves, e, in_e, unit, r):
-    """Moves of pair vectors: along them, and what they turn their unit vectors by."""
-    h_x = tl.load(moves + 3 * e, mask=in_e, other=0)
-    h_y = tl.load(moves + 3 * e + 1, mask=in_e, other=0)
-    h_z = tl.load(moves + 3 * e + 2, mask=in_e, other=0)
-    along = h_x * unit[0] + h_y * unit[1] + h_z * unit[2]
-    return along, ((h_x - along * unit[0]) / r, (h_y - along * unit[1]) / r, (h_z - along * unit[2]) / r)
 
 
 @triton.jit
@@ -118,12 +107,10 @@ def _embed_moving(edges, elements, radial, moves, out, sizes: constexpr, couplin
     inverse_cutoff, _, _, table = radial
     width: constexpr = sizes[0]
     e, in_e, unit, r, pair, per_r = _load_edges(edges, elements, inverse_cutoff, sizes[5])
-    along, turning = _load_moves(moves, e, in_e, unit, r)
-    envelope, slope = envelope_of(r * per_r, sizes[3])
-    functions, rising, w_nu, u, in_u = _functions(r * per_r, radial, sizes)
-    changes = (rising * envelope[:, None] + functions * slope[:, None]) * (along * per_r)[:, None]
+    along, turning = load_moves(moves, e, in_e, unit, r)
+    _, slopes, w_nu, u, in_u = _functions(r * per_r, radial, sizes)
     in_eu = in_e[:, None] & in_u[None, :]
-    sums = tl.dot(changes, w_nu, input_precision="ieee")
+    sums = tl.dot(slopes * (along * per_r)[:, None], w_nu, input_precision="ieee")
     sums *= tl.load(table + pair[:, None] * width + u[None, :], mask=in_eu, other=0)
     tl.store(out[0] + e[:, None] * width + u[None, :], sums, mask=in_eu)
     store_harmonics(out[1], e, in_e, moving_harmonics(unit, turning, couplings, sizes[4]))
@@ -136,11 +123,9 @@ def _embed_by_weights(edges, elements, radial, moves, grads, out, sizes: constex
     inverse_cutoff, _, _, table = radial
     width: constexpr = sizes[0]
     e, in_e, unit, r, pair, per_r = _load_edges(edges, elements, inverse_cutoff, sizes[5])
-    along, _ = _load_moves(moves, e, in_e, unit, r)
-    envelope, slope = envelope_of(r * per_r, sizes[3])
-    functions, rising, w_nu, u, in_u = _functions(r * per_r, radial, sizes)
-    changes = (rising * envelope[:, None] + functions * slope[:, None]) * (along * per_r)[:, None]
-    functions *= envelope[:, None]
+    along, _ = load_moves(moves, e, in_e, unit, r)
+    functions, slopes, w_nu, u, in_u = _functions(r * per_r, radial, sizes)
+    changes = slopes * (along * per_r)[:, None]
     in_eu = in_e[:, None] & in_u[None, :]
     at = e[:, None] * width + u[None, :]
     by_x, by_change = tl.load(grads[0] + at, mask=in_eu, other=0), tl.load(grads[1] + at, mask=in_eu, other=0)

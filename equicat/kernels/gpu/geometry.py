@@ -58,6 +58,17 @@ def direction_of(vectors, e, in_e):
 
 @triton.jit
 @no_type_check
+def load_moves(moves, e, in_e, unit, r):
+    """Moves of pair vectors: along them, and what they turn their unit vectors by."""
+    h_x = tl.load(moves + 3 * e, mask=in_e, other=0)
+    h_y = tl.load(moves + 3 * e + 1, mask=in_e, other=0)
+    h_z = tl.load(moves + 3 * e + 2, mask=in_e, other=0)
+    along = h_x * unit[0] + h_y * unit[1] + h_z * unit[2]
+    return along, ((h_x - along * unit[0]) / r, (h_y - along * unit[1]) / r, (h_z - along * unit[2]) / r)
+
+
+@triton.jit
+@no_type_check
 def store_gradient(out, e, in_e, unit, r, by_unit, by_r):
     """The gradient by pair vectors, from those by their unit vectors and by their lengths."""
     along = by_unit[0] * unit[0] + by_unit[1] * unit[1] + by_unit[2] * unit[2]
@@ -211,11 +222,7 @@ def _moving(vectors, scale, radial, moves, out, n_e, sizes: constexpr, couplings
     frequencies, edge by edge."""
     n_radial: constexpr = sizes[0]
     e, in_e, unit, r, per_r = _load_edges(vectors, scale, n_e, sizes[3])
-    h_x = tl.load(moves[0] + 3 * e, mask=in_e, other=0)
-    h_y = tl.load(moves[0] + 3 * e + 1, mask=in_e, other=0)
-    h_z = tl.load(moves[0] + 3 * e + 2, mask=in_e, other=0)
-    along = h_x * unit[0] + h_y * unit[1] + h_z * unit[2]
-    turning = ((h_x - along * unit[0]) / r, (h_y - along * unit[1]) / r, (h_z - along * unit[2]) / r)
+    along, turning = load_moves(moves[0], e, in_e, unit, r)
     x, dx = r * per_r, along * per_r
     envelope, slope = envelope_of(x, sizes[1])
     for n in range(n_radial):

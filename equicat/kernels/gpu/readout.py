@@ -17,6 +17,14 @@ READ = 1024
 
 @triton.jit
 @no_type_check
+def _entries(start, end, u, n_x, tile: constexpr):
+    """Where the entries of some edges lie, and which exist."""
+    e = start + tl.arange(0, tile)
+    return e.to(tl.int64)[:, None] * n_x + u[None, :], (e < end)[:, None] & (u < n_x)[None, :]
+
+
+@triton.jit
+@no_type_check
 def _read(inputs, outputs, first, n_x, act: constexpr, shape: constexpr):
     """The sum of a centre, and the slope, which may take the place of X."""
     tile: constexpr = shape[0]
@@ -27,9 +35,7 @@ def _read(inputs, outputs, first, n_x, act: constexpr, shape: constexpr):
     total = tl.zeros((tile, width), tl.float32)
     end = tl.load(first + center + 1)
     for start in range(tl.load(first + center), end, tile):
-        e = start + tl.arange(0, tile)
-        exists = (e < end)[:, None] & (u < n_x)[None, :]
-        at = e.to(tl.int64)[:, None] * n_x + u[None, :]
+        at, exists = _entries(start, end, u, n_x, tile)
         x_eu = tl.load(inputs[0] + at, mask=exists, other=0)
         if act:
             total += silu(x_eu) * h
@@ -54,9 +60,7 @@ def _read_moving(inputs, outputs, first, n_x, act: constexpr, shape: constexpr):
     total = tl.zeros((tile, width), tl.float32)
     end = tl.load(first + center + 1)
     for start in range(tl.load(first + center), end, tile):
-        e = start + tl.arange(0, tile)
-        exists = (e < end)[:, None] & (u < n_x)[None, :]
-        at = e.to(tl.int64)[:, None] * n_x + u[None, :]
+        at, exists = _entries(start, end, u, n_x, tile)
         x_eu, move_eu = tl.load(x + at, mask=exists, other=0), tl.load(move + at, mask=exists, other=0)
         if act:
             slope = silu_slope(x_eu)
