@@ -106,18 +106,22 @@ def ends_of(center: Int[Tensor, "n_edges"], n_atoms: int) -> Int[Tensor, "n_ends
 
 
 def consecutive(ends: Int[Tensor, "n_atoms"], max_edges: int) -> Iterator[tuple[slice, slice]]:
-    """All centres, consecutive ones together: as many as have at most that many edges, at least one.
+    """All centres, consecutive ones together, in as few parts of as even size as ``max_edges`` allows.
 
     Args:
         ends: where the edges of each centre end.
-        max_edges: bounds memory.
+        max_edges: bounds memory: a part has no more edges, unless it is one centre that alone has more.
 
     Yields:
         Centres, and their edges.
     """
     first = edge = 0
     while first < len(ends):
-        stop = max(int(torch.searchsorted(ends, edge + max_edges, right=True)), first + 1)
+        left = int(ends[-1]) - edge
+        share = -(-left // max(-(-left // max_edges), 1))
+        completes = ends[torch.searchsorted(ends, edge + share)]  # the end of the centre that completes a share
+        end = min(int(completes), edge + max_edges)
+        stop = max(int(torch.searchsorted(ends, end, right=True)), first + 1)
         end = int(ends[stop - 1])
         yield slice(first, stop), slice(edge, end)
         first, edge = stop, end

@@ -166,6 +166,21 @@ def test_cut_between_centers(monkeypatch, max_edges):
         torch.testing.assert_close(padded.sum(1), torch.zeros(len(padded), 2).index_add(0, piece.center, x))
 
 
+@pytest.mark.parametrize(("counts", "max_edges", "expected"), [
+    ([64] * 100, 5000, [3200, 3200]),  # not 4992 and 1408
+    ([64, 60, 50] * 40, 3000, [2326, 2322, 2312]),
+    ([10] * 4, 25, [20, 20]),
+    ([0, 0, 5, 0, 70, 3, 0, 0], 10, [5, 70, 3]),
+    ([0, 0, 0], 4, [0]),
+])  # fmt: skip
+def test_parts_are_few_and_of_even_size(counts, max_edges, expected):
+    ends = torch.tensor(counts).cumsum(0)
+    parts = list(forms.consecutive(ends, max_edges))
+    assert [edges.stop - edges.start for _, edges in parts] == expected
+    assert [k for atoms, _ in parts for k in range(atoms.start, atoms.stop)] == list(range(len(counts)))
+    assert [int(ends[atoms.stop - 1]) for atoms, _ in parts] == [edges.stop for _, edges in parts]
+
+
 # ---- the network ---------------------------------------------------------------------------------------------------
 
 
