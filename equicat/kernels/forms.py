@@ -106,7 +106,7 @@ def ends_of(center: Int[Tensor, "n_edges"], n_atoms: int) -> Int[Tensor, "n_ends
 
 
 def consecutive(ends: Int[Tensor, "n_atoms"], max_edges: int) -> Iterator[tuple[slice, slice]]:
-    """All centres, consecutive ones together, in as few parts of as even size as ``max_edges`` allows.
+    """All centres, consecutive ones together, in few parts of nearly even size.
 
     Args:
         ends: where the edges of each centre end.
@@ -118,10 +118,9 @@ def consecutive(ends: Int[Tensor, "n_atoms"], max_edges: int) -> Iterator[tuple[
     first = edge = 0
     while first < len(ends):
         left = int(ends[-1]) - edge
-        share = -(-left // max(-(-left // max_edges), 1))
-        completes = ends[torch.searchsorted(ends, edge + share)]  # the end of the centre that completes a share
-        end = min(int(completes), edge + max_edges)
-        stop = max(int(torch.searchsorted(ends, end, right=True)), first + 1)
+        share = math.ceil(left / max(math.ceil(left / max_edges), 1))
+        complete = int(ends[torch.searchsorted(ends, edge + share)])  # with all edges of the centre that reaches it
+        stop = max(int(torch.searchsorted(ends, min(complete, edge + max_edges), right=True)), first + 1)
         end = int(ends[stop - 1])
         yield slice(first, stop), slice(edge, end)
         first, edge = stop, end

@@ -54,10 +54,10 @@ def test_speed_alone(tiny, tmp_path):
     assert size["limits"]["training_gflop"] > 2 * size["limits"]["inference_gflop"] > 0
     text = speed_text(results)
     assert "24 atoms" in text
-    shown = {line.split("  ")[0]: line.split("  ", 1)[1].split() for line in text.splitlines() if line[:7] == "equicat"}
     for name, row in rows.items():
-        expected = [row["inference_s"], row["training_s"]]
-        assert [float(x) for x in shown[name][:2]] == pytest.approx(expected, rel=0.006), "three digits of each"
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{name}  "))
+        shown = [float(value) for value in line.removeprefix(name).split()[:2]]
+        assert shown == pytest.approx([row["inference_s"], row["training_s"]], rel=0.006), "three digits of each"
     speed_figure(results, tmp_path / "speed.svg")
     assert "equicat, operators" in (tmp_path / "speed.svg").read_text() or (tmp_path / "speed.svg").stat().st_size > 1e4
     json.dumps(results)
