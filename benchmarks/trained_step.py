@@ -1,10 +1,11 @@
 """Training step and inference with the weights of trained runs, by this checkout and another one.
 
     python benchmarks/trained_step.py 'PATH/oc20_mini/trajectories/*.xz' RUN [RUN …] --before CHECKOUT
+    python benchmarks/trained_step.py PATH/3bpa/train_300K.xyz RUN --structures 5 --rounds 5 --before CHECKOUT
 
 Speed is measured elsewhere with first weights. Trained ones have other numbers, some of them so small that a processor
-takes a hundred times longer for a product. The first structures of four files are one batch; processor time of one
-thread, the median of all repetitions; checkouts in turn.
+takes a hundred times longer for a product. The first structures of up to four files are one batch; processor time of
+one thread, the median of all repetitions; checkouts in turn, in as many rounds as are asked for, whose median is shown.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from glob import glob
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,9 +25,6 @@ from equicat import Batch
 from equicat.models.potential import Potential
 
 N_FILES = 4
-COMMAND = [
-    "python benchmarks/trained_step.py 'PATH/oc20_mini/trajectories/*.xz' RUN [RUN …] --before CHECKOUT --json FILE"
-]
 
 
 def milliseconds(do: Callable[[], object], repeats: int) -> float:
@@ -38,12 +37,12 @@ def milliseconds(do: Callable[[], object], repeats: int) -> float:
     return 1e3 * statistics.median(times[2:])
 
 
-def measured(run: str, files: list[str], repeats: int) -> dict[str, float]:
+def measured(run: str, files: list[str], repeats: int, n_structures: int) -> dict[str, float]:
     """Sizes and times of one run in this process."""
     torch.set_num_threads(1)
     model = equicat.load(run)
     assert isinstance(model, Potential)
-    structures = [next(iter(equicat.read(file))) for file in files]
+    structures = [structure for file in files for structure in islice(equicat.read(file), n_structures)]
     batch = Batch.from_structures(structures, model.cutoff, dtype=model.dtype)
     assert batch.forces is not None
 
@@ -60,7 +59,8 @@ def measured(run: str, files: list[str], repeats: int) -> dict[str, float]:
 
 def elsewhere(checkout: Path, run: str, options: argparse.Namespace) -> dict[str, float]:
     """The times of a run by the package of another checkout."""
-    return by_package(checkout, __file__, options.pattern, run, "--repeats", str(options.repeats), "--worker")
+    lengths = ["--repeats", str(options.repeats), "--structures", str(options.structures)]
+    return by_package(checkout, __file__, options.pattern, run, *lengths, "--worker")
 
 
 def main() -> None:
@@ -69,18 +69,23 @@ def main() -> None:
     parser.add_argument("pattern", help="of files with structures")
     parser.add_argument("runs", nargs="+", help="run directories, as NAME=PATH to show a name")
     parser.add_argument("--before", type=Path, help="checkout of another commit")
+    parser.add_argument("--structures", type=int, default=1, help="of each file")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each checkout is measured")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--title", default="Steps with trained weights")
     parser.add_argument("--json", type=Path, help="file of benchmarks/results for the tables")
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(measured(options.runs[0], sorted(glob(options.pattern))[:N_FILES], options.repeats)))
+        files = sorted(glob(options.pattern))[:N_FILES]
+        print(json.dumps(measured(options.runs[0], files, options.repeats, options.structures)))
         return
     here, rows = Path(__file__).parents[1], []
     for named in options.runs:
         name, _, run = named.rpartition("=")
         checkouts = [here] if options.before is None else [options.before, here]
-        found = [elsewhere(checkout, run, options) for checkout in checkouts]
+        rounds = [[elsewhere(checkout, run, options) for checkout in checkouts] for _ in range(options.rounds)]
+        found = [{w: statistics.median(one[w] for one in of) for w in of[0]} for of in zip(*rounds, strict=True)]
         sizes = [f"{found[0][size]:,.0f}" for size in ("atoms", "edges", "parameters")]
         times = [f"{f[what]:.1f}" for what in ("inference", "training step") for f in found]
         rows.append([name or Path(run).name, *sizes, *times])
@@ -90,7 +95,10 @@ def main() -> None:
     print(markdown(shown))
     if options.json:
         notes = ["float32, one thread; times are processor time, the median of all repetitions."]
-        write(options.json, "Steps with trained weights", {"": shown}, command=COMMAND, notes=notes)
+        lengths = f"--structures {options.structures} --rounds {options.rounds}"
+        command = f"python benchmarks/trained_step.py 'PATH/{Path(options.pattern).name}' RUN [RUN …] {lengths}"
+        command += f" --before CHECKOUT --title '{options.title}' --json FILE"
+        write(options.json, options.title, {"": shown}, command=[command], notes=notes)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 //
 // Here is what both flavours share: a call is checked, its centres are shared among threads, and each thread goes
 // forward and backward through the layers, tile by tile. The compiler is told the FLAVOUR: Published or Nequip.
+#include <deque>
+
 #include "nequip.h"
 #include "published.h"
 #include "threads.h"
@@ -129,13 +131,16 @@ template <class Worker> void run(const Call& call) {
     check(call);
     const int64_t *first = call.first_edge, n_edges = first[call.n_centers];
     const Weights weights(call);
-    int n_threads = std::max<int64_t>(1, std::min<int64_t>(call.n_threads, n_edges / weights.tile_edges()));
+    int n_threads = std::max<int64_t>(1, std::min<int64_t>(call.n_threads, n_edges / weights.tile_edges));
     // Small products take no longer than it takes to remember them.
     Tape* tape = weights.large ? call.tape : nullptr;
     if (tape && !tape->reels.empty()) n_threads = tape->reels.size();  // as in the pass that wrote them
     if (tape) tape->reels.resize(n_threads);
-    std::vector<Worker> workers(n_threads, Worker(call, weights));
-    for (int t = 0; tape && t < n_threads; t++) workers[t].attach(&tape->reels[t]);
+    std::deque<Worker> workers;
+    for (int t = 0; t < n_threads; t++) {
+        workers.emplace_back(call, weights);
+        if (tape) workers[t].attach(&tape->reels[t]);
+    }
     // f(start, end) for runs of at least that many edges, of centres in [start, stop).
     const auto in_runs = [&](int start, int stop, int n_edges, auto f) {
         for (int end; start < stop; start = end) {
@@ -146,9 +151,9 @@ template <class Worker> void run(const Call& call) {
     in_threads(n_threads, [&](int t) {
         const int64_t begin = part_start(first, call.n_centers, t, n_threads);
         const int64_t end = part_start(first, call.n_centers, t + 1, n_threads);
-        in_runs(begin, end, weights.group_edges(), [&](int start, int stop) {
+        in_runs(begin, end, weights.group_edges, [&](int start, int stop) {
             workers[t].begin(start, stop);
-            in_runs(start, stop, weights.tile_edges(), [&](int from, int to) { workers[t].tile(from, to); });
+            in_runs(start, stop, weights.tile_edges, [&](int from, int to) { workers[t].tile(from, to); });
             workers[t].end();
         });
     });

@@ -99,10 +99,12 @@ template <int D> class Published : public Layers<D> {
     void products(int k, const Array& m) {
         const Layer& sizes = layer(k);
         LayerState& s = saved[k];
-        s.m = m, s.products = tensor_products(sizes, s.v, m);
+        s.m = m;
         std::vector<Array> v;
-        for (int o = 0, i = 0; o < sizes.n_outputs; o++)
-            if (mixed(sizes, o)) v.push_back(linear(s.products[o], of_layer[k].mix[i++]));
+        for (int o = 0; o < sizes.n_outputs; o++) {
+            s.products.push_back(tensor_products(sizes, o, s.v, m));
+            if (mixed(sizes, o)) v.push_back(linear(s.products[o], of_layer[k].mix[v.size()]));
+        }
         const Array& z = s.input.z;
         linear(s.products[0], of_layer[k].from_scalars, z, true), complete(z);
         s.y = mlp(z, of_layer[k].rest, s.latent);
@@ -119,18 +121,21 @@ template <int D> class Published : public Layers<D> {
         if (k + 1 < n_layers) read_backward(saved[k + 1].input, of_layer[k + 1], bar);
         const Array y_bar = updated_backward(s.y, bar.x, false, geometry, geometry_bar, dims);
         bar.z = mlp_backward(y_bar, of_layer[k].rest, s.latent);
-        std::vector<Array> bars(sizes.n_outputs);
-        for (int o = 0, i = 0; o < sizes.n_outputs; o++)
-            if (mixed(sizes, o)) {
-                bars[o] = linear_backward_part(s.products[o], of_layer[k].mix[i], v_bar[i]), i++;
-                if (o) complete(bars[o]);
-            }
-        if (!bars[0].p) bars[0] = array(n, s.products[0].width, true);
-        linear_backward(s.products[0], of_layer[k].from_scalars, bar.z, bars[0], true), complete(bars[0]);
+        const std::vector<Array> passed_on = std::move(v_bar);
         v_bar.clear();
         for (int i = 0; i < sizes.n_irreps; i++) v_bar.push_back(array(n * sizes.dims[i], channels, true));
         const Array m_bar = array(n_centers * sizes.n_rows, channels);
-        tensor_products_backward(sizes, s.v, s.m, bars, v_bar, m_bar);
+        for (int o = 0, i = 0; o < sizes.n_outputs; o++) {
+            const typename Base::MemoryMark before = this->mark();
+            Array from;
+            if (mixed(sizes, o))  // of all but the scalar one the values, sums over `channels`, are not on the reel
+                from = linear_backward_part(s.products[o], of_layer[k].mix[i], passed_on[i], !o), i++;
+            else
+                from = array(s.products[o].n, s.products[o].width, true);
+            if (!o) linear_backward(s.products[0], of_layer[k].from_scalars, bar.z, from, true), complete(from);
+            tensor_products_backward(sizes, o, s.v, s.m, from, v_bar, m_bar);
+            this->release(before);  // the next output's derivatives take their place in the cache
+        }
         env_weights_bar[k] = bar.weights = array(n, env_weights[k].width);
         return m_bar;
     }
@@ -244,67 +249,86 @@ template <int D> class Published : public Layers<D> {
         }
     }
 
-    // f(degree as a constant, place) for every centre and each column of its matrix M; V has 2 degree + 1 components.
-    template <class F> void for_columns(const Layer& layer, F f) {
-        for_centers([&](int c, int start, int stop) {
-            for (int o = 0; o < layer.n_outputs; o++) {
-                const Output& out = layer.outputs[o];
-                for (int i = 0; i < out.dim * out.n_paths; i++) {
-                    const Column& column = layer.columns[out.first_column + i];
-                    const ColumnOfCenter place{start, stop, int(c * layer.n_rows + column.row), int(i / out.n_paths),
-                                      int(out.dim), int(i % out.n_paths * channels), int(column.irrep), o};
-                    for_degree(column.size / 2, [&](auto degree) { f(degree, place); });
-                }
-            }
-        });
-    }
-    struct ColumnOfCenter {
-        int start, stop;              // edges of the centre
-        int m_row;                    // first row of the column in M
-        int component, n_components;  // of the output: row (edge, component) of the product
-        int from;                     // first channel of the path in the product
-        int irrep, output;
+    // Paths of a centre to one output: their matrices M and the rows of V and of the product that they read and write.
+    struct PathOfCenter {
+        int start, stop;     // edges of the centre
+        int n_components;    // of the output: row (edge, component) of the product
+        int from;            // first channel of the path in the product
+        int irrep;           // of V
+        int m_row, n_paths;  // the centre's first row of M; paths of the output
+        const Column* columns;
+        // The first row of M that makes a component.
+        int row(int component) const { return m_row + columns[component * n_paths].row; }
     };
-
-    // products[o][(j, m), (p, u)] = Σ_a V[j, a, u] M[a, (m, p), u].
-    std::vector<Array> tensor_products(const Layer& layer, const std::vector<Array>& v, const Array& m) {
-        std::vector<Array> out(layer.n_outputs);
-        for (int o = 0; o < layer.n_outputs; o++)
-            out[o] = array(n * layer.outputs[o].dim, layer.outputs[o].n_paths * channels);
-        for_columns(layer, [&](auto degree, const ColumnOfCenter& p) {
-            constexpr int size = 2 * degree + 1;
-            const Array &left = v[p.irrep], &to = out[p.output];
-            for (int u = 0; u < channels; u += LANES) {
-                Num<D> column[size];
-                for (int a = 0; a < size; a++) column[a] = at(m, p.m_row + a, u);
-                for (int j = p.start; j < p.stop; j++) {
-                    Num<D> total = at(left, j * size, u) * column[0];
-                    for (int a = 1; a < size; a++) total += at(left, j * size + a, u) * column[a];
-                    set_at(to, j * p.n_components + p.component, p.from + u, total);
-                }
+    // f(degree as a constant, path) for every centre and each path to output o; V has 2 degree + 1 components. All that
+    // a path reads and writes of a few channels is small enough for the L1 cache. Loops over components of V are unrolled,
+    // or the compiler would keep their sums in memory.
+    template <class F> void for_paths(const Layer& layer, int o, F f) {
+        const Output& out = layer.outputs[o];
+        for_centers([&](int c, int start, int stop) {
+            for (int p = 0; p < out.n_paths; p++) {
+                const Column* columns = layer.columns + out.first_column + p;
+                const PathOfCenter path{start, stop, int(out.dim), p * channels, int(columns->irrep),
+                                        int(c * layer.n_rows), int(out.n_paths), columns};
+                for_degree(columns->size / 2, [&](auto degree) { f(degree, path); });
             }
         });
-        return out;
     }
 
-    // Adds to v_bar and writes m_bar.
-    void tensor_products_backward(const Layer& layer, const std::vector<Array>& v, const Array& m,
-                                  const std::vector<Array>& bars, const std::vector<Array>& v_bar,
-                                  const Array& m_bar) {
-        for_columns(layer, [&](auto degree, const ColumnOfCenter& p) {
+    // product[(j, m), (p, u)] = Σ_a V[j, a, u] M[a, (m, p), u] for output o.
+    Array tensor_products(const Layer& layer, int o, const std::vector<Array>& v, const Array& m) {
+        const Array to = array(n * layer.outputs[o].dim, layer.outputs[o].n_paths * channels);
+        for_paths(layer, o, [&](auto degree, const PathOfCenter& p) {
             constexpr int size = 2 * degree + 1;
-            const Array &left = v[p.irrep], &left_bar = v_bar[p.irrep], &from = bars[p.output];
-            for (int u = 0; u < channels; u += LANES) {
-                Num<D> column[size], to_column[size] = {};
-                for (int a = 0; a < size; a++) column[a] = at(m, p.m_row + a, u);
-                for (int j = p.start; j < p.stop; j++) {
-                    const Num<D> bar = at(from, j * p.n_components + p.component, p.from + u);
-                    for (int a = 0; a < size; a++) {
-                        add_at(left_bar, j * size + a, u, bar * column[a]);
-                        to_column[a] += bar * at(left, j * size + a, u);
+            const Array& left = v[p.irrep];
+            for (int u = 0; u < channels; u += LANES)
+                for (int i = 0; i < p.n_components; i++) {
+                    Num<D> column[size];
+#pragma GCC unroll 9
+                    for (int a = 0; a < size; a++) column[a] = at(m, p.row(i) + a, u);
+                    for (int j = p.start; j < p.stop; j++) {
+                        Num<D> total = at(left, j * size, u) * column[0];
+#pragma GCC unroll 9
+                        for (int a = 1; a < size; a++) total += at(left, j * size + a, u) * column[a];
+                        set_at(to, j * p.n_components + i, p.from + u, total);
                     }
                 }
-                for (int a = 0; a < size; a++) set_at(m_bar, p.m_row + a, u, to_column[a]);
+        });
+        return to;
+    }
+
+    // Adds to v_bar and writes the rows of m_bar that belong to output o.
+    void tensor_products_backward(const Layer& layer, int o, const std::vector<Array>& v, const Array& m,
+                                  const Array& from, const std::vector<Array>& v_bar, const Array& m_bar) {
+        for_paths(layer, o, [&](auto degree, const PathOfCenter& p) {
+            constexpr int size = 2 * degree + 1;
+            const Array &left = v[p.irrep], &left_bar = v_bar[p.irrep];
+            for (int u = 0; u < channels; u += LANES) {
+                for (int j = p.start; j < p.stop; j++) {
+                    Num<D> to_left[size];
+#pragma GCC unroll 9
+                    for (int a = 0; a < size; a++) to_left[a] = at(left_bar, j * size + a, u);
+                    for (int i = 0; i < p.n_components; i++) {
+                        const Num<D> bar = at(from, j * p.n_components + i, p.from + u);
+                        const int row = p.row(i);
+#pragma GCC unroll 9
+                        for (int a = 0; a < size; a++) to_left[a] += bar * at(m, row + a, u);
+                    }
+#pragma GCC unroll 9
+                    for (int a = 0; a < size; a++) set_at(left_bar, j * size + a, u, to_left[a]);
+                }
+                for (int i = 0; i < p.n_components; i++) {
+                    Num<D> to_column[size];
+#pragma GCC unroll 9
+                    for (int a = 0; a < size; a++) to_column[a] = Num<D>{};
+                    for (int j = p.start; j < p.stop; j++) {
+                        const Num<D> bar = at(from, j * p.n_components + i, p.from + u);
+#pragma GCC unroll 9
+                        for (int a = 0; a < size; a++) to_column[a] += bar * at(left, j * size + a, u);
+                    }
+#pragma GCC unroll 9
+                    for (int a = 0; a < size; a++) set_at(m_bar, p.row(i) + a, u, to_column[a]);
+                }
             }
         });
     }

@@ -7,10 +7,9 @@
 // the ε part of x_bar is the adjoint of the value of x.
 #pragma once
 
-#include <memory>
-
 #include "geometry.h"
 #include "matmul.h"
+#include "memory.h"
 
 extern "C" {
 struct Matrix {
@@ -42,20 +41,22 @@ struct Weights {
     };
     std::vector<Packed> packed_weights;
     bool large = false;  // they do not fit into the L2 cache
+    // The least number of edges of a tile, and of a group (edges.h). Arrays of a few edges stay in the cache, where an edge
+    // has up to 50 kB of them; but every tile reads all weights, and in larger groups more edges find their reverse.
+    int tile_edges = 16, group_edges = 16;
 
     explicit Weights(const Call& call) {
-        size_t size = 0;
+        size_t bytes = 0;
         for (int index = 0; index < call.n_matrices; index++) {
             const Matrix& m = call.matrices[index];
             const int k = m.k, n = m.n;
             packed_weights.push_back({k, n, packed(m.data, k, n), packed_transposed(m.data, k, n)});
-            size += sizeof(real) * k * n;
+            bytes += sizeof(real) * k * n;
         }
-        large = size >= (1 << 19);
+        large = bytes >= 1 << 19;
+        if (large) tile_edges = 32, group_edges = 1024;
+        if (bytes >= 1 << 22) tile_edges = 96, group_edges = 4096;
     }
-    // The least number of edges of a tile, and of a group (edges.h).
-    int tile_edges() const { return large ? 192 : 48; }
-    int group_edges() const { return large ? 4096 : tile_edges(); }
 };
 
 using Indices = std::vector<int>;
@@ -75,18 +76,20 @@ struct Numbering {
 // Results of matrix products in the pass for energies, in order, kept for the pass for gradients of weights, where
 // they are a quarter of the arithmetic. One reel for each thread, because threads have the same centres in both passes.
 struct Tape {
-    static constexpr size_t BLOCK_SIZE = 1 << 18;
     struct Reel {
-        std::vector<std::unique_ptr<real[]>> blocks;
+        std::vector<Block> blocks;
         size_t block = 0, used = 0;
 
         void rewind() { block = used = 0; }
-        // The next `size` numbers, up to BLOCK_SIZE.
+        // The next `size` numbers.
         real* next(size_t size) {
-            if (used + size > BLOCK_SIZE) block++, used = 0;
-            while (block >= blocks.size()) blocks.emplace_back(new real[BLOCK_SIZE]);
+            while (true) {
+                if (block == blocks.size()) blocks.emplace_back(size);
+                if (used + size <= blocks[block].size()) break;
+                block++, used = 0;
+            }
             used += size;
-            return blocks[block].get() + used - size;
+            return blocks[block].data() + used - size;
         }
     };
     std::vector<Reel> reels;
@@ -154,7 +157,7 @@ template <int D> class Tile {
         const int step = leading(width);
         const size_t size = size_t(D) * rows * step;
         while (true) {
-            if (taken.block == blocks.size()) blocks.emplace_back(std::max(size, size_t(1) << 18));
+            if (taken.block == blocks.size()) blocks.emplace_back(size);
             if (taken.used + size <= blocks[taken.block].size()) break;
             taken.block++, taken.used = 0;
         }
@@ -197,24 +200,26 @@ template <int D> class Tile {
         complete(x_bar);
         return x_bar;
     }
-    Array linear_backward_part(const Array& x, int weight, const Array& out_bar) {
+    // Without on_reel the values are computed again: where few terms are summed that takes no longer than remembering them.
+    Array linear_backward_part(const Array& x, int weight, const Array& out_bar, bool on_reel = true) {
         const Array x_bar = array(x.n, weights.packed_weights[weight].k);
-        linear_backward(x, weight, out_bar, x_bar, false);
+        linear_backward(x, weight, out_bar, x_bar, false, on_reel);
         return x_bar;
     }
-    void linear_backward(const Array& x, int weight, const Array& out_bar, const Array& x_bar, bool accumulate) {
+    void linear_backward(const Array& x, int weight, const Array& out_bar, const Array& x_bar, bool accumulate,
+                         bool on_reel = true) {
         const Weights::Packed& w = weights.packed_weights[weight];
-        multiply(out_bar, w.n, w.k, w.backward, x_bar, accumulate);
+        multiply(out_bar, w.n, w.k, w.backward, x_bar, accumulate, on_reel);
         if constexpr (D == 2) {
-            real* grad = grads[weight].data();
-            add_outer(x.n, w.k, w.n, x.p, x.step, out_bar.p + out_bar.plane(), out_bar.step, grad);
-            add_outer(x.n, w.k, w.n, x.p + x.plane(), x.step, out_bar.p, out_bar.step, grad);
+            add_outer(x.n, w.k, w.n, x.p, x.step, x.plane(), out_bar.p, out_bar.step, out_bar.plane(),
+                      grads[weight].data());
         }
     }
 
     // x times a packed weight; only ε parts if there is a reel, from which `complete` takes the values.
-    void multiply(const Array& x, int k, int n, const std::vector<real>& weight, const Array& out, bool accumulate) {
-        const bool known = D == 2 && reel;
+    void multiply(const Array& x, int k, int n, const std::vector<real>& weight, const Array& out, bool accumulate,
+                  bool on_reel = true) {
+        const bool known = D == 2 && reel && on_reel;
         const long from = known ? x.plane() : 0, to = known ? out.plane() : 0;
         matmul(known ? x.n : D * x.n, k, n, x.p + from, x.step, weight.data(), out.p + to, out.step, accumulate);
     }
@@ -264,7 +269,7 @@ template <int D> class Tile {
     }
 
   private:
-    std::vector<std::vector<real>> blocks;  // memory, used again by every tile
+    std::vector<Block> blocks;  // memory, used again by every tile
     MemoryMark taken;
     Tape::Reel* reel = nullptr;
 };
