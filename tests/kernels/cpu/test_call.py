@@ -1,6 +1,7 @@
 """Kernels in C++: against PyTorch's operators, and what happens where they cannot be had."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -100,6 +101,19 @@ def test_any_number_of_threads(n_threads):
     for first, second, other in zip(again, once_more, expected, strict=True):
         assert torch.equal(first, second), "the same sums in the same order"
         torch.testing.assert_close(first, other, rtol=1e-10, atol=1e-12)
+
+
+@needs_compiler
+def test_calls_at_the_same_time_share_no_memory():
+    """Memory is kept from call to call, for all of them, and Python's threads call at the same time."""
+    models = [potential(config=config, **LARGE[config.name]) for config in (SMALL, SMALL_NEQUIP)] + [potential()]
+    n_threads = torch.get_num_threads()
+    expected = [found(model) for model in models]
+    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(n_threads,)) as pool:
+        at_once = pool.map(lambda model: [found(model) for _ in range(4)], models)
+        for several, alone in zip(at_once, expected, strict=True):
+            for again in several:
+                assert all(map(torch.equal, again, alone))
 
 
 @needs_compiler
