@@ -4,15 +4,17 @@
 
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "numbers.h"
 
-// Uninitialised memory for `size` numbers, a power of two of at least 2^18.
+// Uninitialised memory of a power of two of bytes, at least a megabyte. Libraries for other numbers and flavours, which a process
+// may load too, share what is kept (the linker makes one object of it), so nothing here depends on the kind of numbers.
 class Block {
-    static constexpr int SMALLEST = 18;
-    static constexpr size_t MOST_KEPT = (size_t(128) << 20) / sizeof(real);
-    using Memory = std::unique_ptr<real[]>;
+    static constexpr int SMALLEST = 20;
+    static constexpr size_t MOST_KEPT = size_t(128) << 20;
+    using Memory = std::unique_ptr<char[]>;
 
     // Blocks that nobody uses, by the logarithm of their size. It is never destroyed: blocks may outlive static objects.
     struct Kept {
@@ -25,29 +27,33 @@ class Block {
         return all;
     }
 
-    int log_size = SMALLEST;
+    int log_bytes = SMALLEST;
     Memory memory;
 
+    size_t bytes() const { return size_t(1) << log_bytes; }
+
   public:
-    explicit Block(size_t at_least = 0) {
-        while (size() < at_least) log_size++;
+    // Throws if that many numbers are more than there can be.
+    explicit Block(size_t numbers) {
+        if (numbers > (size_t(1) << 62) / sizeof(real)) throw std::bad_alloc();
+        while (bytes() < numbers * sizeof(real)) log_bytes++;
         {
             Kept& all = kept();
             const std::lock_guard<std::mutex> lock(all.mutex);
-            std::vector<Memory>& free = all.blocks[log_size];
-            if (!free.empty()) memory = std::move(free.back()), free.pop_back(), all.total -= size();
+            std::vector<Memory>& free = all.blocks[log_bytes];
+            if (!free.empty()) memory = std::move(free.back()), free.pop_back(), all.total -= bytes();
         }
-        if (!memory) memory.reset(new real[size()]);
+        if (!memory) memory.reset(new char[bytes()]);
     }
     Block(Block&&) = default;
     ~Block() {
         if (!memory) return;
         Kept& all = kept();
         const std::lock_guard<std::mutex> lock(all.mutex);
-        if (all.total + size() > MOST_KEPT) return;
-        all.blocks[log_size].push_back(std::move(memory)), all.total += size();
+        if (all.total + bytes() > MOST_KEPT) return;
+        all.blocks[log_bytes].push_back(std::move(memory)), all.total += bytes();
     }
 
-    size_t size() const { return size_t(1) << log_size; }
-    real* data() const { return memory.get(); }
+    size_t size() const { return bytes() / sizeof(real); }  // in numbers
+    real* data() const { return reinterpret_cast<real*>(memory.get()); }
 };

@@ -105,11 +105,12 @@ def test_any_number_of_threads(n_threads):
 
 @needs_compiler
 def test_calls_at_the_same_time_share_no_memory():
-    """Memory is kept from call to call, for all of them, and Python's threads call at the same time."""
-    models = [potential(config=config, **LARGE[config.name]) for config in (SMALL, SMALL_NEQUIP)] + [potential()]
+    """Memory is kept from call to call, for all precisions and flavours, and threads call at the same time."""
+    kinds = [(dtype, config) for dtype in (torch.float32, torch.float64) for config in (SMALL, SMALL_NEQUIP)]
+    models = [potential(dtype, config, **LARGE[config.name]) for dtype, config in kinds]
     n_threads = torch.get_num_threads()
     expected = [found(model) for model in models]
-    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(n_threads,)) as pool:
+    with ThreadPoolExecutor(len(models), initializer=torch.set_num_threads, initargs=(n_threads,)) as pool:
         at_once = pool.map(lambda model: [found(model) for _ in range(4)], models)
         for several, alone in zip(at_once, expected, strict=True):
             for again in several:
