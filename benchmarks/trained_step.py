@@ -85,7 +85,10 @@ def main() -> None:
         name, _, run = named.rpartition("=")
         checkouts = [here] if options.before is None else [options.before, here]
         rounds = [[elsewhere(checkout, run, options) for checkout in checkouts] for _ in range(options.rounds)]
-        found = [{w: statistics.median(one[w] for one in of) for w in of[0]} for of in zip(*rounds, strict=True)]
+        found = [
+            {what: statistics.median(times[what] for times in of_checkout) for what in of_checkout[0]}
+            for of_checkout in zip(*rounds, strict=True)
+        ]
         sizes = [f"{found[0][size]:,.0f}" for size in ("atoms", "edges", "parameters")]
         times = [f"{f[what]:.1f}" for what in ("inference", "training step") for f in found]
         rows.append([name or Path(run).name, *sizes, *times])
@@ -94,7 +97,7 @@ def main() -> None:
     shown = table(["weights", "atoms", "edges", "parameters", *columns], rows)
     print(markdown(shown))
     if options.json:
-        notes = ["float32, one thread; times are processor time, the median of all repetitions."]
+        notes = ["float32, one thread; times are processor time, medians of all repetitions of a round and of rounds."]
         lengths = f"--structures {options.structures} --rounds {options.rounds}"
         command = f"python benchmarks/trained_step.py 'PATH/{Path(options.pattern).name}' RUN [RUN …] {lengths}"
         command += f" --before CHECKOUT --title '{options.title}' --json FILE"

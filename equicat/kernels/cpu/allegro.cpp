@@ -136,7 +136,7 @@ template <class Worker> void run(const Call& call) {
     Tape* tape = weights.large ? call.tape : nullptr;
     if (tape && !tape->reels.empty()) n_threads = tape->reels.size();  // as in the pass that wrote them
     if (tape) tape->reels.resize(n_threads);
-    std::deque<Worker> workers;
+    std::deque<Worker> workers;  // which have memory of their own, and so are neither copied nor moved
     for (int t = 0; t < n_threads; t++) {
         workers.emplace_back(call, weights);
         if (tape) workers[t].attach(&tape->reels[t]);

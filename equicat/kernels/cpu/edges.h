@@ -55,14 +55,14 @@ template <int D> class EdgeTile : public Tile<D> {
     Indices pair;               // ordered pair of elements of each row
     std::vector<int64_t> edge;  // one edge of each row, counted in the call
     int tile_start = 0;         // the tile's first edge, counted in the group
-    typename Base::MemoryMark group;  // where the memory of tiles begins
+    Arena::Mark group;          // where the memory of tiles begins
 
     int n_rows() const { return edge.size(); }
     bool own_rows() const { return !weights.large; }  // each edge has its own row, and a group is one tile
 
     // Begins with centres [start, stop); false if they have no edges.
     bool begin_group(int start, int stop) {
-        this->release({});
+        this->memory.release({});
         const Geometry& g = call.geometry;
         group_start = start, first = call.first_edge[start];
         row.clear(), pair.clear(), edge.clear();
@@ -87,11 +87,11 @@ template <int D> class EdgeTile : public Tile<D> {
     }
 
     // Keeps the arrays made so far, which are those of rows, until the next group.
-    void end_rows() { group = this->mark(); }
+    void end_rows() { group = this->memory.mark(); }
 
     // Begins with centres [start, stop) of the group: the geometry of their edges; false if they have none.
     bool begin_tile(int start, int stop) {
-        this->release(group);
+        this->memory.release(group);
         if (!Base::begin_tile(start, stop)) return false;
         tile_start = call.first_edge[start] - first;
         const Geometry& g = call.geometry;
@@ -108,7 +108,7 @@ template <int D> class EdgeTile : public Tile<D> {
     static int in_lanes(int n) { return (n + LANES - 1) / LANES * LANES; }
     // After the last tile, before derivatives go on from rows; false if the group has no rows.
     bool end_tiles() {
-        if (!own_rows()) this->release(group);
+        if (!own_rows()) this->memory.release(group);
         return n_rows() > 0;
     }
 

@@ -9,8 +9,8 @@
 
 #include "numbers.h"
 
-// Uninitialised memory of a power of two of bytes, at least a megabyte. Libraries for other numbers and flavours, which a process
-// may load too, share what is kept (the linker makes one object of it), so nothing here depends on the kind of numbers.
+// Uninitialised memory of a power of two of bytes, at least a megabyte. Libraries for other numbers and flavours, which a
+// process may load too, share what is kept (the linker makes one object of it), so that does not depend on the numbers.
 class Block {
     static constexpr int SMALLEST = 20;
     static constexpr size_t MOST_KEPT = size_t(128) << 20;
@@ -56,4 +56,28 @@ class Block {
 
     size_t size() const { return bytes() / sizeof(real); }  // in numbers
     real* data() const { return reinterpret_cast<real*>(memory.get()); }
+};
+
+// Arrays that are taken one after the other and given back together: what is taken after `mark` lasts until `release`.
+class Arena {
+  public:
+    struct Mark {
+        size_t block = 0, used = 0;
+    };
+
+    real* take(size_t numbers) {
+        while (true) {
+            if (taken.block == blocks.size()) blocks.emplace_back(numbers);
+            if (taken.used + numbers <= blocks[taken.block].size()) break;
+            taken.block++, taken.used = 0;
+        }
+        taken.used += numbers;
+        return blocks[taken.block].data() + taken.used - numbers;
+    }
+    Mark mark() const { return taken; }
+    void release(Mark to) { taken = to; }
+
+  private:
+    std::vector<Block> blocks;
+    Mark taken;
 };

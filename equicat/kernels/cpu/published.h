@@ -126,7 +126,7 @@ template <int D> class Published : public Layers<D> {
         for (int i = 0; i < sizes.n_irreps; i++) v_bar.push_back(array(n * sizes.dims[i], channels, true));
         const Array m_bar = array(n_centers * sizes.n_rows, channels);
         for (int o = 0, i = 0; o < sizes.n_outputs; o++) {
-            const typename Base::MemoryMark before = this->mark();
+            const Arena::Mark before = this->memory.mark();
             Array from;
             if (mixed(sizes, o))  // of all but the scalar one the values, sums over `channels`, are not on the reel
                 from = linear_backward_part(s.products[o], of_layer[k].mix[i], passed_on[i], !o), i++;
@@ -134,7 +134,7 @@ template <int D> class Published : public Layers<D> {
                 from = array(s.products[o].n, s.products[o].width, true);
             if (!o) linear_backward(s.products[0], of_layer[k].from_scalars, bar.z, from, true), complete(from);
             tensor_products_backward(sizes, o, s.v, s.m, from, v_bar, m_bar);
-            this->release(before);  // the next output's derivatives take their place in the cache
+            this->memory.release(before);  // the next output's derivatives take their place in the cache
         }
         env_weights_bar[k] = bar.weights = array(n, env_weights[k].width);
         return m_bar;

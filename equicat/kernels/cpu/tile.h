@@ -76,23 +76,7 @@ struct Numbering {
 // Results of matrix products in the pass for energies, in order, kept for the pass for gradients of weights, where
 // they are a quarter of the arithmetic. One reel for each thread, because threads have the same centres in both passes.
 struct Tape {
-    struct Reel {
-        std::vector<Block> blocks;
-        size_t block = 0, used = 0;
-
-        void rewind() { block = used = 0; }
-        // The next `size` numbers.
-        real* next(size_t size) {
-            while (true) {
-                if (block == blocks.size()) blocks.emplace_back(size);
-                if (used + size <= blocks[block].size()) break;
-                block++, used = 0;
-            }
-            used += size;
-            return blocks[block].data() + used - size;
-        }
-    };
-    std::vector<Reel> reels;
+    std::vector<Arena> reels;
 };
 
 // [D, n, width]: values, then ε parts; rows are `step` apart.
@@ -113,9 +97,9 @@ template <int D> class Tile {
     }
 
     // Products of matrices are written to a reel, or with dual numbers read from it.
-    void attach(Tape::Reel* to) {
+    void attach(Arena* to) {
         reel = to;
-        if (reel) reel->rewind();
+        if (reel) reel->release({});
     }
 
     void add_gradients() const {
@@ -133,15 +117,9 @@ template <int D> class Tile {
     std::vector<std::vector<real>> grads, plain_grads;
     int first_center = 0, n_centers = 0, n = 0;  // of the tile; n edges
     Indices begin;                               // first row of each centre
+    Arena memory;                                // of arrays, used again by every tile
 
     // ---- memory ---------------------------------------------------------------------------------------------------
-
-    // Arrays taken after `mark` last until `release`.
-    struct MemoryMark {
-        size_t block = 0, used = 0;
-    };
-    MemoryMark mark() const { return taken; }
-    void release(MemoryMark to) { taken = to; }
 
     // Begins with centres [start, stop); false if they have no edges.
     bool begin_tile(int start, int stop) {
@@ -156,13 +134,7 @@ template <int D> class Tile {
     Array array(int rows, int width, bool zero = false) {
         const int step = leading(width);
         const size_t size = size_t(D) * rows * step;
-        while (true) {
-            if (taken.block == blocks.size()) blocks.emplace_back(size);
-            if (taken.used + size <= blocks[taken.block].size()) break;
-            taken.block++, taken.used = 0;
-        }
-        real* p = blocks[taken.block].data() + taken.used;
-        taken.used += size;
+        real* const p = memory.take(size);
         if (zero) std::fill(p, p + size, real(0));
         return {p, rows, width, step};
     }
@@ -226,7 +198,7 @@ template <int D> class Tile {
     void complete(const Array& x) {
         if (!reel) return;
         for (int r = 0; r < x.n; r++) {
-            real *kept = reel->next(x.width), *row = x.row(r);
+            real *kept = reel->take(x.width), *row = x.row(r);
             std::memcpy(D == 1 ? kept : row, D == 1 ? row : kept, sizeof(real) * x.width);
         }
     }
@@ -269,7 +241,5 @@ template <int D> class Tile {
     }
 
   private:
-    std::vector<Block> blocks;  // memory, used again by every tile
-    MemoryMark taken;
-    Tape::Reel* reel = nullptr;
+    Arena* reel = nullptr;
 };
