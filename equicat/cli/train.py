@@ -4,13 +4,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from equicat.errors import InputError
 from equicat.options.parser import Parser, asks_for_help
 from equicat.options.text import read_yaml
+
+if TYPE_CHECKING:
+    from equicat.training.config import TrainConfig
+    from equicat.training.train import TrainResult
 
 
 def train(*, print_config: bool = False, **options: Any) -> None:
@@ -24,32 +28,44 @@ def train(*, print_config: bool = False, **options: Any) -> None:
     """
     from equicat.apply.evaluate import evaluate_validation
     from equicat.apply.results import as_text
-    from equicat.report.page import write_report
     from equicat.training import train as training
     from equicat.training.config import TrainConfig, as_yaml
-    from equicat.training.loggers import log_figures
+    from equicat.training.side_by_side import train_side_by_side
     from equicat.training.trainer import is_main_process
 
     config = TrainConfig(**options)
     if print_config:
         print(as_yaml(config), end="")
         return
-    for member in training.members(config):
-        result = training.train(member)
-        if not is_main_process():
-            continue
-        if result.seconds:
-            print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
-        print(as_text(evaluate_validation(result.run, progress=member.run.progress)))
-        logged = result.seconds > 0 and (member.run.wandb or member.run.mlflow)
-        with TemporaryDirectory() as folder:
-            report = write_report(result.run, figures=Path(folder) if logged else None)
-            print(f"\nrun: {result.run}\nreport: {report}")
-            if logged:
-                log_figures(member, result.run, sorted(Path(folder).glob("*.png")))
-    if config.run.members > 1 and is_main_process():
+    members, at_once = training.members(config), config.run.members_at_once
+    if len(members) > 1 and at_once > 1:
+        train_side_by_side(members, at_once)
+    else:
+        for member in members:
+            result = training.train(member)
+            if is_main_process():
+                _conclude(member, result)
+    if len(members) > 1 and is_main_process():
         mean = evaluate_validation(config.run.out, progress=config.run.progress)
-        print(f"\nmean of {config.run.members} models:\n{as_text(mean)}\n\nensemble: {config.run.out}")
+        print(f"\nmean of {len(members)} models:\n{as_text(mean)}\n\nensemble: {config.run.out}")
+
+
+def _conclude(config: "TrainConfig", result: "TrainResult") -> None:
+    """Print how a model does on its validation data, write its report, and log the report's figures."""
+    from equicat.apply.evaluate import evaluate_validation
+    from equicat.apply.results import as_text
+    from equicat.report.page import write_report
+    from equicat.training.loggers import log_figures
+
+    if result.seconds:
+        print(f"trained for {result.seconds / 60:.1f} min; best validation loss {result.best_val_loss:.4g}\n")
+    print(as_text(evaluate_validation(result.run, progress=config.run.progress)))
+    logged = result.seconds > 0 and (config.run.wandb or config.run.mlflow)
+    with TemporaryDirectory() as folder:
+        report = write_report(result.run, figures=Path(folder) if logged else None)
+        print(f"\nrun: {result.run}\nreport: {report}")
+        if logged:
+            log_figures(config, result.run, sorted(Path(folder).glob("*.png")))
 
 
 class TrainParser(Parser):

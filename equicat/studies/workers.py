@@ -3,24 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from equicat.errors import InputError
 from equicat.studies.cells import Plan, work
-
-LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_")
-RANKS = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "ROLE_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
-"""Variables by which training would find other processes to train one model with; a cell is trained by one process."""
 
 
 def do_cells(plan: Plan, workers: int) -> None:
@@ -37,7 +23,9 @@ def do_cells(plan: Plan, workers: int) -> None:
     if workers == 1 and not started_by_others:
         work_alone(plan.out)
         return
-    import torch  # costly to import, and not needed by who waits
+    import torch  # costly to import, as is the next, and not needed by who works alone
+
+    from equicat.training.side_by_side import environment_of
 
     command, n_gpus = [sys.executable, "-m", "equicat.studies.workers", str(plan.out)], torch.cuda.device_count()
     processes = [subprocess.Popen(command, env=environment_of(k, workers, n_gpus, os.environ)) for k in range(workers)]
@@ -47,24 +35,6 @@ def do_cells(plan: Plan, workers: int) -> None:
             f"{plan.out}: {len(failed)} of {workers} workers ended with status {failed[0]}; what is finished is kept, "
             "run the command again to go on"
         )
-
-
-def environment_of(k: int, n: int, n_gpus: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of worker ``k`` of ``n``: alone in its training, with its share of the cores and one GPU.
-
-    Args:
-        k: number of the worker.
-        n: workers on this machine.
-        n_gpus: GPUs of this machine.
-        environment: of this process.
-    """
-    own = {name: v for name, v in environment.items() if name not in RANKS and not name.startswith(LAUNCHERS)}
-    n_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    own.setdefault("OMP_NUM_THREADS", str(max(1, n_cores // n)))
-    if n > 1 and n_gpus > 1:
-        visible = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n_gpus)))).split(",")
-        own["CUDA_VISIBLE_DEVICES"] = visible[k % len(visible)]
-    return own
 
 
 def work_alone(out: Path) -> None:

@@ -39,8 +39,11 @@ class RunConfig(Checked, section="run"):
     seed: Seed = 0
     """Seed of the first weights and the order of batches."""
     members: Positive = 1
-    """Train so many models, one after the other, that differ by their seed: an ensemble, in folders seed_0, seed_1, …
-    of out, whose mean and spread `equicat predict` shows."""
+    """Train so many models that differ by their seed: an ensemble, in folders seed_0, seed_1, … of out, whose mean and
+    spread `equicat predict` shows."""
+    members_at_once: Positive = 1
+    """Train up to so many models of an ensemble at the same time, each with its share of the cores, or one of the GPUs;
+    faster than one after the other where a training alone cannot keep the machine busy."""
     batch_size: Positive = 16
     """Structures per batch and device (process)."""
     accumulate: Positive = 1

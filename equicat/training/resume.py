@@ -54,7 +54,15 @@ FIXED = (
 """Options, or parts with all their options, that a resumed run cannot change; those of ``model`` are in model.json."""
 SETTLED = ("normalization.", "run.init_from")
 """Beginnings of options whose null stands for the value that the run has."""
-UNSAID = ("run.out", "run.members", "run.overwrite", "run.resume", "run.progress", "run.wandb_name")
+UNSAID = (
+    "run.out",
+    "run.members",
+    "run.members_at_once",
+    "run.overwrite",
+    "run.resume",
+    "run.progress",
+    "run.wandb_name",
+)
 """Options that may differ without being mentioned."""
 
 

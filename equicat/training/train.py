@@ -68,7 +68,7 @@ def members(config: TrainConfig) -> list[TrainConfig]:
     if run.members == 1:
         return [config]
     seeds = range(run.seed, run.seed + run.members)
-    found = [replace(run, out=str(out / f"seed_{seed}"), seed=seed, members=1) for seed in seeds]
+    found = [replace(run, out=str(out / f"seed_{seed}"), seed=seed, members=1, members_at_once=1) for seed in seeds]
     return [replace(config, run=replace(r, resume=r.resume and has_checkpoint(Path(r.out)))) for r in found]
 
 

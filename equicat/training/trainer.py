@@ -88,7 +88,7 @@ def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
     Raises:
         InputError: if the configuration asks for another number of devices than there are processes.
     """
-    started = _started_processes()
+    started = started_processes()
     if started is None:
         return options.devices, 1
     here, num_nodes = started
@@ -100,7 +100,7 @@ def devices_and_nodes(options: RunConfig) -> tuple[int | str, int]:
     return here, num_nodes
 
 
-def _started_processes() -> tuple[int, int] | None:
+def started_processes() -> tuple[int, int] | None:
     """Processes on this machine and machines, if a launcher started this process among others."""
     env = os.environ
     if "LOCAL_RANK" in env and int(env.get("WORLD_SIZE", 1)) > 1:  # torchrun, or Lightning itself

@@ -13,7 +13,6 @@ from places import ROOT
 
 from equicat import InputError
 from equicat.studies.cells import Cell, Plan, claimed, finished, work
-from equicat.studies.workers import environment_of
 
 
 def a_plan(out: Path, n: int = 4) -> Plan:
@@ -162,13 +161,3 @@ def test_a_plan_may_be_written_by_several_at_once(tmp_path):
     (tmp_path / "cells").mkdir()
     (tmp_path / ".123-study.json").write_text("half of a pl")
     assert work(a_plan(tmp_path), counted, silent) == 4
-
-
-def test_a_worker_trains_alone_with_its_share_of_the_machine():
-    given = {"RANK": "1", "WORLD_SIZE": "4", "SLURM_NTASKS": "4", "TORCHELASTIC_RUN_ID": "1", "HOME": "h"}
-    assert environment_of(0, 1, 0, given | {"OMP_NUM_THREADS": "3"}) == {"HOME": "h", "OMP_NUM_THREADS": "3"}
-    assert environment_of(0, 10**6, 0, given)["OMP_NUM_THREADS"] == "1"
-    assert [environment_of(k, 3, 2, given)["CUDA_VISIBLE_DEVICES"] for k in range(3)] == ["0", "1", "0"]
-    chosen = given | {"CUDA_VISIBLE_DEVICES": "5,7"}
-    assert [environment_of(k, 2, 2, chosen)["CUDA_VISIBLE_DEVICES"] for k in range(2)] == ["5", "7"]
-    assert environment_of(0, 1, 8, chosen)["CUDA_VISIBLE_DEVICES"] == "5,7"
