@@ -1,7 +1,6 @@
 """The processes that do the cells of a study: this one, several on one machine, or those of SLURM or torchrun."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,13 +22,10 @@ def do_cells(plan: Plan, workers: int) -> None:
     if workers == 1 and not started_by_others:
         work_alone(plan.out)
         return
-    import torch  # costly to import, as is the next, and not needed by who works alone
+    from equicat.training.side_by_side import statuses  # costly to import, and not needed by who works alone
 
-    from equicat.training.side_by_side import environment_of
-
-    command, n_gpus = [sys.executable, "-m", "equicat.studies.workers", str(plan.out)], torch.cuda.device_count()
-    processes = [subprocess.Popen(command, env=environment_of(k, workers, n_gpus, os.environ)) for k in range(workers)]
-    failed = [status for status in [process.wait() for process in processes] if status]
+    programs = [["equicat.studies.workers", str(plan.out)]] * workers
+    failed = [status for status in statuses(programs, [None] * workers) if status]
     if failed:
         raise InputError(
             f"{plan.out}: {len(failed)} of {workers} workers ended with status {failed[0]}; what is finished is kept, "

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO
 
 import torch
 
@@ -77,13 +79,18 @@ def train_side_by_side(members: Sequence[TrainConfig], at_once: int) -> None:
 def _train_group(members: Sequence[TrainConfig]) -> None:
     runs = [member.run.out for member in members]
     print(f"training at the same time: {', '.join(runs)}; how far each is, its metrics.csv says", flush=True)
-    with TemporaryDirectory() as folder:
-        statuses = dict(zip(runs, _statuses(members, Path(folder)), strict=True))
-        for k in range(len(members)):
-            print(f"\n{_output(Path(folder), k).read_text()}", end="", flush=True)
-    if INTERRUPTED in statuses.values():
+    with TemporaryDirectory() as folder, ExitStack() as files:
+        configs = [Path(folder) / f"{k}.yaml" for k in range(len(members))]
+        for config, member in zip(configs, members, strict=True):
+            config.write_text(as_yaml(replace(member, run=replace(member.run, progress=False))))
+        outputs = [files.enter_context(TemporaryFile("w+")) for _ in members]
+        found = statuses([["equicat", "train", str(config)] for config in configs], outputs)
+        for output in outputs:
+            output.seek(0)
+            print(f"\n{output.read()}", end="", flush=True)
+    if INTERRUPTED in found:
         raise KeyboardInterrupt
-    failed = {run: status for run, status in statuses.items() if status}
+    failed = {run: status for run, status in zip(runs, found, strict=True) if status}
     if failed:
         raise InputError(
             f"{', '.join(failed)}: training ended with status {next(iter(failed.values()))}, as said above; what is "
@@ -91,8 +98,15 @@ def _train_group(members: Sequence[TrainConfig]) -> None:
         )
 
 
-def _statuses(members: Sequence[TrainConfig], folder: Path) -> list[int]:
-    """Train each model in a process of its own, whose configuration and output lie in a folder; how each ended."""
+def statuses(programs: Sequence[Sequence[str]], outputs: Sequence[IO[str] | None]) -> list[int]:
+    """Run programs at the same time, each with its share of this machine; how each ended.
+
+    SIGTERM is passed on to them, and no exception leaves one behind.
+
+    Args:
+        programs: a module of Python and its arguments, each.
+        outputs: where each prints; None is where this process does.
+    """
     n_gpus, processes = torch.cuda.device_count(), list[subprocess.Popen[bytes]]()
 
     def pass_on(number: int, _: object) -> None:
@@ -101,18 +115,10 @@ def _statuses(members: Sequence[TrainConfig], folder: Path) -> list[int]:
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        for k, member in enumerate(members):
-            config = folder / f"{k}.yaml"
-            config.write_text(as_yaml(replace(member, run=replace(member.run, progress=False))))
-            command = [sys.executable, "-m", "equicat", "train", str(config)]
-            environment = environment_of(k, len(members), n_gpus, os.environ)
-            with _output(folder, k).open("w") as file:
-                processes.append(subprocess.Popen(command, env=environment, stdout=file))
+        for k, (program, output) in enumerate(zip(programs, outputs, strict=True)):
+            environment = environment_of(k, len(programs), n_gpus, os.environ)
+            processes.append(subprocess.Popen([sys.executable, "-m", *program], env=environment, stdout=output))
     finally:
-        statuses = [process.wait() for process in processes]
+        ended = [process.wait() for process in processes]
         signal.signal(signal.SIGTERM, before)
-    return statuses
-
-
-def _output(folder: Path, k: int) -> Path:
-    return folder / f"{k}.txt"
+    return ended
