@@ -32,6 +32,7 @@ def test_physics_of_the_paper_size_model():
 @needs_dft_data
 def test_a_minute_on_3bpa_beats_zero_forces_tenfold(tmp_path):
     values = read_yaml(find_configuration("3bpa"))
+    del values["pretraining"]  # a quarter of an hour
     values["data"]["train"] = [str(DFT_DATA / "3bpa" / "train_300K.xyz")]
     values["run"] |= {"out": str(tmp_path / "run"), "max_minutes": 3, "progress": False}
     run = train(from_mapping(values)).run

@@ -58,7 +58,8 @@ def label(
     ``NAME.failed.extxyz`` has the structures without labels, with the reason as ``error``; it can be labelled in turn.
 
     Args:
-        calculator: ``module:factory``, a function without arguments that makes an ASE calculator.
+        calculator: ``module:factory``, a function that makes an ASE calculator, with plain keyword arguments if need
+            be; see :func:`~equicat.sources.labelling.factory_of`.
         structures: files, globs, folders with files, or one store; their labels are not looked at.
         config: how.
         out: extxyz file, and what to do with what is there.

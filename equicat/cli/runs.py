@@ -136,8 +136,8 @@ def label(
     """Energies and forces of structures by any ASE calculator, in several processes, to train on.
 
     Args:
-        calculator: A function without arguments that makes an ASE calculator, as module:function, such as
-            ase.calculators.emt:EMT. The module may lie in the working directory.
+        calculator: A function that makes an ASE calculator, as module:function, such as ase.calculators.emt:EMT, or
+            with plain keyword arguments, module:function(name=value). The module may lie in the working directory.
         structures: Structure files (anything ASE reads, also .gz and .xz), globs of them and folders with them, or one
             store; their labels are not looked at.
         out: File to write: extxyz (also .gz, .xz).

@@ -1,5 +1,6 @@
 """Labels of structures by any ASE calculator, in several processes."""
 
+import ast
 import dataclasses
 import importlib
 import json
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -150,22 +152,43 @@ class Label:
 def factory_of(name: str) -> Factory:
     """The function of that name, as ``module:function``; a module of the working directory will do as well.
 
+    Keyword arguments, as Python writes plain values, may follow: ``tblite.ase:TBLite(method='GFN1-xTB')``.
+
     Raises:
-        InputError: if there is no such module or function.
+        InputError: if there is no such module or function, or what follows is something else.
     """
-    module_name, colon, attribute = name.partition(":")
+    module_name, colon, call = name.partition(":")
+    attribute, bracket, _ = call.partition("(")
     if not (module_name and colon and attribute):
         raise InputError(f"calculator is {name!r}; it must be module:factory, such as ase.calculators.emt:EMT")
+    arguments = _arguments(call) if bracket else {}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise InputError(f"{name}: cannot import {module_name} ({error})") from error
+        raise InputError(f"{name}: cannot import {module_name} ({error}); install the package that has it") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         raise InputError(f"{name}: {module_name} has no function {attribute}")
-    return found
+    return partial(found, **arguments)
+
+
+def _arguments(call: str) -> dict[str, Any]:
+    """The keyword arguments of a call, ``function(name=value, …)`` with plain values.
+
+    Raises:
+        InputError: if it is none, or has other arguments.
+    """
+    try:
+        match ast.parse(call, mode="eval").body:
+            case ast.Call(func=ast.Name(), args=[], keywords=keywords) if all(k.arg for k in keywords):
+                return {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise InputError(
+        f"calculator: {call!r} is no factory with plain keyword arguments, such as TBLite(method='GFN1-xTB')"
+    )
 
 
 class Labeller:

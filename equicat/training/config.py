@@ -111,6 +111,34 @@ class RunConfig(Checked, section="run"):
 
 
 @dataclass(frozen=True)
+class PretrainingConfig(Checked, section="pretraining"):
+    """Training on labels of a cheap calculator first, at the structures of the data and near them (s2ef).
+
+    Gardner, Baker and Deringer, Mach. Learn.: Sci. Technol. 5, 015003 (2024), with a machine-learned potential as the
+    source of labels.
+    """
+
+    calculator: str | None = None
+    """ASE calculator that gives the labels, as in `equicat label`: module:factory, with plain keyword arguments if need
+    be, such as tblite.ase:TBLite(method='GFN1-xTB',verbosity=0). null: no pretraining; nor with run.init_from."""
+    n_structures: Positive = 3000
+    """Structures that get labels: those for training, then copies of them with displaced atoms."""
+    displacement: Annotated[float, Range(above=0, at_most=1)] = 0.04
+    """Largest standard deviation (Å, along each axis) of a copy's displacements, which is drawn from 0 to this."""
+    rate_factor: PositiveNumber = 1.0
+    """Factor on optimizer.lr and optimizer.matrix_lr while pretraining."""
+    max_steps: Positive | None = None
+    """Pretrain for so many steps."""
+    max_minutes: PositiveNumber | None = None
+    """Pretrain for so many minutes, without those for labels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calculator is not None and self.max_steps is None and self.max_minutes is None:
+            raise InputError("pretraining: say how long, with pretraining.max_steps or pretraining.max_minutes")
+
+
+@dataclass(frozen=True)
 class TrainConfig(Checked):
     """Everything `equicat train` reads from its YAML file."""
 
@@ -143,6 +171,7 @@ class TrainConfig(Checked):
     atoms; it is fitted beside the network, for small data sets with energy_atoms adsorbate."""
     long_range: LongRange = field(default_factory=LongRange)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -183,6 +212,8 @@ class TrainConfig(Checked):
                 raise InputError("loss.displacement_weight is for the tasks is2re and is2rs; leave it out for s2ef")
             if self.normalization.displacement_scale is not None:
                 raise InputError("normalization.displacement_scale is for is2re and is2rs; leave it out for s2ef")
+        elif self.pretraining.calculator is not None:
+            raise InputError(f"pretraining is for the task s2ef; leave it out for {self.task}")
         elif self.data.also_forces_weight:
             raise InputError(f"data.also_forces_weight is for the task s2ef; leave it out for {self.task}")
         elif self.run.recompute:

@@ -43,6 +43,7 @@ FIXED = (
     "linear_share",
     "long_range",
     "normalization",
+    "pretraining",
     "loss",
     "optimizer.name",
     "optimizer.amsgrad",

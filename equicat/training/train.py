@@ -32,6 +32,7 @@ from equicat.training.initial_model import fine_tuned_model, new_model
 from equicat.training.loggers import finish
 from equicat.training.module import TrainingModule
 from equicat.training.origin import Origin
+from equicat.training.pretraining import first_training, is_begun, pretrains, second_training
 from equicat.training.rates import freeze
 from equicat.training.resume import (
     Resumption,
@@ -68,8 +69,9 @@ def members(config: TrainConfig) -> list[TrainConfig]:
     if run.members == 1:
         return [config]
     seeds = range(run.seed, run.seed + run.members)
-    found = [replace(run, out=str(out / f"seed_{seed}"), seed=seed, members=1, members_at_once=1) for seed in seeds]
-    return [replace(config, run=replace(r, resume=r.resume and has_checkpoint(Path(r.out)))) for r in found]
+    runs = [replace(run, out=str(out / f"seed_{seed}"), seed=seed, members=1, members_at_once=1) for seed in seeds]
+    found = [replace(config, run=run) for run in runs]
+    return [replace(c, run=replace(c.run, resume=c.run.resume and is_begun(c))) for c in found]
 
 
 @flushed_to_zero()  # before the first operation, for threads that PyTorch has started already do not know of it
@@ -85,9 +87,13 @@ def train(config: TrainConfig) -> TrainResult:
     """
     run = Path(config.run.out)
     require_devices(config.run.accelerator, config.run.devices)
-    earlier = read_resumption(run) if config.run.resume else None
+    goes_on = config.run.resume and (has_checkpoint(run) or not is_begun(config))
+    earlier = read_resumption(run) if goes_on else None
     if earlier is None and is_main_process():
         check_free(run, config.run.overwrite)
+    if earlier is None and pretrains(config):
+        train(first_training(config))
+        config = second_training(config)
     start = _Start.of(replace(config, loss=resolved(config.task, config.loss)), earlier)
     config, options = start.config, start.config.run
     if earlier is not None and (reason := nothing_left(earlier, config)) is not None:

@@ -80,6 +80,18 @@ def test_labels_are_the_calculators_in_the_order_of_the_input(label, slabs, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"in.extxyz", "out.extxyz", "out.label.json"}
 
 
+def test_a_calculator_can_have_arguments(label, slabs):
+    name = "ase.calculators.emt:EMT(asap_cutoff=True, label='my own')"
+    assert label(name, slabs, "--out", "out.extxyz") == 0
+    for seed, found in enumerate(ase.io.read("out.extxyz", ":")):
+        expected = slab(seed)
+        expected.calc = EMT(asap_cutoff=True)
+        assert found.get_potential_energy() == pytest.approx(expected.get_potential_energy(), abs=1e-7)
+        assert found.info["calculator"] == name
+    parameters = json.loads(Path("out.label.json").read_text())["calculator"]["parameters"]
+    assert parameters == [{"asap_cutoff": True}]
+
+
 def test_what_is_labelled_can_be_trained_on_and_imported(label, slabs, tmp_path):
     assert label(EMT_NAME, slabs, "--out", "out.extxyz", "--relax", "true") == 0
     config = configuration(
@@ -183,6 +195,11 @@ def test_a_kill_loses_what_was_being_computed_and_nothing_else(label, tmp_path, 
         ("EMT", "calculator is 'EMT'; it must be module:factory"),
         ("ase.calculators.mte:EMT", "cannot import ase.calculators.mte"),
         ("ase.calculators.emt:MTE", "ase.calculators.emt has no function MTE"),
+        ("ase.calculators.emt:EMT(True)", "'EMT(True)' is no factory with plain keyword arguments"),
+        ("ase.calculators.emt:EMT(x=y)", "'EMT(x=y)' is no factory with plain keyword arguments"),
+        ("ase.calculators.emt:EMT(**{})", "'EMT(**{})' is no factory with plain keyword arguments"),
+        ("ase.calculators.emt:EMT(x=1", "'EMT(x=1' is no factory with plain keyword arguments"),
+        ("ase.calculators.emt:EMT().new(x=1)", "'EMT().new(x=1)' is no factory with plain keyword arguments"),
     ],
 )
 def test_a_calculator_that_is_not_there_is_said_at_once(label, slabs, capsys, name, message):
