@@ -13,7 +13,6 @@ import ase
 
 from equicat import __version__
 from equicat.data.datasets import Dataset, open_structures
-from equicat.data.labels import LABELS
 from equicat.data.readers import stem_of, write
 from equicat.data.structure import Structure
 from equicat.errors import InputError
@@ -123,8 +122,7 @@ def _write(out: Path, dataset: Dataset, found: Sequence[Label], calculator: str,
 
 def _failed(structure: Structure, found: Label) -> Structure:
     """A structure without labels, and the reason why."""
-    nothing: dict[str, Any] = dict.fromkeys((*LABELS, "initial_positions", "grades"))
-    return dataclasses.replace(structure, **nothing, info={**structure.info, "error": found.error})
+    return dataclasses.replace(structure.without_labels(), info={**structure.info, "error": found.error})
 
 
 def _notes(found: Sequence[Label], calculator: str, config: LabelConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One atomic system as NumPy arrays: what files hold, before anything becomes a tensor."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,11 @@ class Structure:
     def id(self) -> str:
         """``sid``, or ``sid_fid`` when the structure is a frame of a trajectory (the OC20 leaderboard's form)."""
         return self.sid if self.fid is None else f"{self.sid}_{self.fid}"
+
+    def without_labels(self) -> "Structure":
+        """This structure without energies, forces, stress, grades, and other places of its relaxation."""
+        nothing: dict[str, Any] = dict.fromkeys((*LABELS, "initial_positions", "grades"))
+        return replace(self, **nothing)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -127,16 +127,9 @@ class Label:
         """
         sid, info = initial.sid or f"structure{self.number}", {**initial.info, "calculator": calculator}
         info["energy_reference"] = "total"
-        nothing: dict[str, Any] = {
-            "relaxed_energy": None,
-            "relaxed_positions": None,
-            "initial_positions": None,
-            "grades": None,
-        }
         return [
             dataclasses.replace(
-                initial,
-                **nothing,
+                initial.without_labels(),
                 positions=frame.positions,
                 energy=frame.energy,
                 forces=frame.forces,

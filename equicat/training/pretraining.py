@@ -12,12 +12,12 @@ import torch
 
 from equicat.data.datasets import AnyDataset, Subset
 from equicat.data.fitted import evenly_spread
-from equicat.data.labels import LABELS
-from equicat.data.readers import read, write
+from equicat.data.readers import write
 from equicat.data.structure import Structure
 from equicat.data.training_data import DataConfig, training_data
 from equicat.errors import InputError
 from equicat.models.devices import n_gpus
+from equicat.relaxation.held import free_directions
 from equicat.run_directory import has_checkpoint
 from equicat.sources.labelling import Label, LabelConfig, factory_of, labels
 from equicat.tasks.tasks import outputs_of, resolved, task_of
@@ -47,10 +47,10 @@ def pretrains(config: TrainConfig) -> bool:
     return config.pretraining.calculator is not None and config.run.init_from is None
 
 
-def is_begun(config: TrainConfig) -> bool:
-    """Whether there is anything of a run to go on with: a checkpoint of it, or a pretraining that was begun."""
+def left_in_pretraining(config: TrainConfig) -> bool:
+    """Whether a run was left before it had a checkpoint of its own, with the structures of its pretraining there."""
     run = Path(config.run.out)
-    return has_checkpoint(run) or (pretrains(config) and structures_file(run).is_file())
+    return pretrains(config) and structures_file(run).is_file() and not has_checkpoint(run)
 
 
 def first_training(config: TrainConfig) -> TrainConfig:
@@ -65,8 +65,9 @@ def first_training(config: TrainConfig) -> TrainConfig:
         InputError: if there is no such calculator, its forces are none of the data's, or a pretraining is in the way.
     """
     run, options = Path(config.run.out), config.pretraining
-    factory_of(options.calculator or "")
     first, file = pretraining_run(run), structures_file(run)
+    assert options.calculator is not None
+    factory_of(options.calculator)
     _require_one_process(config)
     labelled = task_of(outputs_of(config.task, resolved(config.task, config.loss))).labels
     data, _ = training_data(config.data, config.task, labelled)
@@ -79,14 +80,14 @@ def first_training(config: TrainConfig) -> TrainConfig:
                     "`--run.overwrite true` to replace it or `--run.resume true` to go on"
                 )
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, _labelled(data, options, config.run.seed))
-    n, reference = sum(1 for _ in read(file)), cast(Any, data.info.energy_reference)
+        write(file, _labelled(data, options.calculator, options, config.run.seed))
+    resumes = goes_on and has_checkpoint(first)
     return replace(
         config,
         data=DataConfig(
             train=(str(file),),
-            n_val=max(1, min(n // 20, MOST_VALIDATED)),
-            energy_reference=reference,
+            n_val=max(1, min(options.n_structures // 20, MOST_VALIDATED)),
+            energy_reference=cast(Any, data.info.energy_reference),
         ),
         pretraining=PretrainingConfig(),
         normalization=replace(config.normalization, references=None),
@@ -95,7 +96,8 @@ def first_training(config: TrainConfig) -> TrainConfig:
         run=replace(
             config.run,
             out=str(first),
-            resume=goes_on and has_checkpoint(first),
+            resume=resumes,
+            overwrite=not resumes,  # there is none, or what a kill has left, or one that may be replaced
             max_steps=options.max_steps,
             max_minutes=options.max_minutes,
             max_epochs=MANY_EPOCHS,
@@ -113,7 +115,9 @@ def second_training(config: TrainConfig) -> TrainConfig:
     first, norm = pretraining_run(Path(config.run.out)), config.normalization
     return replace(
         config,
-        run=replace(config.run, init_from=str(first), resume=False),
+        run=replace(
+            config.run, init_from=str(first), resume=False, overwrite=config.run.overwrite or config.run.resume
+        ),
         normalization=replace(norm, references=norm.references or "linear", scale=None),
     )
 
@@ -141,14 +145,12 @@ def _require_one_process(config: TrainConfig) -> None:
         )
 
 
-def _labelled(data: AnyDataset, config: PretrainingConfig, seed: int) -> Iterator[Structure]:
+def _labelled(data: AnyDataset, calculator: str, config: PretrainingConfig, seed: int) -> Iterator[Structure]:
     """The structures with labels of the calculator, times the factor that fits its forces to those of the data.
 
     Raises:
         InputError: if it labels no structure of the data, or its forces have nothing to do with theirs.
     """
-    calculator = config.calculator
-    assert calculator is not None
     sample = Subset.of(data, evenly_spread(len(data), config.n_structures))
     structures, started = displaced(sample, config, seed), time.monotonic()
     found = _labels(structures, calculator)
@@ -180,26 +182,15 @@ def displaced(data: AnyDataset, config: PretrainingConfig, seed: int) -> list[St
         seed: of the displacements.
     """
     rng, found = np.random.default_rng(seed), list[Structure]()
-    unlabelled: dict[str, Any] = dict.fromkeys((*LABELS, "initial_positions", "grades"))
     for k in range(config.n_structures):
-        initial = data[k % len(data)]
-        moves = np.zeros_like(initial.positions)
-        if k >= len(data):
-            moves = rng.uniform(0, config.displacement) * rng.normal(size=moves.shape)
-            if initial.free_directions is not None:
-                moves = np.einsum("aij,aj->ai", initial.free_directions, moves)
-            moves[initial.fixed] = 0.0
-        found.append(
-            replace(
-                initial,
-                **unlabelled,
-                positions=initial.positions + moves,
-                sid=f"structure{k % len(data)}",
-                fid=k // len(data),
-                energy_weight=1.0,
-                forces_weight=1.0,
-            )
-        )
+        round_, place = divmod(k, len(data))
+        structure = data[place].without_labels()
+        positions = structure.positions
+        if round_ > 0:
+            moves = rng.uniform(0, config.displacement) * rng.normal(size=positions.shape)
+            positions = positions + np.einsum("nij,nj->ni", free_directions(structure), moves)
+        copy = replace(structure, positions=positions, sid=f"structure{place}", fid=round_)
+        found.append(replace(copy, energy_weight=1.0, forces_weight=1.0))
     return found
 
 

@@ -32,7 +32,7 @@ from equicat.training.initial_model import fine_tuned_model, new_model
 from equicat.training.loggers import finish
 from equicat.training.module import TrainingModule
 from equicat.training.origin import Origin
-from equicat.training.pretraining import first_training, is_begun, pretrains, second_training
+from equicat.training.pretraining import first_training, left_in_pretraining, pretrains, second_training
 from equicat.training.rates import freeze
 from equicat.training.resume import (
     Resumption,
@@ -71,7 +71,8 @@ def members(config: TrainConfig) -> list[TrainConfig]:
     seeds = range(run.seed, run.seed + run.members)
     runs = [replace(run, out=str(out / f"seed_{seed}"), seed=seed, members=1, members_at_once=1) for seed in seeds]
     found = [replace(config, run=run) for run in runs]
-    return [replace(c, run=replace(c.run, resume=c.run.resume and is_begun(c))) for c in found]
+    begun = [has_checkpoint(Path(c.run.out)) or left_in_pretraining(c) for c in found]
+    return [replace(c, run=replace(c.run, resume=run.resume and b)) for c, b in zip(found, begun, strict=True)]
 
 
 @flushed_to_zero()  # before the first operation, for threads that PyTorch has started already do not know of it
@@ -87,10 +88,10 @@ def train(config: TrainConfig) -> TrainResult:
     """
     run = Path(config.run.out)
     require_devices(config.run.accelerator, config.run.devices)
-    goes_on = config.run.resume and (has_checkpoint(run) or not is_begun(config))
-    earlier = read_resumption(run) if goes_on else None
+    left = config.run.resume and left_in_pretraining(config)
+    earlier = read_resumption(run) if config.run.resume and not left else None
     if earlier is None and is_main_process():
-        check_free(run, config.run.overwrite)
+        check_free(run, config.run.overwrite or left)
     if earlier is None and pretrains(config):
         train(first_training(config))
         config = second_training(config)

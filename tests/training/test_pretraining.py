@@ -1,8 +1,11 @@
 """Pretraining: labels of a cheap calculator first, then the data."""
 
+import os
 import shutil
 from dataclasses import replace
+from itertools import count
 
+import kills
 import numpy as np
 import pytest
 import torch
@@ -19,10 +22,11 @@ from equicat.data.info import DatasetInfo
 from equicat.data.readers import read, write
 from equicat.errors import InputError
 from equicat.options.text import read_yaml
-from equicat.run_directory import LAST, members_of
+from equicat.run_directory import LAST, has_checkpoint, holds_run, members_of
 from equicat.sources.labelling import Label, LabelledFrame, factory_of
 from equicat.training import pretraining
 from equicat.training.config import PretrainingConfig, from_mapping
+from equicat.training.module import TrainingModule
 from equicat.training.presets import find_configuration
 from equicat.training.pretraining import displaced, first_training, pretraining_run, structures_file
 from equicat.training.train import members, train
@@ -177,6 +181,33 @@ def test_what_was_killed_while_it_pretrained_goes_on(here, data, tmp_path, capsy
         torch.testing.assert_close(weights, theirs[name], rtol=1e-5, atol=1e-6)
     train(from_mapping(values))  # finished, and says so
     assert f"{broken}: nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [2, 8], ids=["pretraining", "training"])
+def test_a_kill_before_the_first_checkpoint_loses_that_training_alone(here, data, tmp_path, monkeypatch, step):
+    whole, broken, calls = tmp_path / "whole", tmp_path / "broken", count(1)
+    train(from_mapping(configuration(data, whole)))
+    values = configuration(data, broken)
+    made = TrainingModule.training_step
+
+    def killed(module, *arguments):
+        if next(calls) == step:
+            os._exit(kills.KILLED)
+        return made(module, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", killed)
+        assert kills.run(lambda: train(from_mapping(values))) == kills.KILLED
+    left = pretraining_run(broken) if step == 2 else broken
+    assert holds_run(left)
+    assert not has_checkpoint(left)
+    labelled = structures_file(broken).stat().st_mtime_ns
+    values["run"]["resume"] = True
+    train(from_mapping(values))
+    assert structures_file(broken).stat().st_mtime_ns == labelled
+    ours, theirs = equicat.load(broken).state_dict(), equicat.load(whole).state_dict()
+    for name, weights in ours.items():
+        torch.testing.assert_close(weights, theirs[name], rtol=1e-5, atol=1e-6)
 
 
 def test_an_ensemble_pretrains_each_model(here, data, tmp_path):

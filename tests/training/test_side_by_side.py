@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +13,11 @@ from conftest import configuration
 
 import equicat
 from equicat.cli.main import main
-from equicat.errors import InputError
 from equicat.run_directory import LAST, members_of, read_checkpoint
 from equicat.training import side_by_side
 from equicat.training.config import from_mapping
 from equicat.training.side_by_side import environment_of
-from equicat.training.train import members, train
+from equicat.training.train import members
 
 
 def command(data, out, **run):
@@ -38,8 +36,7 @@ def test_they_are_the_models_that_are_trained_one_after_the_other(data, tmp_path
     assert places == sorted(places)
     assert shown.index("mean of 2 models:") > places[-1]
     assert (together / "evaluation.json").is_file()
-    for member in members(from_mapping(configuration(data, alone, run={"members": 2, "max_epochs": 1, "seed": 3}))):
-        train(member)
+    assert main(command(data, alone)) == 0
     for one, other in zip(members_of(together), members_of(alone), strict=True):
         assert one.name == other.name
         assert yaml.safe_load((one / "config.yaml").read_text())["run"]["members_at_once"] == 1
@@ -57,20 +54,15 @@ def test_no_more_at_once_than_asked_for(data, tmp_path, monkeypatch):
     assert groups == [[0, 1], [2, 3], [4], [0, 1]]
 
 
-def test_those_that_end_early_are_named_and_no_other_begins(data, tmp_path, monkeypatch, capsys):
-    begun = []
-
-    def ended(programs, outputs):
-        begun.extend(yaml.safe_load(Path(program[-1]).read_text())["run"]["seed"] for program in programs)
-        outputs[1].write("why\n")
-        return [0, 2]
-
-    monkeypatch.setattr(side_by_side, "statuses", ended)
-    values = configuration(data, tmp_path / "three", run={"members": 3, "seed": 3})
-    with pytest.raises(InputError, match=r"three/seed_4: training ended with status 2, as said above"):
-        side_by_side.train_side_by_side(members(from_mapping(values)), 2)
-    assert begun == [3, 4]
-    assert "why" in capsys.readouterr().out
+def test_one_that_cannot_be_trained_is_named_and_no_other_begins(data, tmp_path, capfd):
+    out = tmp_path / "three"
+    out.mkdir()
+    (out / "seed_4").write_text("in the way")
+    (out / "seed_3").write_text("in the way, too")
+    assert main(command(data, out, members=3, members_at_once=2)) == 2
+    error = " ".join(capfd.readouterr().err.split())
+    assert f"{out / 'seed_3'}, {out / 'seed_4'}: training ended with status 2, as said above" in error
+    assert not (out / "seed_5").exists()
 
 
 @pytest.mark.slow
