@@ -17,14 +17,15 @@ from equicat.run_directory import LAST, members_of, read_checkpoint
 from equicat.training import side_by_side
 from equicat.training.config import from_mapping
 from equicat.training.side_by_side import environment_of
-from equicat.training.train import members
+from equicat.training.train import members, train
+
+OPTIONS = {"members": 2, "max_epochs": 1, "seed": 3, "progress": False}
 
 
 def command(data, out, **run):
     """The words of a command that trains two models for an epoch."""
     file = out.with_suffix(".yaml")
-    options = {"members": 2, "max_epochs": 1, "seed": 3, "progress": False} | run
-    file.write_text(yaml.safe_dump(configuration(data, out, run=options)))
+    file.write_text(yaml.safe_dump(configuration(data, out, run=OPTIONS | run)))
     return ["train", str(file)]
 
 
@@ -36,7 +37,8 @@ def test_they_are_the_models_that_are_trained_one_after_the_other(data, tmp_path
     assert places == sorted(places)
     assert shown.index("mean of 2 models:") > places[-1]
     assert (together / "evaluation.json").is_file()
-    assert main(command(data, alone)) == 0
+    for member in members(from_mapping(configuration(data, alone, run=OPTIONS))):
+        train(member)
     for one, other in zip(members_of(together), members_of(alone), strict=True):
         assert one.name == other.name
         assert yaml.safe_load((one / "config.yaml").read_text())["run"]["members_at_once"] == 1
@@ -54,7 +56,22 @@ def test_no_more_at_once_than_asked_for(data, tmp_path, monkeypatch):
     assert groups == [[0, 1], [2, 3], [4], [0, 1]]
 
 
-def test_one_that_cannot_be_trained_is_named_and_no_other_begins(data, tmp_path, capfd):
+def test_one_that_cannot_be_trained_is_named_and_no_other_begins(data, tmp_path, monkeypatch, capfd):
+    begun = []
+
+    def the_second_fails(programs, outputs):
+        begun.append(programs)
+        return [0, 2]
+
+    monkeypatch.setattr(side_by_side, "statuses", the_second_fails)
+    assert main(command(data, tmp_path / "three", members=3, members_at_once=2)) == 2
+    error = " ".join(capfd.readouterr().err.split())
+    assert f"{tmp_path / 'three' / 'seed_4'}: training ended with status 2, as said above" in error
+    assert [len(programs) for programs in begun] == [2]
+
+
+@pytest.mark.slow
+def test_runs_that_are_in_the_way_are_named_by_their_own_processes(data, tmp_path, capfd):
     out = tmp_path / "three"
     out.mkdir()
     (out / "seed_4").write_text("in the way")

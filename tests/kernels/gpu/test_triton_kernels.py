@@ -30,6 +30,7 @@ def test_they_compile_for_a_gpu(tmp_path, l_max, channels, dtype):
         assert all(f.get("spilled", 0) == f.get("stack", 0) == 0 for f in kernels)
 
 
+@pytest.mark.slow
 def test_those_of_whole_networks_compile_for_a_gpu(tmp_path):
     """Registers hold everything but a few numbers, and what sines and cosines of large arguments need."""
     kernels = compiled(tmp_path, 1, 32, "whole")
