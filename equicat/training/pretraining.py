@@ -12,7 +12,7 @@ import torch
 
 from equicat.data.datasets import AnyDataset, Subset
 from equicat.data.fitted import evenly_spread
-from equicat.data.readers import write
+from equicat.data.readers import read, write
 from equicat.data.structure import Structure
 from equicat.data.training_data import DataConfig, training_data
 from equicat.errors import InputError
@@ -82,11 +82,12 @@ def first_training(config: TrainConfig) -> TrainConfig:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file, _labelled(data, options.calculator, options, config.run.seed))
     resumes = goes_on and has_checkpoint(first)
+    n_labelled = sum(1 for _ in read(file))  # the calculator may have failed for some
     return replace(
         config,
         data=DataConfig(
             train=(str(file),),
-            n_val=max(1, min(options.n_structures // 20, MOST_VALIDATED)),
+            n_val=max(1, min(n_labelled // 20, MOST_VALIDATED)),
             energy_reference=cast(Any, data.info.energy_reference),
         ),
         pretraining=PretrainingConfig(),

@@ -20,6 +20,7 @@ from equicat import Structure
 from equicat.data.datasets import MemoryDataset
 from equicat.data.info import DatasetInfo
 from equicat.data.readers import read, write
+from equicat.data.training_data import training_data
 from equicat.errors import InputError
 from equicat.options.text import read_yaml
 from equicat.run_directory import LAST, has_checkpoint, holds_run, members_of
@@ -121,6 +122,18 @@ def test_of_more_structures_than_asked_for_some_are_taken_evenly(here, data, tmp
     found = list(read(structures_file(tmp_path / "run")))
     expected = [slabs()[k].positions for k in (0, 2, 5)]
     np.testing.assert_allclose([s.positions for s in found], expected, atol=1e-7)
+
+
+def test_what_the_calculator_cannot_do_is_left_out_of_both_parts(data, tmp_path, monkeypatch):
+    def labels_of_some(structures, calculator):
+        given = [Label(k, (LabelledFrame(s.positions, 1.0, s.forces, None),)) for k, s in enumerate(slabs()[:3])]
+        return given + [Label(k, error="no convergence") for k in range(3, len(structures))]
+
+    monkeypatch.setattr(pretraining, "_labels", labels_of_some)
+    values = configuration(data, tmp_path / "run")
+    values["pretraining"]["n_structures"] = 100
+    first = first_training(from_mapping(values))
+    assert [len(part) for part in training_data(first.data, "s2ef", ("energy", "forces"))] == [2, 1]
 
 
 def test_held_directions_stay():
